@@ -1,0 +1,30 @@
+# make setup | demo | test | check. Settings: PYTHON=python3.12, MPI=mpich, TORCH_INDEX=URL, HOROVOD=0 (docs/install.md).
+VENV := .venv
+export PYTHON MPI TORCH_INDEX HOROVOD
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv: pinned packages, MPI, Horovod; what is there already is kept
+	@.ci/setup
+
+demo: setup ## train sync and async-global on a small corpus and compare them; DATA=multi30k: on Multi30k
+	@$(VENV)/bin/hpcasync demo $(if $(DATA),--data $(DATA)) $(if $(MIRROR),--mirror $(MIRROR))
+
+test: setup ## run the tests; ARGS="-k windows" chooses some
+	@$(VENV)/bin/python -m pytest --durations=10 $(ARGS)
+
+check: setup ## formatting, lint, types
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+format: setup ## format the code and mend what the linter can
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+clean: ## remove the virtual environment and what tools left behind; .wheels/ is kept
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

