@@ -1,0 +1,1 @@
+"""Roles, shards and RMA windows: low-level MPI, knows no model."""

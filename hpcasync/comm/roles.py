@@ -1,0 +1,85 @@
+"""Which rank is a server and which a worker; arithmetic on host names only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpcasync.errors import UserError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of all ranks of a job.
+
+    Attributes:
+        hosts: host name of each world rank.
+        server_ranks: world rank of each server; server 0 is the coordinator.
+        worker_ranks: world rank of each worker.
+    """
+
+    hosts: tuple[str, ...]
+    server_ranks: tuple[int, ...]
+    worker_ranks: tuple[int, ...]
+
+    @property
+    def coordinator_rank(self) -> int:
+        """World rank that orders the updates; the first worker where there are no servers."""
+        return (self.server_ranks or self.worker_ranks)[0]
+
+    def is_server(self, world_rank: int) -> bool:
+        """Whether this rank owns a shard."""
+        return world_rank in self.server_ranks
+
+    def ranks_on_host(self, host: str) -> list[int]:
+        """World ranks on one host, ascending."""
+        return [rank for rank, name in enumerate(self.hosts) if name == host]
+
+    def describe(self) -> list[str]:
+        """One line per host: its servers and workers by world rank."""
+        lines = []
+        for host in dict.fromkeys(self.hosts):
+            ranks = self.ranks_on_host(host)
+            servers = [rank for rank in ranks if self.is_server(rank)]
+            workers = [rank for rank in ranks if not self.is_server(rank)]
+            parts = [
+                f"{name} on ranks {_ranges(group)}"
+                for name, group in (("servers", servers), ("workers", workers))
+                if group
+            ]
+            lines.append(f"{host}: {', '.join(parts)}")
+        return lines
+
+
+def assign_roles(hosts: Sequence[str], num_servers: int) -> Roles:
+    """Give the servers to the hosts in turn, the first rank of each host first, so that their links share the load.
+
+    Args:
+        hosts: host name of each world rank.
+        num_servers: 0 for synchronous training, where every rank is a worker.
+
+    Raises:
+        UserError: no rank is left to be a worker.
+    """
+    if num_servers >= len(hosts):
+        raise UserError(
+            f"{len(hosts)} MPI rank{'s' if len(hosts) > 1 else ''} cannot hold roles.servers={num_servers} and at "
+            f"least one worker: start {num_servers + 1} ranks or more, for example "
+            f"`hpcasync launch -n {num_servers + 2} -- train …`. (If the job was started with more, mpirun and the MPI "
+            "library of mpi4py differ: see `hpcasync doctor`.)"
+        )
+    by_host: dict[str, list[int]] = {}
+    for rank, host in enumerate(hosts):
+        by_host.setdefault(host, []).append(rank)
+    depth = max((len(ranks) for ranks in by_host.values()), default=0)
+    in_turn = [ranks[level] for level in range(depth) for ranks in by_host.values() if level < len(ranks)]
+    servers = tuple(in_turn[:num_servers])
+    return Roles(tuple(hosts), servers, tuple(rank for rank in range(len(hosts)) if rank not in servers))
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

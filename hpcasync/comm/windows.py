@@ -1,0 +1,187 @@
+"""RMA windows: the only place where lock epochs, flushes and atomics appear.
+
+Every window is locked shared on all targets for its whole life (passive target). Memory on the origin's own node is
+reached by load and store, other nodes by Put and Get.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+# Some MPI libraries still count bytes of one transfer in a C int.
+_MAX_TRANSFER_BYTES = 1 << 30
+
+
+class ControlWindow:
+    """64-bit integer words on every rank, read and changed atomically by all.
+
+    Args:
+        comm: all ranks of the job (collective).
+        num_words: words on this rank; may differ between ranks.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, num_words: int) -> None:
+        item = MPI.INT64_T.Get_size()
+        self._window = MPI.Win.Allocate(num_words * item, item, comm=comm)
+        self._local = np.asarray(self._window.tomemory()).view(np.int64)
+        self._local[:] = 0
+        self._operand = np.zeros(1, np.int64)
+        self._result = np.zeros(1, np.int64)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        self._window.Sync()
+        comm.Barrier()
+
+    def read(self, rank: int, word: int) -> int:
+        """Atomic read."""
+        return self._fetch(rank, word, 0, MPI.NO_OP)
+
+    def add(self, rank: int, word: int, amount: int) -> int:
+        """Atomic addition; returns the value before it."""
+        return self._fetch(rank, word, amount, MPI.SUM)
+
+    def store(self, rank: int, word: int, value: int) -> None:
+        """Atomic write. All transfers to `rank` made before it through other windows must have been flushed."""
+        self._fetch(rank, word, value, MPI.REPLACE)
+
+    def local(self) -> NDArray[np.int64]:
+        """This rank's own words as memory, after making other ranks' atomic writes visible. Read only."""
+        self._window.Sync()
+        return self._local
+
+    def free(self) -> None:
+        """Free the window (collective)."""
+        self._window.Unlock_all()
+        self._window.Free()
+
+    def _fetch(self, rank: int, word: int, value: int, operation: MPI.Op) -> int:
+        self._operand[0] = value
+        self._window.Fetch_and_op(self._operand, self._result, rank, word, operation)
+        self._window.Flush(rank)
+        return int(self._result[0])
+
+
+class DataWindow:
+    """Bytes on every rank: shared memory within a node, and an RMA window where the job spans several nodes.
+
+    Args:
+        comm: all ranks of the job (collective).
+        node_comm: the ranks of `comm` that share this node's memory.
+        num_bytes: bytes exposed by this rank; may be 0.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, node_comm: MPI.Intracomm, num_bytes: int) -> None:
+        self._shared = MPI.Win.Allocate_shared(num_bytes, 1, comm=node_comm)
+        node_ranks = comm.group.Translate_ranks(None, node_comm.group)
+        self._node_ranks = {
+            world: node for world, node in enumerate(_as_list(node_ranks, comm.size)) if node != MPI.UNDEFINED
+        }
+        self._memory: dict[int, torch.Tensor] = {}
+        own, _ = self._shared.Shared_query(node_comm.rank)
+        self._remote = MPI.Win.Create(own, 1, comm=comm) if _spans_nodes(comm, node_comm) else None
+        for window in self._windows():
+            window.Lock_all(MPI.MODE_NOCHECK)
+
+    def is_local(self, rank: int) -> bool:
+        """Whether `rank`'s bytes can be reached by load and store."""
+        return rank in self._node_ranks
+
+    def memory(self, rank: int) -> torch.Tensor:
+        """The bytes of a rank on this node, uint8, as memory."""
+        if rank not in self._memory:
+            buffer, _ = self._shared.Shared_query(self._node_ranks[rank])
+            # An empty segment has no address to wrap.
+            self._memory[rank] = (
+                torch.frombuffer(buffer, dtype=torch.uint8) if len(buffer) else torch.empty(0, dtype=torch.uint8)
+            )
+        return self._memory[rank]
+
+    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
+        """Copy a contiguous tensor (any device) to `offset` bytes into `rank`'s memory; complete after `flush`.
+
+        Until then the tensor must stay as it is, and be kept.
+        """
+        num_bytes = values.numel() * values.element_size()
+        if self.is_local(rank):
+            self.memory(rank)[offset : offset + num_bytes].view(values.dtype).copy_(values)
+            return
+        assert self._remote is not None
+        raw = values.cpu().view(torch.uint8).numpy()
+        for start in range(0, num_bytes, _MAX_TRANSFER_BYTES):
+            piece = raw[start : start + _MAX_TRANSFER_BYTES]
+            self._remote.Put([piece, MPI.BYTE], rank, (offset + start, piece.size, MPI.BYTE))
+        if values.device.type != "cpu":
+            self._remote.Flush_local(rank)  # `raw` lives only as long as this call
+
+    def read(self, rank: int, offset: int, out: torch.Tensor) -> None:
+        """Copy from `offset` bytes into `rank`'s memory to a contiguous tensor (any device); complete on return."""
+        num_bytes = out.numel() * out.element_size()
+        if self.is_local(rank):
+            self._shared.Sync()
+            out.copy_(self.memory(rank)[offset : offset + num_bytes].view(out.dtype))
+            self._shared.Sync()  # an atomic read made after this is made after the loads
+            return
+        assert self._remote is not None
+        host = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
+        raw = host.view(torch.uint8).numpy()
+        for start in range(0, num_bytes, _MAX_TRANSFER_BYTES):
+            piece = raw[start : start + _MAX_TRANSFER_BYTES]
+            self._remote.Get([piece, MPI.BYTE], rank, (offset + start, piece.size, MPI.BYTE))
+        self._remote.Flush(rank)
+        if host is not out:
+            out.copy_(host)
+
+    def flush(self, rank: int) -> None:
+        """Complete all writes to `rank`, so that an atomic write made after this is seen after the data."""
+        if self.is_local(rank):
+            self._shared.Sync()
+        else:
+            assert self._remote is not None
+            self._remote.Flush(rank)
+
+    def sync(self) -> None:
+        """Make others' completed writes to this rank's memory visible to loads, and own stores to others."""
+        for window in self._windows():
+            window.Sync()
+
+    def free(self) -> None:
+        """Free the windows (collective). Tensors got from `memory` must not be used after it."""
+        self._memory.clear()
+        for window in reversed(self._windows()):
+            window.Unlock_all()
+            window.Free()
+
+    def _windows(self) -> list[MPI.Win]:
+        return [self._shared] if self._remote is None else [self._shared, self._remote]
+
+
+class WindowSet:
+    """Windows that are freed together, in reverse order, where control leaves the block without an exception.
+
+    After an exception the job is about to be aborted: freeing is collective and would hang.
+    """
+
+    def __init__(self, windows: Sequence[ControlWindow | DataWindow]) -> None:
+        self._windows = windows
+
+    def __enter__(self) -> "WindowSet":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            for window in reversed(self._windows):
+                window.free()
+
+
+def _spans_nodes(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> bool:
+    return bool(comm.allreduce(node_comm.size < comm.size, op=MPI.LOR))
+
+
+def _as_list(ranks: Sequence[int], size: int) -> list[int]:
+    assert len(ranks) == size
+    return list(ranks)

@@ -1,0 +1,325 @@
+"""The configuration of a training run: one schema, strict keys, `key=value` overrides, a digest.
+
+Every rank resolves the same file and overrides; `Config.digest` is what ranks compare before training starts.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpcasync.errors import UserError
+
+Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
+PullPolicy = Literal["latest", "handled", "applied"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class RolesConfig(_Section):
+    """How ranks become servers and workers. `sync` has no servers: every rank is a worker."""
+
+    servers: int = Field(1, ge=1, description="ranks that own shards of the parameters; ignored by sync")
+    server_threads: int = Field(1, ge=1, description="intra-op threads of a server")
+    worker_threads: int | None = Field(
+        None, ge=1, description="intra-op threads of a worker; default: its share of cores"
+    )
+
+
+class AccumulateConfig(_Section):
+    """How many gradients are summed: local in a worker before a push, global at the servers before an update."""
+
+    local: int = Field(1, ge=1, description="micro-batches per push")
+    global_: int = Field(1, ge=1, alias="global", description="pushes per update; ignored by sync (all workers)")
+
+
+class ExchangeConfig(_Section):
+    """What a worker does around a push; asynchronous modes only."""
+
+    pull: PullPolicy = Field(
+        "handled",
+        description="after a push: take what is there; wait until the servers have added it and made the update it "
+        "completes; or wait until it has been applied",
+    )
+    slots: int = Field(2, ge=1, description="push slots of a worker at every server")
+
+
+class DataConfig(_Section):
+    """Where the prepared corpus is and how it is cut into batches."""
+
+    path: Path = Field(description="directory made by `hpcasync data prepare`")
+    batch_tokens: int = Field(2048, ge=1, description="limit on padded tokens of the longer side of a micro-batch")
+
+
+class ModelConfig(_Section):
+    """The model; a preset gives the sizes that are not set."""
+
+    architecture: Literal["transformer", "rnn"] = Field(
+        "transformer", description="rnn: deep recurrent, with attention"
+    )
+    preset: Literal["small", "base", "big"] = Field("base", description="sizes for the keys below that are 0")
+    dim: int = Field(0, ge=0, description="model dimension; 0: from the preset")
+    ffn_dim: int = Field(0, ge=0, description="inner dimension of the feed-forward layers; 0: from the preset")
+    heads: int = Field(0, ge=0, description="attention heads; 0: from the preset")
+    encoder_layers: int = Field(0, ge=0, description="0: from the preset")
+    decoder_layers: int = Field(0, ge=0, description="0: from the preset")
+    norm: Literal["pre", "post"] = Field("pre", description="layer normalisation before or after each sublayer")
+    tie: Literal["all", "target", "none"] = Field(
+        "all", description="all: source, target and output embeddings share; target: target and output do"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and sublayer outputs")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
+    max_length: int = Field(512, ge=2, description="longest sequence in tokens, end of sentence included")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "base") if isinstance(values, dict) else None
+        if not isinstance(preset, str):
+            return values  # the check of the types that follows refuses it
+        sizes = MODEL_PRESETS.get(preset, {})
+        return {**values, **{key: size for key, size in sizes.items() if not values.get(key)}}
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "ModelConfig":
+        if self.architecture == "transformer" and self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+
+MODEL_PRESETS: dict[str, dict[str, int]] = {
+    "small": {"dim": 256, "ffn_dim": 1024, "heads": 4, "encoder_layers": 3, "decoder_layers": 3},
+    # Transformer base and big: Vaswani et al. 2017, table 3.
+    "base": {"dim": 512, "ffn_dim": 2048, "heads": 8, "encoder_layers": 6, "decoder_layers": 6},
+    "big": {"dim": 1024, "ffn_dim": 4096, "heads": 16, "encoder_layers": 6, "decoder_layers": 6},
+}
+
+
+class OptimizerConfig(_Section):
+    """One optimizer step is made per update, on the gradient per target token."""
+
+    name: Literal["adam", "adamw"] = Field("adam", description="adamw: decoupled weight decay")
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
+    eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="of all parameters")
+    clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all pieces")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
+        return self
+
+
+class ScheduleConfig(_Section):
+    """The learning rate over time, counted in a unit that compares across modes."""
+
+    name: Literal["inverse_sqrt", "constant", "cosine"] = Field("inverse_sqrt", description="after the warm-up")
+    unit: Literal["updates", "batches", "tokens"] = Field("updates", description="what `warmup` and `total` count")
+    warmup: int = Field(4000, ge=0, description="linear warm-up, in `unit`")
+    total: int = Field(0, ge=0, description="cosine only: where the learning rate reaches zero, in `unit`")
+
+    @model_validator(mode="after")
+    def _check_total(self) -> "ScheduleConfig":
+        if self.name == "cosine" and self.total <= self.warmup:
+            raise ValueError(f"cosine needs total greater than warmup ({self.warmup}), not {self.total}")
+        return self
+
+
+class StopConfig(_Section):
+    """Training ends at the first of these that is reached; 0: not used."""
+
+    updates: int = Field(0, ge=0, description="optimizer steps")
+    epochs: int = Field(0, ge=0, description="passes over the corpus")
+    tokens: int = Field(0, ge=0, description="target tokens applied")
+    seconds: float = Field(0, ge=0, description="wall time of training, set-up not counted")
+    patience: int = Field(0, ge=0, description="validations in a row without a better score")
+
+    @model_validator(mode="after")
+    def _check_any(self) -> "StopConfig":
+        if not any((self.updates, self.epochs, self.tokens, self.seconds, self.patience)):
+            raise ValueError("training would never end: set one of updates, epochs, tokens, seconds, patience")
+        return self
+
+
+class ValidationConfig(_Section):
+    """Scoring of snapshots while training goes on."""
+
+    every: int = Field(0, ge=0, description="updates between snapshots; 0: only at the end")
+    score: bool = Field(
+        True, description="score snapshots during the run; else later with `hpcasync evaluate RUN_DIR --all`"
+    )
+    metric: Literal["bleu", "chrf", "loss"] = Field("bleu", description="what makes a snapshot the best")
+    beam: int = Field(5, ge=1, description="beam of the search for BLEU and chrF")
+    max_sentences: int = Field(0, ge=0, description="pairs searched for BLEU and chrF; 0: all")
+    threads: int = Field(1, ge=1, description="intra-op threads of the scoring process")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="of the scoring process; auto: a GPU if it has one"
+    )
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints to go on from."""
+
+    every: int = Field(0, ge=0, description="updates between checkpoints; 0: with every snapshot and at the end")
+    keep: int = Field(3, ge=1, description="most recent checkpoints kept; snapshots are all kept")
+
+
+class LoggingConfig(_Section):
+    """Records of the run."""
+
+    every: int = Field(50, ge=1, description="updates between progress lines")
+    tensorboard: bool = Field(True, description="write TensorBoard events too")
+
+
+class Config(_Section):
+    """A training run."""
+
+    name: str = Field("run", min_length=1, pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
+    run_dir: Path = Field(Path("runs"), description="directory that holds run directories")
+    seed: int = Field(1, ge=0, description="of initial parameters, shuffling and dropout")
+    mode: Mode = Field("async-global", description="how gradients are combined")
+    precision: Precision = Field("fp32", description="of the workers' computation; parameters are always fp32")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="of the workers; auto: a GPU each if there are some"
+    )
+    roles: RolesConfig = RolesConfig()
+    accumulate: AccumulateConfig = AccumulateConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    stop: StopConfig
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> "Config":
+        local, global_ = self.accumulate.local, self.accumulate.global_
+        if self.mode in ("async", "async-global") and local != 1:
+            raise ValueError(f"mode {self.mode} pushes every gradient: accumulate.local must be 1, not {local}")
+        if self.mode in ("async", "async-local") and global_ != 1:
+            raise ValueError(f"mode {self.mode} applies every push: accumulate.global must be 1, not {global_}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> "Config":
+        if self.stop.patience and not (self.validation.every and self.validation.score):
+            raise ValueError("stop.patience counts validations: set validation.every, and leave validation.score true")
+        return self
+
+    @property
+    def num_servers(self) -> int:
+        """Ranks that are servers: none in sync."""
+        return 0 if self.mode == "sync" else self.roles.servers
+
+    @property
+    def output_dir(self) -> Path:
+        """The directory of this run."""
+        return self.run_dir / f"{self.name}-{self.mode}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (16 hexadecimal digits) of the resolved configuration."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration with YAML's types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML."""
+        path.write_text(self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a YAML file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML configuration and apply `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Validate a mapping; `source` is named in errors.
+
+    Raises:
+        UserError: naming the key, its value and, for an unknown key, the nearest valid one.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise UserError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(
+            f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.001"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is no valid YAML") from error
+    section: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}  # missing, or a key with nothing below it
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+    section[last] = value
+
+
+def _explain(detail: Any) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _keys_at(detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(known)}"
+        return f"unknown key {location}: {hint}"
+    if detail["type"] == "missing":
+        return f"{location} is required"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    shown = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
+    return f"{location}: {message}{shown}" if location else message
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = next(f.annotation for name, f in model.model_fields.items() if (f.alias or name) == part)
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,112 @@
+"""The worker's side: draw batches, pull a consistent version, push gradients. Nobody waits for another worker."""
+
+import time
+
+import torch
+
+from hpcasync.comm.waiting import Backoff, make_progress
+from hpcasync.ps.link import ControlWords, Link
+from hpcasync.ps.record import PushRecord, encode_record
+
+
+class Client:
+    """A worker's access to the servers.
+
+    Attributes:
+        num_pushed: pushes made.
+        num_pull_retries: pulls that met a shard which had moved on, and were repeated.
+        wait_seconds: time spent waiting for a free slot or for the own push to be applied.
+    """
+
+    def __init__(self, link: Link) -> None:
+        assert link.worker_index is not None
+        self._link = link
+        self._worker = link.worker_index
+        self._coordinator = link.coordinator_rank
+        self._version = -1
+        self.num_pushed = 0
+        self.num_pull_retries = 0
+        self.wait_seconds = 0.0
+
+    def draw(self) -> int:
+        """The number of the next batch; each number is drawn once over all workers."""
+        return self._link.control.add(self._coordinator, ControlWords.CURSOR, 1)
+
+    def should_stop(self) -> bool:
+        """Whether the coordinator has ended training."""
+        return self._link.control.read(self._coordinator, ControlWords.STOP) != 0
+
+    def pull(self, out: torch.Tensor) -> int:
+        """Copy the newest published version into [num_elements] float32 `out` and return it; all shards are of it.
+
+        Does nothing if `out` holds it already.
+        """
+        link = self._link
+        while True:
+            version = link.control.read(self._coordinator, ControlWords.PUBLISHED)
+            if version == self._version:
+                return version
+            for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
+                link.data.read(rank, link.buffer_offset(server, version), out[shard.start : shard.stop])
+            # A shard that began to write version + 2 did so over the buffer that was read.
+            newest = max(link.control.read(rank, ControlWords.WRITING) for rank in link.roles.server_ranks)
+            if newest <= version + 1:
+                self._version = version
+                return version
+            self.num_pull_retries += 1
+
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
+        """Write a [num_elements] float32 gradient and its record to all servers, then announce it.
+
+        The gradient of a record without tokens stays here: the servers only count it.
+
+        Returns:
+            False if training has ended meanwhile: then nothing was pushed.
+        """
+        link = self._link
+        sequence = self.num_pushed + 1
+        if not self._wait_for(ControlWords.consumed(self._worker), sequence - link.num_slots, link.roles.server_ranks):
+            return False
+        if record.num_tokens:
+            self._write_gradient(gradient, sequence)
+        words = encode_record(record, link.max_tickets)
+        link.data.write(self._coordinator, link.record_offset(0, self._worker, sequence), words)
+        for rank in link.roles.server_ranks:
+            link.data.flush(rank)
+        link.control.store(self._coordinator, ControlWords.announced(self._worker), sequence)
+        self.num_pushed = sequence
+        return True
+
+    def wait_until_handled(self) -> bool:
+        """Wait for the servers, never for a worker: until they have accumulated the last push and, if it completes a
+        group, published the update; False if training has ended meanwhile.
+        """
+        return self._wait_for(ControlWords.handled(self._worker), self.num_pushed, (self._coordinator,))
+
+    def wait_until_settled(self) -> bool:
+        """Wait until the last push is part of the published version; False if training has ended meanwhile."""
+        return self._wait_for(ControlWords.settled(self._worker), self.num_pushed, (self._coordinator,))
+
+    def finish(self) -> None:
+        """Tell the coordinator that this worker pushes nothing more."""
+        self._link.control.store(self._coordinator, ControlWords.finished(self._worker), 1)
+
+    def _write_gradient(self, gradient: torch.Tensor, sequence: int) -> None:
+        link = self._link
+        for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
+            link.data.write(
+                rank, link.gradient_offset(server, self._worker, sequence), gradient[shard.start : shard.stop]
+            )
+
+    def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
+        started = time.perf_counter()
+        backoff = Backoff()
+        try:
+            while any(self._link.control.read(rank, word) < value for rank in ranks):
+                if self.should_stop():
+                    return False
+                make_progress(self._link.comm)
+                backoff.wait()
+            return not self.should_stop()
+        finally:
+            self.wait_seconds += time.perf_counter() - started

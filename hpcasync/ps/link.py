@@ -1,0 +1,129 @@
+"""The windows between servers and workers: where everything lies, and nothing of what it means.
+
+Memory of a server, in its data window: two parameter buffers of its shard, then for every worker its push slots, each
+a record followed by the gradient of the shard. Records are written at the coordinator only. Versions, counts and flags
+are words of the control window.
+"""
+
+from mpi4py import MPI
+
+from hpcasync.comm.roles import Roles
+from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.comm.windows import ControlWindow, DataWindow
+from hpcasync.ps.memory import require_window_memory
+from hpcasync.ps.record import record_bytes
+
+_FLOAT_BYTES = 4
+
+
+class ControlWords:
+    """Positions of the words in a server's control window."""
+
+    # At the coordinator.
+    PUBLISHED = 0  # newest version that all shards have published
+    CURSOR = 1  # number of the next batch to be drawn
+    STOP = 2  # 1: workers draw and push nothing more
+    # At every server.
+    WRITING = 3  # version that is being written, or has been written, to this server's buffers
+    _FIRST_WORKER = 8
+    _PER_WORKER = 8
+
+    @classmethod
+    def announced(cls, worker: int) -> int:
+        """At the coordinator: pushes of the worker that are complete at all servers; written by the worker."""
+        return cls._FIRST_WORKER + worker * cls._PER_WORKER
+
+    @classmethod
+    def consumed(cls, worker: int) -> int:
+        """At every server: pushes of the worker whose slot may be used again."""
+        return cls.announced(worker) + 1
+
+    @classmethod
+    def settled(cls, worker: int) -> int:
+        """At the coordinator: pushes of the worker that are part of the published version, or dropped."""
+        return cls.announced(worker) + 2
+
+    @classmethod
+    def finished(cls, worker: int) -> int:
+        """At the coordinator: 1 once the worker pushes nothing more; written by the worker."""
+        return cls.announced(worker) + 3
+
+    @classmethod
+    def handled(cls, worker: int) -> int:
+        """At the coordinator: pushes of the worker that are accumulated, and an update that they complete published."""
+        return cls.announced(worker) + 4
+
+    @classmethod
+    def count(cls, num_workers: int) -> int:
+        """Words of a control window."""
+        return cls.announced(num_workers)
+
+
+class Link:
+    """The windows of a job (built collectively by all ranks of `comm`).
+
+    Args:
+        comm: all ranks.
+        roles: at least one server and one worker.
+        num_elements: length of the flat parameter vector.
+        num_slots: push slots of a worker at every server.
+        max_tickets: most batches that one push covers.
+
+    Raises:
+        UserError: on every rank, if a host has too little memory for the windows of its servers.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, roles: Roles, num_elements: int, num_slots: int, max_tickets: int) -> None:
+        self.comm = comm
+        self.roles = roles
+        self.shards: list[Shard] = cut_shards(num_elements, len(roles.server_ranks))
+        self.num_slots = num_slots
+        self.max_tickets = max_tickets
+        is_server = roles.is_server(comm.rank)
+        self.server_index = roles.server_ranks.index(comm.rank) if is_server else None
+        self.worker_index = None if is_server else roles.worker_ranks.index(comm.rank)
+        # The servers' own communicator, in order of server index; workers get none.
+        self.server_comm = comm.Split(0 if is_server else MPI.UNDEFINED, self.server_index or 0)
+        server_bytes = [self.server_bytes(server) for server in range(len(self.shards))]
+        require_window_memory(comm, roles, server_bytes)
+        node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node_comm, MPI.Intracomm)
+        self.control = ControlWindow(comm, ControlWords.count(self.num_workers) if is_server else 0)
+        self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
+
+    @property
+    def num_workers(self) -> int:
+        """Workers of the job."""
+        return len(self.roles.worker_ranks)
+
+    @property
+    def coordinator_rank(self) -> int:
+        """World rank of server 0."""
+        return self.roles.coordinator_rank
+
+    def buffer_offset(self, server: int, version: int) -> int:
+        """Where a version of the shard lies in a server's data window, in bytes."""
+        return version % 2 * self._shard_bytes(server)
+
+    def record_offset(self, server: int, worker: int, sequence: int) -> int:
+        """Where the record of a push lies in a server's data window, in bytes."""
+        slot_bytes = record_bytes(self.max_tickets) + self._shard_bytes(server)
+        slot = worker * self.num_slots + sequence % self.num_slots
+        return 2 * self._shard_bytes(server) + slot * slot_bytes
+
+    def gradient_offset(self, server: int, worker: int, sequence: int) -> int:
+        """Where the gradient of a push lies in a server's data window, in bytes."""
+        return self.record_offset(server, worker, sequence) + record_bytes(self.max_tickets)
+
+    def server_bytes(self, server: int) -> int:
+        """Size of a server's data window."""
+        return self.record_offset(server, self.num_workers, 0)
+
+    def free(self) -> None:
+        """Free the windows (collective)."""
+        self.data.free()
+        self.control.free()
+
+    def _shard_bytes(self, server: int) -> int:
+        # Rounded up to 64 bytes so that every buffer starts on a cache line: the last shard may end anywhere.
+        return -(-self.shards[server].size * _FLOAT_BYTES // 64) * 64

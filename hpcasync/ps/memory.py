@@ -1,0 +1,55 @@
+"""Whether the windows fit a host's memory: said before they are allocated, not by a bus error after."""
+
+import shutil
+from pathlib import Path
+
+import psutil
+from mpi4py import MPI
+
+from hpcasync.comm.mpi import together
+from hpcasync.comm.roles import Roles
+from hpcasync.errors import UserError
+
+# Open MPI and MPICH back shared windows by files here.
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def require_window_memory(comm: MPI.Intracomm, roles: Roles, server_bytes: list[int]) -> None:
+    """Check on every host that the windows of its servers fit (collective).
+
+    Args:
+        comm: all ranks.
+        roles: of all ranks.
+        server_bytes: size of each server's data window.
+
+    Raises:
+        UserError: on every rank, naming the host, what is needed and what is there.
+    """
+    host = roles.hosts[comm.rank]
+    pairs = zip(roles.server_ranks, server_bytes, strict=True)
+    needed = sum(size for rank, size in pairs if roles.hosts[rank] == host)
+    together(comm, lambda: _require(host, needed))
+
+
+def describe_shortage(host: str, needed: int, free_memory: int, free_shared: int | None) -> str | None:
+    """What is wrong with placing `needed` bytes of windows on a host, or None; sizes in bytes."""
+    remedy = "use more servers on more hosts (roles.servers), fewer slots (exchange.slots) or a smaller model"
+    if needed > free_memory:
+        return f"{host}: windows of {_gib(needed)} do not fit {_gib(free_memory)} of free memory: {remedy}"
+    if free_shared is not None and needed > free_shared:
+        return (
+            f"{host}: windows of {_gib(needed)} do not fit {_gib(free_shared)} free in {_SHARED_MEMORY}: enlarge it "
+            f"(`mount -o remount,size=… {_SHARED_MEMORY}`), remove what dead jobs left there, or {remedy}"
+        )
+    return None
+
+
+def _require(host: str, needed: int) -> None:
+    free_shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None
+    shortage = describe_shortage(host, needed, psutil.virtual_memory().available, free_shared)
+    if shortage is not None:
+        raise UserError(shortage)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"

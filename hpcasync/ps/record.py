@@ -1,0 +1,53 @@
+"""What travels with a gradient: its weight, the version it was computed from, and the batches it covers."""
+
+from dataclasses import dataclass
+
+import torch
+
+_NUM_FIXED = 8
+
+
+@dataclass(frozen=True)
+class PushRecord:
+    """The record of one push.
+
+    Attributes:
+        version: version of the parameters that the gradient was computed from.
+        num_tokens: the weight that the sum of gradients is divided by (target tokens).
+        loss_sum: loss summed over these tokens, in nats.
+        num_source_tokens: source tokens, for the log.
+        compute_seconds: time of the forward and backward passes.
+        tickets: the batches that the gradient covers.
+    """
+
+    version: int
+    num_tokens: int
+    loss_sum: float
+    num_source_tokens: int
+    compute_seconds: float
+    tickets: tuple[int, ...]
+
+
+def record_bytes(max_tickets: int) -> int:
+    """Space of an encoded record with up to `max_tickets` tickets, a multiple of 64 bytes."""
+    return -(-(_NUM_FIXED + max_tickets) * 8 // 64) * 64
+
+
+def encode_record(record: PushRecord, max_tickets: int) -> torch.Tensor:
+    """The record as float64 words; integers stay exact up to 2**53."""
+    assert len(record.tickets) <= max_tickets
+    words = torch.zeros(record_bytes(max_tickets) // 8, dtype=torch.float64)
+    fixed = [record.version, record.num_tokens, record.loss_sum, record.num_source_tokens, record.compute_seconds]
+    fixed.append(len(record.tickets))
+    words[: len(fixed)] = torch.tensor(fixed, dtype=torch.float64)
+    words[_NUM_FIXED : _NUM_FIXED + len(record.tickets)] = torch.tensor(record.tickets, dtype=torch.float64)
+    return words
+
+
+def decode_record(words: torch.Tensor) -> PushRecord:
+    """The inverse of `encode_record`."""
+    version, num_tokens, loss_sum, num_source_tokens, compute_seconds, num_tickets = words[:6].tolist()
+    tickets = words[_NUM_FIXED : _NUM_FIXED + int(num_tickets)].tolist()
+    return PushRecord(
+        int(version), int(num_tokens), loss_sum, int(num_source_tokens), compute_seconds, tuple(int(t) for t in tickets)
+    )

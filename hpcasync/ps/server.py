@@ -1,0 +1,333 @@
+"""The servers: take what arrived, accumulate, and when a group is complete apply it and publish a version.
+
+Server 0, the coordinator, decides (`UpdateState`) and sends each decision as an `_Order` to the other servers; all
+servers, itself included, execute the same orders in the same sequence.
+"""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.shards import Shard
+from hpcasync.comm.waiting import Backoff, make_progress
+from hpcasync.ps.link import ControlWords, Link
+from hpcasync.ps.record import PushRecord, decode_record, record_bytes
+from hpcasync.ps.shard_state import ShardState, clip_factor
+from hpcasync.ps.state import Arrival, Update, UpdateState
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What to save of the version that was just published.
+
+    Attributes:
+        name: names the version, for example "u00000400".
+        snapshot: assemble the whole (averaged, where there is an average) parameter vector at the coordinator.
+        checkpoint: every server saves its shard with its optimizer state.
+    """
+
+    name: str
+    snapshot: bool
+    checkpoint: bool
+
+
+class Observer(Protocol):
+    """What the coordinator asks of, and tells, the training program."""
+
+    def learning_rate(self, update: Update) -> float:
+        """The learning rate of an update that is about to be made."""
+
+    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
+        """An update has been published; return what to save of it."""
+
+    def after_drop(self, record: PushRecord) -> None:
+        """A push has been dropped."""
+
+    def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
+        """Keep an assembled [num_elements] float32 vector; it is the callee's own."""
+
+    def shard_saved(self, name: str) -> None:
+        """One of the servers has completed its part of a save."""
+
+    def should_stop(self) -> bool:
+        """Whether training is over; asked often."""
+
+
+class ShardSaver(Protocol):
+    """Where a server puts the state of its shard."""
+
+    def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
+        """Start to save copies of a shard's tensors, in the background."""
+
+    def poll(self) -> list[str]:
+        """Names of the saves that are complete since the last call."""
+
+    def wait(self) -> list[str]:
+        """Like `poll`, after waiting for all saves that were started."""
+
+
+class _Kind(enum.IntEnum):
+    ACCUMULATE = 0
+    DROP = 1
+    APPLY = 2
+    SAVE = 3
+    FINISH = 4
+
+
+@dataclass(frozen=True)
+class _Order:
+    kind: _Kind
+    worker: int = 0
+    sequence: int = 0
+    update: Update | None = None
+    learning_rate: float = 0.0
+    save: SaveRequest | None = None
+
+
+_ORDER_TAG = 1
+_SAVED_TAG = 2
+
+
+class _ShardServer:
+    """What every server does with an order."""
+
+    def __init__(self, link: Link, state: ShardState, saver: ShardSaver, *, clip_norm: float, version: int) -> None:
+        assert link.server_index is not None
+        self._link = link
+        self._index = link.server_index
+        self._rank = link.comm.rank
+        self._shard = link.shards[self._index]
+        self._state = state
+        self._saver = saver
+        self._clip_norm = clip_norm
+        self._sum = torch.zeros(self._shard.size, dtype=torch.float32)
+        self._num_summed = 0
+        self._memory = link.data.memory(self._rank)
+        self._publish_initial(version)
+
+    def _publish_initial(self, version: int) -> None:
+        control = self._link.control
+        control.store(self._rank, ControlWords.WRITING, version)
+        self._buffer(version).copy_(self._state.parameters)
+        self._link.data.sync()
+        if self._index == 0:
+            control.store(self._rank, ControlWords.PUBLISHED, version)
+
+    def _execute(self, order: _Order) -> None:
+        if order.kind is _Kind.ACCUMULATE:
+            self._accumulate(order.worker, order.sequence)
+        elif order.kind is _Kind.APPLY:
+            assert order.update is not None
+            self._apply(order.update, order.learning_rate)
+        elif order.kind is _Kind.SAVE:
+            assert order.save is not None
+            self._save(order.save)
+        if order.kind in (_Kind.ACCUMULATE, _Kind.DROP):
+            self._link.control.store(self._rank, ControlWords.consumed(order.worker), order.sequence)
+
+    def _accumulate(self, worker: int, sequence: int) -> None:
+        self._link.data.sync()
+        gradient = self._slice(self._link.gradient_offset(self._index, worker, sequence))
+        if self._num_summed == 0:
+            self._sum.copy_(gradient)
+        else:
+            self._sum.add_(gradient)
+        self._num_summed += 1
+
+    def _apply(self, update: Update, learning_rate: float) -> None:
+        scale = 1.0 / max(1, update.num_tokens)
+        if self._clip_norm:
+            squared = self._link.server_comm.allreduce(self._state.squared_norm(self._sum))
+            scale *= clip_factor(scale * float(squared) ** 0.5, self._clip_norm)
+        self._link.control.store(self._rank, ControlWords.WRITING, update.version)
+        self._link.data.sync()  # told before the first store
+        self._state.apply(
+            self._sum,
+            scale=scale,
+            learning_rate=learning_rate,
+            version=update.version,
+            publish=self._buffer(update.version),
+        )
+        self._num_summed = 0
+        self._link.data.sync()
+        self._link.server_comm.Barrier()  # a version is published when all shards have it
+
+    def _save(self, request: SaveRequest) -> None:
+        if request.checkpoint:
+            self._saver.save_shard(request.name, self._index, self._shard, self._state.state_tensors())
+        if request.snapshot:
+            averaged = self._state.parameters if self._state.ema is None else self._state.ema
+            vector = self._gather(averaged.detach())
+            if vector is not None:
+                self._keep_snapshot(request, vector)
+
+    def _keep_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
+        raise NotImplementedError("only the coordinator assembles snapshots")
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor | None:
+        """All shards' values as one vector, at the coordinator."""
+        comm = self._link.server_comm
+        shards = self._link.shards
+        vector = torch.empty(shards[-1].stop, dtype=torch.float32) if self._index == 0 else None
+        layout = ([shard.size for shard in shards], [shard.start for shard in shards])
+        comm.Gatherv(values.numpy(), None if vector is None else [vector.numpy(), layout, MPI.FLOAT])
+        return vector
+
+    def _buffer(self, version: int) -> torch.Tensor:
+        return self._slice(self._link.buffer_offset(self._index, version))
+
+    def _slice(self, offset: int) -> torch.Tensor:
+        return self._memory[offset : offset + self._shard.size * 4].view(torch.float32)
+
+
+class Follower(_ShardServer):
+    """A server other than the coordinator."""
+
+    def run(self) -> None:
+        """Execute orders until the coordinator ends the run."""
+        backoff = Backoff()
+        comm = self._link.server_comm
+        while True:
+            self._report_saves(self._saver.poll())
+            if comm.Iprobe(source=0, tag=_ORDER_TAG):
+                backoff.reset()
+                order: _Order = comm.recv(source=0, tag=_ORDER_TAG)
+                if order.kind is _Kind.FINISH:
+                    break
+                self._execute(order)
+            else:
+                make_progress(self._link.comm)
+                backoff.wait()
+        self._report_saves(self._saver.wait())
+
+    def _report_saves(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._link.server_comm.send(name, dest=0, tag=_SAVED_TAG)
+
+
+class Coordinator(_ShardServer):
+    """Server 0: it orders the updates, and is the one that talks to the training program."""
+
+    def __init__(
+        self,
+        link: Link,
+        state: ShardState,
+        saver: ShardSaver,
+        observer: Observer,
+        decisions: UpdateState,
+        *,
+        clip_norm: float,
+    ) -> None:
+        super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version)
+        self._observer = observer
+        self._decisions = decisions
+        self._num_pending_saves = 0
+
+    def run(self) -> None:
+        """Serve until every worker has finished; then end the other servers."""
+        backoff = Backoff()
+        while not self._decisions.is_finished:
+            # First: a resumed run may be over before it begins.
+            if not self._decisions.is_stopping and self._observer.should_stop():
+                self._stop()
+            if self._take_arrivals():
+                backoff.reset()
+            if self._decisions.should_apply():
+                self._report(*self._update())
+                backoff.reset()
+            self._collect_saves()
+            make_progress(self._link.comm)
+            backoff.wait()
+
+    def save(self, request: SaveRequest) -> None:
+        """Save the newest version."""
+        self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0
+        self._order(_Order(_Kind.SAVE, save=request))
+
+    def finish(self) -> None:
+        """End the other servers and wait until everything that was to be saved is."""
+        self._order(_Order(_Kind.FINISH))
+        for name in self._saver.wait():
+            self._count_save(name)
+        while self._num_pending_saves:
+            self._count_save(self._link.server_comm.recv(tag=_SAVED_TAG))
+
+    def _keep_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
+        self._observer.save_snapshot(request, vector)
+
+    def _order(self, order: _Order) -> None:
+        comm = self._link.server_comm
+        requests = [comm.isend(order, dest=other, tag=_ORDER_TAG) for other in range(1, comm.size)]
+        self._execute(order)
+        for request in requests:
+            request.wait()
+
+    def _take_arrivals(self) -> bool:
+        words = self._link.control.local()
+        taken = False
+        for worker in range(self._link.num_workers):
+            # Read before the count: a worker finishes after its last announcement.
+            has_finished = words[ControlWords.finished(worker)] != 0
+            announced = int(words[ControlWords.announced(worker)])
+            while self._decisions.num_received(worker) < announced:
+                taken = True
+                sequence = self._decisions.num_received(worker) + 1
+                self._receive(worker, sequence)
+                made = self._update() if self._decisions.should_apply() else None
+                self._link.control.store(self._rank, ControlWords.handled(worker), sequence)
+                if made is not None:
+                    self._report(*made)
+            if has_finished:
+                self._decisions.finish(worker)
+        return taken
+
+    def _receive(self, worker: int, sequence: int) -> None:
+        self._link.data.sync()
+        offset = self._link.record_offset(0, worker, sequence)
+        words = self._memory[offset : offset + record_bytes(self._link.max_tickets)].view(torch.float64)
+        record = decode_record(words)
+        accepted = self._decisions.receive(Arrival(worker, sequence, record))
+        if not accepted:
+            self._observer.after_drop(record)
+        self._order(_Order(_Kind.ACCUMULATE if accepted else _Kind.DROP, worker=worker, sequence=sequence))
+
+    def _update(self) -> tuple[Update, float]:
+        update = self._decisions.apply()
+        learning_rate = self._observer.learning_rate(update)
+        self._order(_Order(_Kind.APPLY, update=update, learning_rate=learning_rate))
+        control = self._link.control
+        control.store(self._rank, ControlWords.PUBLISHED, update.version)
+        for push in update.pushes:
+            control.store(self._rank, ControlWords.settled(push.worker), push.sequence)
+        return update, learning_rate
+
+    def _report(self, update: Update, learning_rate: float) -> None:
+        request = self._observer.after_update(update, learning_rate)
+        if request is not None:
+            self.save(request)
+        if self._observer.should_stop():
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._decisions.is_stopping:
+            self._decisions.stop()
+            self._link.control.store(self._rank, ControlWords.STOP, 1)
+
+    def _collect_saves(self) -> None:
+        for name in self._saver.poll():
+            self._count_save(name)
+        while self._link.server_comm.Iprobe(tag=_SAVED_TAG):
+            self._count_save(self._link.server_comm.recv(tag=_SAVED_TAG))
+
+    def _count_save(self, name: Any) -> None:
+        self._num_pending_saves -= 1
+        self._observer.shard_saved(name)
+
+
+def initial_shard(vector: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """A server's own copy (CPU) of its shard of the flat parameter vector."""
+    return vector[shard.start : shard.stop].detach().cpu().clone()

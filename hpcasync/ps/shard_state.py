@@ -1,0 +1,124 @@
+"""The tensors of one shard: parameters, summed gradient, optimizer state, averaged parameters.
+
+Synchronous training holds one `ShardState` over the whole vector in every worker; a server holds its shard's.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hpcasync.comm.shards import Shard
+
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+# Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
+# and a server can serve MPI between blocks.
+BLOCK_ELEMENTS = 1 << 18
+
+
+class ShardState:
+    """A shard with its optimizer. The optimizer must work element by element (Adam, SGD, …; not LAMB).
+
+    Args:
+        parameters: [size] float32; updated in place.
+        make_optimizer: builds the optimizer of a list of parameters; called once per block.
+        ema_decay: decay of the averaged parameters per update; 0 for none.
+        between_blocks: called between blocks of an update.
+    """
+
+    def __init__(
+        self,
+        parameters: torch.Tensor,
+        make_optimizer: OptimizerFactory,
+        *,
+        ema_decay: float = 0.0,
+        between_blocks: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert parameters.dim() == 1 and parameters.dtype == torch.float32
+        self.parameters = parameters
+        self.ema = parameters.clone() if ema_decay else None
+        self._ema_decay = ema_decay
+        self._between_blocks = between_blocks
+        self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, BLOCK_ELEMENTS)]
+        self._optimizers = [make_optimizer([block]) for block in self._blocks]
+
+    @property
+    def whole(self) -> Shard:
+        """This state's vector as a shard that starts at zero."""
+        return Shard(0, self.parameters.numel())
+
+    def squared_norm(self, gradient: torch.Tensor) -> float:
+        """Sum of squares of [size] gradient, accumulated over blocks in float64."""
+        return sum((float(block.dot(block)) for block in torch.split(gradient, BLOCK_ELEMENTS)), 0.0)
+
+    def apply(
+        self,
+        gradient: torch.Tensor,
+        *,
+        scale: float,
+        learning_rate: float,
+        version: int,
+        publish: torch.Tensor | None = None,
+    ) -> None:
+        """Make one optimizer step.
+
+        Args:
+            gradient: [size] summed gradient; scaled in place.
+            scale: factor on the gradient (one over the target tokens, times clipping).
+            learning_rate: of this update.
+            version: number of updates, this one included.
+            publish: [size] where the new parameters are copied to, or None.
+        """
+        # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
+        decay = min(self._ema_decay, (1 + version) / (10 + version))
+        for (start, stop), block, optimizer in zip(self._bounds(), self._blocks, self._optimizers, strict=True):
+            block.grad = gradient[start:stop].mul_(scale)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            block.grad = None
+            if self.ema is not None:
+                self.ema[start:stop].lerp_(block.detach(), 1 - decay)
+            if publish is not None:
+                publish[start:stop].copy_(block.detach())
+            self._between_blocks()
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of everything needed to go on: [size] vectors by name, and scalars (such as Adam's step)."""
+        tensors = {"parameters": self.parameters.detach().cpu().clone()}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.cpu().clone()
+        per_block = [optimizer.state[block] for optimizer, block in zip(self._optimizers, self._blocks, strict=True)]
+        for key, first in per_block[0].items():
+            parts = [torch.as_tensor(state[key]).detach() for state in per_block]
+            is_vector = first.shape == self._blocks[0].shape
+            tensors[f"optimizer.{key}"] = (torch.cat(parts) if is_vector else parts[0]).cpu().clone()
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state_tensors`, in place.
+
+        A checkpoint without an average (written with ema_decay 0) starts the average at its parameters.
+        """
+        self.parameters.copy_(tensors["parameters"])
+        if self.ema is not None:
+            self.ema.copy_(tensors.get("ema", tensors["parameters"]))
+        saved = {
+            key.removeprefix("optimizer."): value for key, value in tensors.items() if key.startswith("optimizer.")
+        }
+        if not saved:
+            return  # saved before the first update
+        for (start, stop), block, optimizer in zip(self._bounds(), self._blocks, self._optimizers, strict=True):
+            optimizer.state[block] = {
+                key: (value[start:stop] if value.shape == self.parameters.shape else value).clone().to(block.device)
+                for key, value in saved.items()
+            }
+
+    def _bounds(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self.parameters.numel(), BLOCK_ELEMENTS):
+            yield start, min(start + BLOCK_ELEMENTS, self.parameters.numel())
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """Factor that brings a gradient of global norm `norm` down to `clip_norm`, as torch.nn.utils.clip_grad_norm_."""
+    return min(1.0, clip_norm / (norm + 1e-6)) if clip_norm else 1.0

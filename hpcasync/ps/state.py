@@ -1,0 +1,166 @@
+"""The decisions of the protocol: which pushes form which update. No I/O, no clock, no tensors.
+
+The coordinator (server 0) holds an `UpdateState` and tells the other servers what it decided, so that every shard
+applies the same groups in the same order and there is one version number for all shards.
+
+Method: Aji & Heafield 2019 (D19-5608): the sum of several asynchronous gradients makes one optimizer step.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcasync.ps.record import PushRecord
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A push that the coordinator has seen, numbered per worker from 1."""
+
+    worker: int
+    sequence: int
+    record: PushRecord
+
+
+@dataclass(frozen=True)
+class Update:
+    """A group of pushes that makes one optimizer step.
+
+    Attributes:
+        version: the version that the update publishes, equal to the number of updates so far.
+        pushes: the group, in order of arrival.
+    """
+
+    version: int
+    pushes: tuple[Arrival, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Target tokens of the group: the effective batch."""
+        return sum(push.record.num_tokens for push in self.pushes)
+
+    @property
+    def staleness(self) -> list[int]:
+        """For each push, version at apply minus version that it was computed from, in updates."""
+        return [self.version - 1 - push.record.version for push in self.pushes]
+
+
+@dataclass
+class PushCounts:
+    """What became of the pushes. `num_pushed == num_applied + num_dropped` once the run has ended."""
+
+    num_pushed: int = 0
+    num_applied: int = 0
+    num_dropped: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. Pushes that wait to be applied are left out: a resumed run makes them anew."""
+        staleness = {str(updates): number for updates, number in sorted(self.staleness.items())}
+        return {"num_applied": self.num_applied, "num_dropped": self.num_dropped, "staleness": staleness}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PushCounts":
+        """The inverse of `to_dict`."""
+        applied, dropped = int(values["num_applied"]), int(values["num_dropped"])
+        staleness = Counter({int(updates): int(number) for updates, number in values["staleness"].items()})
+        return cls(applied + dropped, applied, dropped, staleness)
+
+
+class UpdateState:
+    """Which pushes form the next update, and when training is over.
+
+    Args:
+        num_workers: workers that push.
+        pushes_per_update: accumulate.global.
+        pull_applied: workers wait until their push has been applied, so that a group can be complete before it is full.
+        version: number of updates made before (resume).
+        counts: what became of the pushes before; counted on.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        pushes_per_update: int,
+        *,
+        pull_applied: bool = False,
+        version: int = 0,
+        counts: PushCounts | None = None,
+    ) -> None:
+        assert num_workers >= 1 and pushes_per_update >= 1
+        self._pushes_per_update = pushes_per_update
+        self._pull_applied = pull_applied
+        self._version = version
+        self._group: list[Arrival] = []
+        self._active = set(range(num_workers))
+        self._num_received = [0] * num_workers
+        self._is_stopping = False
+        self.counts = PushCounts() if counts is None else counts
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self._version
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the workers have been told to stop."""
+        return self._is_stopping
+
+    def num_received(self, worker: int) -> int:
+        """Pushes of this worker seen so far."""
+        return self._num_received[worker]
+
+    def receive(self, arrival: Arrival) -> bool:
+        """Take note of a push; return whether it joins the group (else it is dropped).
+
+        A push without tokens is a gradient that its worker rejected (not finite): it is counted, never applied.
+        """
+        assert arrival.worker in self._active, f"worker {arrival.worker} pushed after it had finished"
+        assert arrival.sequence == self._num_received[arrival.worker] + 1, "pushes of a worker are seen in order, once"
+        assert arrival.record.version <= self._version, "a gradient cannot come from a version that is not there yet"
+        self._num_received[arrival.worker] += 1
+        self.counts.num_pushed += 1
+        if self._is_stopping or arrival.record.num_tokens == 0:
+            self.counts.num_dropped += 1
+            return False
+        self._group.append(arrival)
+        return True
+
+    def finish(self, worker: int) -> None:
+        """This worker pushes nothing more."""
+        self._active.discard(worker)
+
+    def stop(self) -> None:
+        """End training: nothing more is applied, what is accumulated is dropped."""
+        self._is_stopping = True
+        self.counts.num_dropped += len(self._group)
+        self._group.clear()
+
+    def should_apply(self) -> bool:
+        """Whether the group is complete.
+
+        A group that can grow no more is complete too: at the end of the corpus, and where every worker that is still
+        active waits for its push to be applied.
+        """
+        if not self._group:
+            return False
+        if len(self._group) >= self._pushes_per_update:
+            return True
+        waiting = {push.worker for push in self._group} if self._pull_applied else set()
+        return self._active <= waiting
+
+    def apply(self) -> Update:
+        """Close the group: the next version."""
+        assert self.should_apply()
+        self._version += 1
+        update = Update(self._version, tuple(self._group))
+        self._group.clear()
+        self.counts.num_applied += len(update.pushes)
+        self.counts.staleness.update(update.staleness)
+        return update
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every worker has finished and nothing waits to be applied."""
+        return not self._active and not self._group
