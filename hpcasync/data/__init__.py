@@ -1,0 +1,1 @@
+"""Corpora: fetching, preparing, token files and batches: knows no MPI."""

@@ -1,0 +1,1 @@
+"""Fetching of corpora: generated, or downloaded with resumption and digests."""

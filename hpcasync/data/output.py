@@ -1,0 +1,162 @@
+"""A directory that appears complete or not at all."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from hpcasync.data.manifest import (
+    HELD_OUT,
+    MANIFEST_NAME,
+    SIDES,
+    FileRecord,
+    held_out_file,
+    partial_directory,
+    read_manifest,
+    train_file,
+    vocabulary_file,
+)
+from hpcasync.errors import UserError
+
+_MARKER = "prepare-in-progress"
+_WRITTEN = (
+    {MANIFEST_NAME, _MARKER}
+    | {vocabulary_file(side) for side in SIDES}
+    | {train_file(side, "tokens") for side in SIDES}
+    | {train_file(side, "offsets") for side in SIDES}
+    | {held_out_file(name, side) for name in HELD_OUT for side in SIDES}
+)
+
+
+class HashedFile:
+    """A file that is written once, front to back, and knows its digest."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream: BinaryIO = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def __enter__(self) -> "HashedFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._stream.write(content)
+        self._digest.update(content)
+        self._size += memoryview(content).nbytes
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and digest of what has been written."""
+        return FileRecord(size=self._size, sha256=self._digest.hexdigest())
+
+
+@contextmanager
+def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a directory to write into, which becomes `directory` when the context ends without an exception.
+
+    What an earlier crash left beside it is removed first, file by file and only what `data prepare` writes.
+
+    Raises:
+        UserError: `directory` is a corpus and `overwrite` is false, or holds something else; it is being written by
+            another process; the disk is full or read-only.
+    """
+    directory = directory.resolve()
+    partial = partial_directory(directory)
+    try:
+        _check_free(directory, overwrite=overwrite)
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            _remove_written(partial, keep_marker=True)
+            try:
+                yield partial
+            except BaseException:
+                with suppress(OSError):
+                    _remove_written(partial)
+                raise
+            _replace(partial, directory, overwrite=overwrite)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or partial}: {error.strerror or error}") from error
+
+
+def _check_free(directory: Path, *, overwrite: bool) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"--out {directory} is a file; name a directory")
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return
+    if MANIFEST_NAME not in names or names - _WRITTEN:
+        strange = ", ".join(sorted(names - _WRITTEN)[:3]) or "no manifest"
+        raise UserError(
+            f"--out {directory} holds something that `data prepare` did not write ({strange}); name another"
+        )
+    read_manifest(directory)
+    if not overwrite:
+        raise UserError(f"--out {directory} already holds a prepared corpus; name another or give --overwrite")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold the marker's lock, which dies with the process: two commands never write into one directory."""
+    _check_ours(partial)
+    with (partial / _MARKER).open("ab") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another `data prepare` is writing {partial}; wait for it or name another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _check_ours(directory: Path) -> None:
+    strange = sorted(path.name for path in directory.iterdir() if path.name not in _WRITTEN)
+    if strange:
+        raise UserError(
+            f"{directory} is in the way and holds {strange[0]}, which `data prepare` did not write; remove it"
+        )
+
+
+def _remove_written(directory: Path, *, keep_marker: bool = False) -> None:
+    for name in _WRITTEN - ({_MARKER} if keep_marker else set()):
+        (directory / name).unlink(missing_ok=True)
+    if not keep_marker:
+        directory.rmdir()
+
+
+def _replace(partial: Path, directory: Path, *, overwrite: bool) -> None:
+    (partial / _MARKER).unlink()
+    _flush_directory(partial)
+    _check_free(directory, overwrite=overwrite)
+    old = directory.with_name(directory.name + ".replaced")
+    if old.exists():  # of an earlier crash
+        _check_ours(old)
+        _remove_written(old)
+    if directory.exists() and any(directory.iterdir()):
+        directory.rename(old)
+    partial.rename(directory)
+    _flush_directory(directory.parent)
+    if old.exists():
+        _remove_written(old)
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

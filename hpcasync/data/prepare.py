@@ -1,0 +1,216 @@
+"""From two text files to a prepared corpus."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import sentencepiece
+
+from hpcasync.data.encode import EncodedSide, Limits, encode_pairs, token_dtype
+from hpcasync.data.manifest import (
+    MANIFEST_NAME,
+    SIDES,
+    FileRecord,
+    Manifest,
+    Options,
+    PairCounts,
+    SideRecord,
+    held_out_file,
+    train_file,
+    vocabulary_file,
+)
+from hpcasync.data.output import HashedFile, complete_directory
+from hpcasync.data.progress import progress, say
+from hpcasync.data.subwords import SubwordOptions, train_subwords
+from hpcasync.data.text import check_aligned, is_same_file, read_lines
+from hpcasync.data.vocabulary import Vocabulary
+from hpcasync.errors import UserError
+
+Pair = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What `prepare` is to do.
+
+    Attributes:
+        held_out: untokenised text to keep, under "valid" and "test".
+        joint: one vocabulary for both sides; None: joint, unless two given models differ.
+        source_model, target_model: SentencePiece models to use instead of training them.
+    """
+
+    subwords: SubwordOptions = field(default_factory=SubwordOptions)
+    limits: Limits = field(default_factory=Limits)
+    held_out: dict[str, Pair] = field(default_factory=dict)
+    joint: bool | None = None
+    source_model: Path | None = None
+    target_model: Path | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    num_processes: int = 1
+    overwrite: bool = False
+
+
+def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions) -> Manifest:
+    """Write a prepared corpus: the same files and options give the same bytes, whatever the number of processes.
+
+    Raises:
+        UserError: the files are missing, misaligned, empty or no UTF-8; the vocabulary does not fit the text; no pair
+            passes the filters; or `directory` cannot be written or holds something else.
+    """
+    with complete_directory(directory, overwrite=options.overwrite) as partial:
+        say(f"Checking {source} and {target} ...")
+        num_pairs = check_aligned(source, target)
+        num_held_out = {name: check_aligned(*pair) for name, pair in options.held_out.items()}
+        _warn_of_overlap((source, target), options.held_out)
+        files: dict[str, FileRecord] = {}
+        joint = _write_vocabularies(partial, (source, target), num_pairs, options, files)
+        for name, pair in options.held_out.items():
+            _copy_held_out(partial, name, pair, files)
+        counts, source_record, target_record = _write_tokens(partial, (source, target), num_pairs, options, files)
+        manifest = Manifest(
+            source_language=options.source_language,
+            target_language=options.target_language,
+            joint=joint,
+            pairs=counts,
+            source=source_record,
+            target=target_record,
+            held_out=num_held_out,
+            options=_recorded_options(options),
+            sentencepiece_version=sentencepiece.__version__,
+            files=dict(sorted(files.items())),
+        )
+        with HashedFile(partial / MANIFEST_NAME) as output:
+            output.write(manifest.to_bytes())
+    return manifest
+
+
+def _write_vocabularies(
+    partial: Path, pair: Pair, num_pairs: int, options: PrepareOptions, files: dict[str, FileRecord]
+) -> bool:
+    """Write source.spm and target.spm; returns whether they are one vocabulary."""
+    given = [None if path is None else _read_model(path) for path in (options.source_model, options.target_model)]
+    joint = options.joint if options.joint is not None else given[0] == given[1]
+    if joint and given[0] != given[1]:
+        raise UserError(
+            "--joint needs one vocabulary: give the same file as --source-model and --target-model, or neither"
+        )
+    if None in given:
+        num_sentences = min(2 * num_pairs, options.subwords.sample_sentences)
+        say(f"Training {'one vocabulary' if joint else 'vocabularies'} on up to {num_sentences:,} sentences ...")
+    if joint:
+        models = [given[0] or train_subwords(list(pair), num_pairs, options.subwords)] * 2
+    else:
+        models = [
+            model or train_subwords([path], num_pairs, options.subwords)
+            for model, path in zip(given, pair, strict=True)
+        ]
+    for side, model in zip(SIDES, models, strict=True):
+        with HashedFile(partial / vocabulary_file(side)) as output:
+            output.write(model)
+        files[vocabulary_file(side)] = output.record
+    return models[0] == models[1]
+
+
+def _read_model(path: Path) -> bytes:
+    Vocabulary.load(path)
+    return path.read_bytes()
+
+
+def _warn_of_overlap(train: Pair, held_out: dict[str, Pair]) -> None:
+    for name, pair in held_out.items():
+        if any(is_same_file(ours, other) for ours, other in zip(pair, train, strict=True)):
+            say(f"Warning: the {name} text is the training text; its scores will say nothing about other text.")
+
+
+def _copy_held_out(partial: Path, name: str, pair: Pair, files: dict[str, FileRecord]) -> None:
+    for side, path in zip(SIDES, pair, strict=True):
+        with HashedFile(partial / held_out_file(name, side)) as output:
+            for line in read_lines(path):
+                output.write(line + b"\n")
+        files[held_out_file(name, side)] = output.record
+
+
+class _TokenWriter:
+    """Writes the two files of one side; to be used as a context."""
+
+    def __init__(self, directory: Path, side: str, vocabulary: Vocabulary) -> None:
+        self._names = train_file(side, "tokens"), train_file(side, "offsets")
+        self._tokens, self._offsets = (HashedFile(directory / name) for name in self._names)
+        self._offsets.write(np.zeros(1, "<u8").tobytes())
+        self._vocabulary = vocabulary
+        self._num_tokens = self._num_unknown = self._max_length = 0
+
+    def __enter__(self) -> "_TokenWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._tokens.__exit__(kind, error, tb)
+        self._offsets.__exit__(kind, error, tb)
+
+    def append(self, side: EncodedSide) -> None:
+        """Add the sentences of a chunk."""
+        if len(side.lengths) == 0:
+            return
+        ends = self._num_tokens + np.cumsum(side.lengths)
+        self._tokens.write(side.tokens.tobytes())
+        self._offsets.write(ends.astype("<u8").tobytes())
+        self._num_tokens = int(ends[-1])
+        self._num_unknown += side.num_unknown
+        self._max_length = max(self._max_length, int(side.lengths.max()))
+
+    def describe(self, files: dict[str, FileRecord]) -> SideRecord:
+        """Describe the side, and add its files to `files`."""
+        files[self._names[0]] = self._tokens.record
+        files[self._names[1]] = self._offsets.record
+        return SideRecord(
+            num_pieces=len(self._vocabulary),
+            num_tokens=self._num_tokens,
+            num_unknown=self._num_unknown,
+            max_length=self._max_length,
+            dtype=token_dtype(self._vocabulary),
+        )
+
+
+def _write_tokens(
+    partial: Path, pair: Pair, num_pairs: int, options: PrepareOptions, files: dict[str, FileRecord]
+) -> tuple[PairCounts, SideRecord, SideRecord]:
+    models = partial / vocabulary_file("source"), partial / vocabulary_file("target")
+    vocabularies = [Vocabulary.load(model) for model in models]
+    totals: Counter[str] = Counter()
+    with (
+        _TokenWriter(partial, "source", vocabularies[0]) as source,
+        _TokenWriter(partial, "target", vocabularies[1]) as target,
+        progress("Encoding", num_pairs) as advance,
+    ):
+        for chunk in encode_pairs(*pair, models, options.limits, options.num_processes):
+            source.append(chunk.source)
+            target.append(chunk.target)
+            totals["read"] += chunk.num_read
+            totals["kept"] += len(chunk.source.lengths)
+            for reason in ("dropped_empty", "dropped_length", "dropped_ratio"):
+                totals[reason] += getattr(chunk, reason)
+            advance(chunk.num_read)
+    if not totals["kept"]:
+        raise UserError(
+            f"no pair of {pair[0]} and {pair[1]} passes the filters: of {totals['read']} pairs, "
+            f"{totals['dropped_empty']} have an empty side, {totals['dropped_length']} exceed --max-length "
+            f"{options.limits.max_length}, {totals['dropped_ratio']} exceed --max-ratio {options.limits.max_ratio:g}"
+        )
+    return PairCounts(**totals), source.describe(files), target.describe(files)
+
+
+def _recorded_options(options: PrepareOptions) -> Options:
+    trained = options.source_model is None or options.target_model is None
+    subwords = options.subwords
+    return Options(
+        vocab_size=subwords.vocab_size if trained else None,
+        model_type=subwords.model_type if trained else None,
+        character_coverage=subwords.character_coverage if trained else None,
+        byte_fallback=subwords.byte_fallback if trained else None,
+        sample_sentences=subwords.sample_sentences if trained else None,
+        max_length=options.limits.max_length,
+        max_ratio=options.limits.max_ratio,
+    )

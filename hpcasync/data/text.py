@@ -1,0 +1,134 @@
+"""Reading text: plain or gzip, UTF-8, one sentence a line.
+
+Only "\\n" ends a line (so U+2028 and its like stay inside a sentence, as in every tool that counts lines); a "\\r"
+before it is dropped, and so is a byte order mark at the start of a file.
+"""
+
+import codecs
+import gzip
+import io
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from hpcasync.errors import UserError
+
+_GZIP_MAGIC = b"\x1f\x8b"  # no UTF-8 text begins like this
+_READ_BYTES = 1 << 20
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain or a gzip file (told apart by content) for reading its uncompressed bytes.
+
+    Raises:
+        UserError: the file is missing, is no regular file, cannot be read, or is damaged gzip; also while it is read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path} is not a regular file; it has to be read more than once")
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] == _GZIP_MAGIC:
+                with gzip.GzipFile(fileobj=raw) as unpacked, io.BufferedReader(unpacked, _READ_BYTES) as stream:
+                    yield stream
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is a damaged or truncated gzip file ({error}); fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file as bytes, without line ends."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream):
+            content = line.removesuffix(b"\n").rstrip(b"\r")
+            yield content.removeprefix(codecs.BOM_UTF8) if number == 0 else content
+
+
+def read_sentences(path: Path) -> list[str]:
+    """All lines of a file that `count_lines` has accepted."""
+    return [line.decode() for line in read_lines(path)]
+
+
+def read_chunks(source: Path, target: Path, num_pairs: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Two files side by side, up to `num_pairs` lines of each at a time."""
+    source_lines, target_lines = read_lines(source), read_lines(target)
+    while True:
+        chunk = list(islice(source_lines, num_pairs)), list(islice(target_lines, num_pairs))
+        if len(chunk[0]) != len(chunk[1]):
+            raise UserError(f"{source} or {target} changed while it was read")
+        if not chunk[0]:
+            return
+        yield chunk
+
+
+def count_lines(path: Path) -> int:
+    """Count the lines of a file and check that all of it is UTF-8, in constant memory.
+
+    Raises:
+        UserError: as `open_bytes`; or a line is no UTF-8, named by its number.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    num_lines, last = 0, b"\n"
+    with open_bytes(path) as stream:
+        while chunk := stream.read(_READ_BYTES):
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError:
+                break
+            num_lines += chunk.count(b"\n")
+            last = chunk[-1:]
+        else:
+            if not decoder.getstate()[0]:
+                return num_lines + (last != b"\n")
+    raise _invalid_utf8(path)
+
+
+def check_aligned(source: Path, target: Path) -> int:
+    """Check that two files are the two sides of one corpus; returns the number of pairs.
+
+    Raises:
+        UserError: one path given twice, different numbers of lines, no lines; or as `count_lines`.
+    """
+    if is_same_file(source, target):
+        raise UserError(f"{source} is given as source and as target; name the two sides of the corpus")
+    num_source, num_target = count_lines(source), count_lines(target)
+    if num_source != num_target:
+        raise UserError(
+            f"{source} has {num_source} lines but {target} has {num_target}: "
+            "line n of one must be the translation of line n of the other"
+        )
+    if num_source == 0:
+        raise UserError(f"{source} and {target} are empty")
+    return num_source
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    try:
+        return first.samefile(second)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _invalid_utf8(path: Path) -> UserError:
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            where = f"byte {error.start + 1} is 0x{line[error.start]:02x}"
+            hint = "it looks like UTF-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else where
+            return UserError(
+                f"{path}, line {number}: invalid UTF-8 ({hint}); convert the file, for example with `iconv -t UTF-8`"
+            )
+    return UserError(f"{path} changed while it was read")
