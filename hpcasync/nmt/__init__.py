@@ -1,0 +1,1 @@
+"""Translation models, loss, search and scoring: knows no MPI."""

@@ -1,0 +1,21 @@
+"""From a configuration to a model."""
+
+from hpcasync.config import ModelConfig
+from hpcasync.nmt.model import TranslationModel
+from hpcasync.nmt.transformer import Transformer
+
+
+def build_model(
+    config: ModelConfig, num_source_pieces: int, num_target_pieces: int, source_pad_id: int, target_pad_id: int
+) -> TranslationModel:
+    """A freshly initialised model (by torch's global generator), on the CPU in float32, in training mode.
+
+    Raises:
+        UserError: `tie: all` without a joint vocabulary.
+    """
+    if config.architecture == "transformer":
+        return Transformer(config, num_source_pieces, num_target_pieces, source_pad_id, target_pad_id)
+    # Imported here so that a Transformer run does not depend on the recurrent model.
+    from hpcasync.nmt.rnn import RecurrentModel
+
+    return RecurrentModel(config, num_source_pieces, num_target_pieces, source_pad_id, target_pad_id)

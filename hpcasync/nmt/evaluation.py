@@ -1,0 +1,121 @@
+"""Scores of a trained model on the validation or test text of its corpus."""
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.nmt.load import TrainedModel
+from hpcasync.nmt.scoring import Loss, corpus_loss, corpus_score
+from hpcasync.nmt.search import Searcher, SearchSettings
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is scored, and how it is searched.
+
+    Attributes:
+        split: text of the corpus.
+        beam, length_penalty: as in hpcasync.nmt.search.SearchSettings.
+        max_sentences: the first so many pairs are searched for BLEU and chrF; 0: all. The loss is that of all pairs.
+        batch_tokens: padded tokens per batch, bounds the memory; does not change the scores.
+    """
+
+    split: Split = "valid"
+    beam: int = 5
+    length_penalty: float = SearchSettings.length_penalty
+    max_sentences: int = 0
+    batch_tokens: int = SearchSettings.batch_tokens
+
+    def search_settings(self) -> SearchSettings:
+        """For hpcasync.nmt.search.Searcher."""
+        return SearchSettings(beam=self.beam, length_penalty=self.length_penalty, batch_tokens=self.batch_tokens)
+
+    def identity(self) -> dict[str, Any]:
+        """What the scores depend on."""
+        search = self.search_settings()
+        return {
+            "split": self.split,
+            "beam": self.beam,
+            "length_penalty": self.length_penalty,
+            "max_sentences": self.max_sentences,
+            "max_length_factor": search.max_length_factor,
+            "max_length_extra": search.max_length_extra,
+        }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one set of parameters; of diverged ones, BLEU and chrF are 0 and the loss is not finite.
+
+    Attributes:
+        loss: nats per target token, ends of sentence included, without label smoothing.
+        perplexity: exp(loss).
+        bleu, chrf: 0 to 100, with sacreBLEU's signatures.
+        num_sentences: pairs searched for BLEU and chrF.
+        num_tokens: target tokens that the loss is averaged over.
+        seconds: time that scoring took.
+    """
+
+    loss: float
+    perplexity: float
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    num_sentences: int
+    num_tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a loss that is not finite stays a float."""
+        return asdict(self)
+
+
+def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: EvaluationSettings) -> Scores:
+    """Loss, BLEU and chrF of a model on the device that it is on; the parameters stay as they are.
+
+    Raises:
+        UserError: the corpus has no such text.
+    """
+    start_seconds = time.perf_counter()
+    sources, targets = corpus.raw(settings.split)
+    max_length = trained.config.model.max_length
+    vocabularies = trained.source_vocabulary, trained.target_vocabulary
+    loss = corpus_loss(
+        trained.model, (sources, targets), vocabularies, max_length=max_length, batch_tokens=settings.batch_tokens
+    )
+    num_searched = settings.max_sentences or len(sources)
+    hypotheses = _translate(trained, sources[:num_searched], loss, settings)
+    bleu, chrf = (corpus_score(name, hypotheses, [targets[:num_searched]]) for name in ("bleu", "chrf"))
+    return Scores(
+        loss=loss.per_token,
+        perplexity=loss.perplexity,
+        bleu=bleu.value,
+        chrf=chrf.value,
+        bleu_signature=bleu.signature,
+        chrf_signature=chrf.signature,
+        num_sentences=len(hypotheses),
+        num_tokens=loss.num_tokens,
+        seconds=time.perf_counter() - start_seconds,
+    )
+
+
+def _translate(trained: TrainedModel, sources: list[str], loss: Loss, settings: EvaluationSettings) -> list[str]:
+    if not math.isfinite(loss.nll):
+        logger.warning("the loss is not finite: the parameters have diverged, and translate nothing")
+        return ["" for _ in sources]
+    searcher = Searcher(
+        trained.model,
+        trained.source_vocabulary,
+        trained.target_vocabulary,
+        settings.search_settings(),
+        max_length=trained.config.model.max_length,
+    )
+    return [hypotheses[0].text for hypotheses in searcher.translate(sources)]

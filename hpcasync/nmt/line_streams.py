@@ -1,0 +1,108 @@
+"""Text in and out, line by line: decoded input with numbered errors, translations as lines."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from hpcasync.data.text import read_lines
+from hpcasync.errors import UserError
+from hpcasync.nmt.search import Hypothesis
+
+OutputFormat = Literal["best", "best-with-score", "nbest"]
+
+
+def input_lines(path: Path | None) -> Iterator[str]:
+    """The lines of a file (plain or gzip), of a pipe that has a path, or where `path` is None of standard input.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no UTF-8; while it is read.
+    """
+    name = "standard input" if path is None else str(path)
+    for number, line in enumerate(_raw_lines(path), start=1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}, line {number}: invalid UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x}); "
+                "convert the text, for example with `iconv -t UTF-8`"
+            ) from error
+
+
+def read_documents(paths: Sequence[Path]) -> list[list[str]]:
+    """The lines of each of several files; "-" is standard input.
+
+    Raises:
+        UserError: as `input_lines`.
+    """
+    if sum(str(path) == "-" for path in paths) > 1:
+        raise UserError("standard input (-) can be given once only")
+    return [list(input_lines(None if str(path) == "-" else path)) for path in paths]
+
+
+def format_translation(number: int, hypotheses: Sequence[Hypothesis], output_format: OutputFormat) -> str:
+    """The lines of a sentence, each with its end.
+
+    "best": the text. "best-with-score": text, tab, score. "nbest": `NUMBER ||| TEXT ||| SCORE` for every hypothesis, as
+    Moses writes it, with sentences numbered from 0.
+    """
+    if output_format == "nbest":
+        return "".join(f"{number} ||| {_one_line(h.text)} ||| {h.score:.6f}\n" for h in hypotheses)
+    best = hypotheses[0]
+    score = f"\t{best.score:.6f}" if output_format == "best-with-score" else ""
+    return f"{_one_line(best.text)}{score}\n"
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Open a file for writing, or where `path` is None take standard output.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        stream = path.open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with stream:
+        yield stream
+
+
+def write_line(line: str, stream: BinaryIO, name: str) -> None:
+    """Write a line, and whatever has been buffered, at once.
+
+    Raises:
+        UserError: the disk is full, for one. BrokenPipeError: the reader is gone.
+    """
+    try:
+        stream.write(line.encode())
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {name}: {error.strerror}") from error
+
+
+def _raw_lines(path: Path | None) -> Iterator[bytes]:
+    if path is None:
+        yield from _without_line_ends(sys.stdin.buffer)
+    elif path.is_fifo():
+        with path.open("rb") as stream:
+            yield from _without_line_ends(stream)
+    else:
+        yield from read_lines(path)
+
+
+def _without_line_ends(stream: Iterable[bytes]) -> Iterator[bytes]:
+    for line in stream:
+        content = line.removesuffix(b"\n")
+        yield content.removesuffix(b"\r")
+
+
+def _one_line(text: str) -> str:
+    """A model with byte pieces can spell a line break."""
+    return text.replace("\n", " ").replace("\r", " ")

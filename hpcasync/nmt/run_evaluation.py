@@ -1,0 +1,98 @@
+"""Scores of the snapshots of a run, kept in RUN_DIR/evaluation-SPLIT.jsonl so that none is scored twice."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
+from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
+from hpcasync.nmt.load import build_untrained, load_parameters_
+from hpcasync.nmt.snapshots import PARAMETERS_FILE, Snapshot
+
+Record = dict[str, Any]
+
+
+def evaluate_snapshots(
+    run_dir: Path,
+    snapshots: Sequence[Snapshot],
+    corpus: PreparedCorpus,
+    settings: EvaluationSettings,
+    device: torch.device,
+) -> Iterator[Record]:
+    """Yield a record per snapshot, in order: from the file, or scored now and appended to it.
+
+    A record has the snapshot's name, version, num_updates, target_tokens and wall_seconds; the `settings` and the
+    corpus digest; and the scores (null where not finite).
+
+    Raises:
+        UserError: a snapshot cannot be loaded, the corpus has no such text, or the file cannot be written.
+    """
+    path = run_dir / f"evaluation-{settings.split}.jsonl"
+    known = read_records(path)
+    trained = None
+    for snapshot in snapshots:
+        identity = _identity(snapshot, corpus, settings)
+        record = next((r for r in known if all(r.get(key) == value for key, value in identity.items())), None)
+        if record is None:
+            trained = trained or build_untrained(run_dir, device)
+            load_parameters_(trained.model, [snapshot.path / PARAMETERS_FILE])
+            scores = score_parameters(trained, corpus, settings).to_dict()
+            record = {**identity, **{key: _finite(value) for key, value in scores.items()}}
+            _append(path, record)
+        yield record
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of an evaluation file, oldest first; none if it does not exist.
+
+    A last line without its end is what a crash left, and is no record.
+
+    Raises:
+        UserError: another line is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is no JSON: remove the line, or the file to score anew") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is no JSON object: remove the line, or the file to score anew")
+        records.append(record)
+    return records
+
+
+def _identity(snapshot: Snapshot, corpus: PreparedCorpus, settings: EvaluationSettings) -> Record:
+    return {
+        "snapshot": snapshot.name,
+        "version": snapshot.version,
+        "num_updates": snapshot.num_updates,
+        "target_tokens": snapshot.target_tokens,
+        "wall_seconds": snapshot.wall_seconds,
+        "settings": settings.identity(),
+        "corpus_digest": corpus.digest,
+    }
+
+
+def _append(path: Path, record: Record) -> None:
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+        with path.open("r+b" if content else "wb") as file:
+            file.seek(content.rfind(b"\n") + 1)  # over what a crash left of a line
+            file.truncate()
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

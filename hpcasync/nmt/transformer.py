@@ -1,0 +1,158 @@
+"""The Transformer (Vaswani et al. 2017), pre- or post-norm, with cached decoding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcasync.config import ModelConfig
+from hpcasync.errors import UserError
+from hpcasync.nmt.decoder_state import DecoderState
+from hpcasync.nmt.dropout import dropout
+from hpcasync.nmt.embedding import PositionTable, TokenEmbedding
+from hpcasync.nmt.layers import DecoderLayer, EncoderLayer
+from hpcasync.nmt.linear import Linear
+from hpcasync.nmt.loss import summed_cross_entropy
+from hpcasync.nmt.model import TranslationModel
+from hpcasync.nmt.packing import Packing
+
+_CACHE_BLOCK = 16  # positions by which the decoder's cache grows
+
+
+@dataclass
+class TransformerState:
+    """Decoder state of N hypotheses.
+
+    Attributes:
+        memory: [N, S, layers, 2, heads, head_dim], keys and values of the encoder's output for every decoder layer.
+        memory_mask: [N, S] bool or None.
+        cache: [N, layers, 2, capacity, heads, head_dim], keys and values of the positions decoded so far.
+        position: number of positions decoded.
+        source_rows: [N] int64, the sentence that each row's memory belongs to.
+    """
+
+    memory: Tensor
+    memory_mask: Tensor | None
+    cache: Tensor
+    position: int
+    source_rows: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Number of hypotheses N."""
+        return len(self.source_rows)
+
+    def select_(self, rows: Tensor) -> None:
+        """Replace the state by the given rows [M] int64 of it."""
+        source_rows = self.source_rows.index_select(0, rows)
+        if not torch.equal(source_rows, self.source_rows):
+            # Reordering within the beams of a sentence keeps its memory: the usual case copies no memory at all.
+            self.memory = self.memory.index_select(0, rows)
+            if self.memory_mask is not None:
+                self.memory_mask = self.memory_mask.index_select(0, rows)
+        self.source_rows = source_rows
+        self.cache = self.cache.index_select(0, rows)
+
+    def reserve_(self) -> None:
+        """Make room for one more position."""
+        if self.position < self.cache.shape[3]:
+            return
+        shape = list(self.cache.shape)
+        shape[3] = _CACHE_BLOCK
+        self.cache = torch.cat([self.cache, self.cache.new_zeros(shape)], dim=3)
+
+
+class Transformer(TranslationModel):
+    """Encoder-decoder Transformer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_source_pieces: int,
+        num_target_pieces: int,
+        source_pad_id: int,
+        target_pad_id: int,
+    ) -> None:
+        super().__init__()
+        if config.tie == "all" and (num_source_pieces, source_pad_id) != (num_target_pieces, target_pad_id):
+            raise UserError(
+                f"model.tie all needs one joint vocabulary, but source and target have {num_source_pieces} and "
+                f"{num_target_pieces} pieces: prepare the data with a joint vocabulary or set model.tie=target"
+            )
+        self.config = config
+        self.source_pad_id, self.target_pad_id = source_pad_id, target_pad_id
+        self.source_embedding = TokenEmbedding(num_source_pieces, config.dim, source_pad_id)
+        self.target_embedding = (
+            self.source_embedding
+            if config.tie == "all"
+            else TokenEmbedding(num_target_pieces, config.dim, target_pad_id)
+        )
+        self.positions = PositionTable(config.max_length, config.dim)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.memory_projection = Linear(config.dim, config.dim, num_fused=2 * config.decoder_layers)
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        # With post-norm every layer ends in a normalisation; with pre-norm the stream needs one at its end.
+        has_final_norm = config.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(config.dim) if has_final_norm else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(config.dim) if has_final_norm else nn.Identity()
+        if config.tie == "none":
+            self.output_weight = nn.Parameter(torch.empty(num_target_pieces, config.dim))
+            nn.init.normal_(self.output_weight, std=config.dim**-0.5)
+        else:
+            self.output_weight = self.target_embedding.weight
+
+    def summed_loss(
+        self, source: Tensor, target_input: Tensor, target_output: Tensor, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """See TranslationModel.summed_loss."""
+        memory, memory_mask = self._encode(source)
+        packing = Packing.of(target_output, self.target_pad_id)
+        stream = self._embed(self.target_embedding, packing.pack(target_input), self._positions_of(packing))
+        for layer, layer_memory in zip(self.decoder, memory.unbind(2), strict=True):
+            stream = layer(stream, packing, layer_memory, memory_mask)
+        targets = packing.pack(target_output)
+        if packing.mask is not None and packing.rows is None:
+            is_token = packing.mask.flatten()
+            stream, targets = stream[is_token], targets[is_token]
+        return summed_cross_entropy(self.decoder_norm(stream), self.output_weight, targets, label_smoothing)
+
+    def start(self, source: Tensor) -> TransformerState:
+        """See TranslationModel.start."""
+        memory, memory_mask = self._encode(source)
+        num_rows, _, layers, _, heads, head_dim = memory.shape
+        cache = memory.new_zeros(num_rows, layers, 2, 0, heads, head_dim)
+        return TransformerState(memory, memory_mask, cache, 0, torch.arange(num_rows, device=source.device))
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """See TranslationModel.step."""
+        assert isinstance(state, TransformerState)
+        state.reserve_()
+        position = self.positions(state.position, state.position + 1)
+        stream = self._embed(self.target_embedding, tokens, position)
+        for index, layer in enumerate(self.decoder):
+            assert isinstance(layer, DecoderLayer)
+            memory = state.memory[:, :, index]
+            stream = layer.step(stream, state.cache[:, index], state.position, memory, state.memory_mask)
+        state.position += 1
+        hidden = self.decoder_norm(stream)
+        return functional.linear(hidden, self.output_weight).float()
+
+    def _encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Keys and values [B, S, layers, 2, heads, head_dim] for the decoder, and the mask [B, S] or None."""
+        packing = Packing.of(source, self.source_pad_id)
+        stream = self._embed(self.source_embedding, packing.pack(source), self._positions_of(packing))
+        for layer in self.encoder:
+            stream = layer(stream, packing)
+        projected = packing.pad(self.memory_projection(self.encoder_norm(stream)))
+        return projected.view(*source.shape, self.config.decoder_layers, 2, self.config.heads, -1), packing.mask
+
+    def _positions_of(self, packing: Packing) -> Tensor:
+        """[n, dim]"""
+        table: Tensor = self.positions(0, packing.length)
+        if packing.rows is None:
+            return table.repeat(packing.batch, 1)
+        return table.index_select(0, packing.rows.remainder(packing.length))
+
+    def _embed(self, embedding: TokenEmbedding, tokens: Tensor, positions: Tensor) -> Tensor:
+        return dropout(embedding(tokens, positions), self.config.dropout, self.training)
