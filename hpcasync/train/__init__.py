@@ -1,0 +1,1 @@
+"""The training loop, its exchanges (what a mode is), checkpoints and records."""

@@ -1,0 +1,177 @@
+"""The synchronous baseline: Horovod allreduce of the same flat gradient vector."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.mpi import together
+from hpcasync.data.batches import BatchPlan
+from hpcasync.errors import UserError
+from hpcasync.ps.shard_state import ShardState, clip_factor
+from hpcasync.ps.state import PushCounts
+from hpcasync.ps.tickets import TicketSequence
+from hpcasync.train.exchange import Contribution
+from hpcasync.train.supervisor import Supervisor, UpdateReport
+
+
+def start_horovod(comm: MPI.Intracomm) -> Any:
+    """Start Horovod on all ranks and return its torch module.
+
+    Raises:
+        UserError: Horovod is not installed, was built without MPI, or sees another number of ranks.
+    """
+    hvd = together(comm, _import_horovod)
+    hvd.init()
+    if hvd.size() != comm.size:
+        raise UserError(f"Horovod sees {hvd.size()} ranks and MPI {comm.size}: see `hpcasync doctor`", everywhere=True)
+    return hvd
+
+
+def _import_horovod() -> Any:
+    try:
+        import horovod.torch as hvd
+    except ImportError as error:
+        raise UserError(
+            f"mode=sync needs Horovod, which cannot be imported ({error}); `make setup` builds it, docs/install.md "
+            "says how for a cluster; every asynchronous mode works without it"
+        ) from error
+    if not hvd.mpi_built():
+        raise UserError("this Horovod was built without MPI: rebuild it with HOROVOD_WITH_MPI=1")
+    return hvd
+
+
+class AllreduceExchange:
+    """A worker that waits for all workers in every step. Each holds the whole optimizer state.
+
+    Args:
+        comm: all ranks.
+        hvd: Horovod's torch module, started.
+        state: the whole parameter vector (the model's own) with its optimizer.
+        tickets, plan, num_epochs: as in asynchronous training.
+        num_local: accumulate.local.
+        clip_norm: of the summed gradient per token; 0 for none.
+        supervisor: on world rank 0 alone.
+        version: number of updates made before (resume).
+        counts: of gradients; kept up to date.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        hvd: Any,
+        state: ShardState,
+        tickets: TicketSequence,
+        plan: BatchPlan,
+        supervisor: Supervisor | None,
+        *,
+        num_epochs: int,
+        num_local: int,
+        clip_norm: float,
+        version: int,
+        counts: PushCounts,
+    ) -> None:
+        self._comm = comm
+        self._hvd = hvd
+        self._state = state
+        self._tickets = tickets
+        self._plan = plan
+        self._supervisor = supervisor
+        self._num_epochs = num_epochs
+        self._num_local = num_local
+        self._clip_norm = clip_norm
+        self._version = version
+        self._num_rounds = 0
+        self._num_drawn = 0
+        self._is_finished = False
+        self._counts = counts
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether rank 0 has ended training, for all."""
+        return self._is_finished
+
+    def draw(self) -> int | None:
+        """This worker's next ticket of the round: workers take turns, so that a round covers consecutive tickets."""
+        number = (self._num_rounds * self._num_local + self._num_drawn) * self._comm.size + self._comm.rank
+        self._num_drawn += 1
+        return self._ticket(number)
+
+    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+        """Sum over all workers, make the optimizer step, and hear from rank 0 whether to go on."""
+        # Sums over all workers, then which of them take part: not one without batches or whose gradient was rejected.
+        totals = torch.zeros(3 + self._comm.size, dtype=torch.float64)
+        if contribution.target_tokens:
+            totals[0], totals[1] = contribution.target_tokens, contribution.source_tokens
+            totals[2], totals[3 + self._comm.rank] = contribution.loss_sum, 1
+        else:
+            gradient.zero_()
+        handle = self._hvd.allreduce_async_(gradient, op=self._hvd.Sum, name="gradient")
+        totals = self._hvd.allreduce(totals, op=self._hvd.Sum, name="totals")
+        self._hvd.synchronize(handle)
+        tickets = self._round_tickets()
+        self._num_rounds += 1
+        self._num_drawn = 0
+        accepted = [tickets[rank] for rank in range(self._comm.size) if totals[3 + rank]]
+        rejected = [tickets[rank] for rank in range(self._comm.size) if tickets[rank] and not totals[3 + rank]]
+        report = UpdateReport(
+            num_steps=len(accepted),
+            target_tokens=int(totals[0]),
+            source_tokens=int(totals[1]),
+            loss_sum=float(totals[2]),
+            tickets=tuple(chain.from_iterable(accepted)),
+            staleness=(0,) * len(accepted),
+        )
+        self._reject(rejected)
+        if accepted:
+            self._apply(gradient, report)
+        should_stop = not any(tickets)
+        if self._supervisor is not None:
+            self._supervisor.collect_shards()
+            should_stop = should_stop or self._supervisor.should_stop()
+        self._is_finished = self._comm.bcast(should_stop, root=0)
+
+    def pull(self, parameters: torch.Tensor) -> None:
+        """Nothing to do: the step was made in place."""
+
+    def _reject(self, rejected: list[tuple[int, ...]]) -> None:
+        self._counts.num_pushed += len(rejected)
+        self._counts.num_dropped += len(rejected)
+        if self._supervisor is not None:
+            for tickets in rejected:
+                self._supervisor.skip(tickets)
+
+    def _apply(self, gradient: torch.Tensor, report: UpdateReport) -> None:
+        self._version += 1
+        learning_rate = self._supervisor.learning_rate(report) if self._supervisor is not None else 0.0
+        learning_rate = self._comm.bcast(learning_rate, root=0)
+        scale = 1.0 / report.target_tokens
+        if self._clip_norm:
+            scale *= clip_factor(scale * self._state.squared_norm(gradient) ** 0.5, self._clip_norm)
+        self._state.apply(gradient, scale=scale, learning_rate=learning_rate, version=self._version)
+        self._counts.num_pushed += report.num_steps
+        self._counts.num_applied += report.num_steps
+        self._counts.staleness[0] += report.num_steps
+        if self._supervisor is not None:
+            request = self._supervisor.after_update(report, learning_rate)
+            if request is not None:
+                self._supervisor.save_all(request, self._state)
+
+    def _ticket(self, number: int) -> int | None:
+        ticket = self._tickets.ticket(number)
+        is_over = self._num_epochs and self._plan.locate(ticket)[0] >= self._num_epochs
+        return None if is_over else ticket
+
+    def _round_tickets(self) -> list[tuple[int, ...]]:
+        """The tickets that each worker has drawn in this round."""
+        per_round = self._num_local * self._comm.size
+        first = self._num_rounds * per_round
+        return [
+            tuple(
+                ticket
+                for number in range(first + rank, first + per_round, self._comm.size)
+                if (ticket := self._ticket(number)) is not None
+            )
+            for rank in range(self._comm.size)
+        ]

@@ -1,0 +1,128 @@
+"""The asynchronous modes: workers' exchange over RMA, and the coordinator's view of the run."""
+
+import torch
+
+from hpcasync.config import PullPolicy
+from hpcasync.data.batches import BatchPlan
+from hpcasync.ps.client import Client
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.server import SaveRequest
+from hpcasync.ps.state import Update
+from hpcasync.ps.tickets import TicketSequence
+from hpcasync.train.exchange import Contribution
+from hpcasync.train.supervisor import Supervisor, UpdateReport
+
+
+class AsynchronousExchange:
+    """A worker that waits for nobody.
+
+    Args:
+        client: access to the servers.
+        tickets: order in which batches are handed out.
+        plan: the batches.
+        num_epochs: passes over the corpus after which there are no more batches; 0: endless.
+        pull: what to wait for after a push (exchange.pull).
+    """
+
+    def __init__(
+        self, client: Client, tickets: TicketSequence, plan: BatchPlan, *, num_epochs: int, pull: PullPolicy
+    ) -> None:
+        self._client = client
+        self._tickets = tickets
+        self._plan = plan
+        self._num_epochs = num_epochs
+        self._pull = pull
+        self._version = 0
+        self._is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the corpus or the run is at its end."""
+        return self._is_finished
+
+    def draw(self) -> int | None:
+        """The next ticket of the whole job."""
+        if self._is_finished or self._client.should_stop():
+            self._is_finished = True
+            return None
+        ticket = self._tickets.ticket(self._client.draw())
+        if self._num_epochs and self._plan.locate(ticket)[0] >= self._num_epochs:
+            self._is_finished = True
+            return None
+        return ticket
+
+    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+        """Write the gradient into this worker's slot at the servers."""
+        if not contribution.tickets:
+            return
+        record = PushRecord(
+            self._version,
+            contribution.target_tokens,
+            contribution.loss_sum,
+            contribution.source_tokens,
+            contribution.compute_seconds,
+            contribution.tickets,
+        )
+        if not self._client.push(gradient, record):
+            self._is_finished = True
+        elif not self._is_finished:
+            self._is_finished = not self._wait(is_rejected=not contribution.target_tokens)
+
+    def pull(self, parameters: torch.Tensor) -> None:
+        """Take the newest version."""
+        if not self._is_finished:
+            self._version = self._client.pull(parameters)
+
+    def _wait(self, *, is_rejected: bool) -> bool:
+        """Wait as configured; False if training has ended. A rejected push never becomes part of a version."""
+        if self._pull == "applied" and not is_rejected:
+            return self._client.wait_until_settled()
+        return self._pull == "latest" or self._client.wait_until_handled()
+
+    def close(self) -> None:
+        """Say goodbye to the coordinator."""
+        self._client.finish()
+
+
+class CoordinatorObserver:
+    """Translates between the coordinator (`ps.server.Observer`) and the supervisor of the run."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def learning_rate(self, update: Update) -> float:
+        """By the schedule."""
+        return self._supervisor.learning_rate(_report(update))
+
+    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
+        """Count, log, and say what to save."""
+        return self._supervisor.after_update(_report(update), learning_rate)
+
+    def after_drop(self, record: PushRecord) -> None:
+        """A rejected gradient's batches are done with; a resumed run draws those dropped at the end again."""
+        if record.num_tokens == 0:
+            self._supervisor.skip(record.tickets)
+
+    def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
+        """Write it, and have it scored."""
+        self._supervisor.save_snapshot(request, vector)
+
+    def shard_saved(self, name: str) -> None:
+        """Count it: a checkpoint is complete with its last shard."""
+        self._supervisor.shard_saved(name)
+
+    def should_stop(self) -> bool:
+        """By the configuration."""
+        return self._supervisor.should_stop()
+
+
+def _report(update: Update) -> UpdateReport:
+    records = [push.record for push in update.pushes]
+    return UpdateReport(
+        num_steps=len(records),
+        target_tokens=update.num_tokens,
+        source_tokens=sum(record.num_source_tokens for record in records),
+        loss_sum=sum(record.loss_sum for record in records),
+        tickets=tuple(ticket for record in records for ticket in record.tickets),
+        staleness=tuple(update.staleness),
+    )

@@ -1,0 +1,101 @@
+"""What a person sees of a run: a live line on a terminal, plain lines in a batch log."""
+
+import os
+import sys
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hpcasync.config import StopConfig
+
+# mpirun gives ranks pseudo-terminals whatever its own output is; `hpcasync launch` knows and says so here.
+TERMINAL_VARIABLE = "HPCASYNC_TERMINAL"
+
+
+class Console:
+    """Lines and progress of a run, on standard output of one rank.
+
+    Args:
+        stop: the limits, for the time that is left.
+        batches_per_epoch: for the same.
+    """
+
+    def __init__(self, stop: StopConfig, batches_per_epoch: int) -> None:
+        self._stop = stop
+        self._batches_per_epoch = batches_per_epoch
+        self._started_at: tuple[float, float] | None = None
+        self._live: Progress | None = None
+        self._rich = RichConsole(force_terminal=True, highlight=False) if _is_terminal() else None
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if self._rich is None:
+            print(text, flush=True)
+        else:
+            self._rich.print(text, markup=False)
+
+    def update(self, fields: dict[str, Any]) -> None:
+        """Show progress."""
+        done, left_seconds = self._progress(fields)
+        text = (
+            f"update {fields['num_updates']:>6}  epoch {fields['data_epoch']:6.2f}  loss {fields['loss']:6.3f}  "
+            f"lr {fields['learning_rate']:.2e}  {fields['target_tokens_per_second']:8,.0f} tok/s  "
+            f"staleness {fields['staleness_mean']:4.2f} (max {fields['staleness_max']})  left {_duration(left_seconds)}"
+        )
+        if self._rich is None:
+            print(text, flush=True)
+            return
+        if self._live is None:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn()
+            self._live = Progress(*columns, console=self._rich, refresh_per_second=4)
+            self._live.add_task(text, total=1.0)
+            self._live.start()
+        self._live.update(self._live.task_ids[0], description=text, completed=done)
+
+    def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
+        """Show the scores of a snapshot."""
+        self.line(
+            f"validation of update {scores['num_updates']} ({_duration(scores['wall_seconds'])}): "
+            f"loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}  "
+            f"BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
+            f"{'  best so far' if is_best else ''}"
+        )
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _progress(self, fields: dict[str, Any]) -> tuple[float, float]:
+        """Fraction done in [0, 1], and seconds left at the pace so far; the limit that is nearest counts."""
+        seconds = fields["wall_seconds"]
+        stop = self._stop
+        limits = [
+            (fields["num_updates"], stop.updates),
+            (fields["num_batches"], stop.epochs * self._batches_per_epoch),
+            (fields["target_tokens"], stop.tokens),
+            (seconds, stop.seconds),
+        ]
+        done = max((value / limit for value, limit in limits if limit), default=0.0)
+        if self._started_at is None:
+            self._started_at = seconds, done
+        began_seconds, began_done = self._started_at
+        if done <= began_done:
+            return min(1.0, done), float("inf")
+        return min(1.0, done), max(0.0, (1 - done) * (seconds - began_seconds) / (done - began_done))
+
+
+def _is_terminal() -> bool:
+    if TERMINAL_VARIABLE in os.environ:
+        return os.environ[TERMINAL_VARIABLE] == "1"
+    under_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"))
+    return sys.stdout.isatty() and not under_mpi
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

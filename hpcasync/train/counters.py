@@ -1,0 +1,29 @@
+"""How far training has come. Different things are counted apart."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Counters:
+    """Progress of a run, resumed parts included.
+
+    Attributes:
+        num_updates: optimizer steps.
+        num_steps: pushes that were applied (in sync: a worker's part of an allreduce).
+        num_batches: micro-batches that were applied.
+        target_tokens: non-padding target tokens that were applied.
+        source_tokens: likewise on the source side.
+        wall_seconds: training time, without set-up.
+    """
+
+    num_updates: int = 0
+    num_steps: int = 0
+    num_batches: int = 0
+    target_tokens: int = 0
+    source_tokens: int = 0
+    wall_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

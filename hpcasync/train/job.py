@@ -1,0 +1,270 @@
+"""A training job on all ranks: set up together, then each rank in its role."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.mpi import gather_hosts, require_same, together
+from hpcasync.comm.roles import Roles, assign_roles
+from hpcasync.comm.shards import Shard
+from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.config import Config
+from hpcasync.data.batches import BatchPlan
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
+from hpcasync.nmt.build import build_model
+from hpcasync.nmt.memory import keep_freed_memory
+from hpcasync.nmt.model import TranslationModel
+from hpcasync.ps.client import Client
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.link import Link
+from hpcasync.ps.server import Coordinator, Follower, initial_shard
+from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.state import UpdateState
+from hpcasync.slurm.environment import check_world_size
+from hpcasync.train.allreduce import AllreduceExchange, start_horovod
+from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.console import Console
+from hpcasync.train.devices import choose_device, choose_threads
+from hpcasync.train.header import header_lines
+from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.recorder import Recorder
+from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
+from hpcasync.train.run_files import ShardWriter, read_shard
+from hpcasync.train.step import GradientStep
+from hpcasync.train.summary import write_summary
+from hpcasync.train.supervisor import RunState, Supervisor
+from hpcasync.train.versions import collect_versions
+from hpcasync.train.worker import run_worker
+
+
+@dataclass
+class _Setup:
+    """What every rank has before roles differ."""
+
+    config: Config
+    comm: MPI.Intracomm
+    roles: Roles
+    corpus: PreparedCorpus
+    plan: BatchPlan
+    model: TranslationModel
+    flat: FlatParameters
+    num_threads: int
+    state: RunState
+    checkpoint: Path | None
+    num_checkpoint_shards: int
+
+    @property
+    def layout(self) -> dict[str, str]:
+        """What a resumed run must share with the one before it."""
+        data = self.config.data
+        return {
+            "model": self.flat.digest,
+            "corpus": self.corpus.digest,
+            "batches": f"{data.batch_tokens} tokens, seed {self.config.seed}",
+        }
+
+
+def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Train on all ranks of MPI_COMM_WORLD (collective).
+
+    Raises:
+        UserError: on every rank, for anything that a user can cause.
+    """
+    comm = MPI.COMM_WORLD
+    check_world_size(comm.size)
+    require_same(comm, config.digest, "the configuration")
+    setup = together(comm, lambda: _set_up(config, comm, resume=resume))
+    require_same(comm, setup.flat.digest, "the layout of the model")
+    hvd = start_horovod(comm) if config.mode == "sync" else None
+    together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
+    if hvd is not None:
+        _run_synchronous(setup, hvd)
+    else:
+        _run_asynchronous(setup)
+
+
+def _prepare_on_first(setup: _Setup, *, resume: bool, overwrite: bool) -> None:
+    if setup.comm.rank != setup.roles.coordinator_rank:
+        return
+    if resume:
+        save_configuration(setup.config)
+    else:
+        create_run_directory(setup.config, setup.corpus, overwrite=overwrite)
+
+
+def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool) -> _Setup:
+    roles = assign_roles(gather_hosts(comm), config.num_servers)
+    cores_of_ranks = comm.allgather(frozenset(os.sched_getaffinity(0)))
+    num_threads = choose_threads(config, roles, comm.rank, cores_of_ranks)
+    torch.set_num_threads(num_threads)
+    device = choose_device(config, roles, comm.rank)
+    if device.type == "cpu":
+        keep_freed_memory()
+    corpus = PreparedCorpus.open(config.data.path)
+    if config.validation.score and not corpus.has_split("valid"):
+        raise UserError(
+            f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
+            "validation.score=false"
+        )
+    vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
+    plan = BatchPlan(corpus.train, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model, len(vocabularies[0]), len(vocabularies[1]), vocabularies[0].pad_id, vocabularies[1].pad_id
+    ).to(device)
+    setup = _Setup(
+        config, comm, roles, corpus, plan, model, FlatParameters(model), num_threads, RunState.new(config), None, 0
+    )
+    if resume:
+        setup.checkpoint = find_checkpoint(config)
+        setup.state, setup.num_checkpoint_shards = read_run_state(
+            setup.checkpoint, setup.layout, config.validation.metric
+        )
+    return setup
+
+
+def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window_bytes: int) -> Supervisor:
+    config, plan = setup.config, setup.plan
+    console = Console(config.stop, plan.num_batches())
+    recorder = Recorder(
+        config.output_dir,
+        console,
+        every=config.logging.every,
+        tensorboard=config.logging.tensorboard,
+        batches_per_epoch=plan.num_batches(),
+    )
+    for line in header_lines(config, setup.roles, setup.corpus, plan, setup.flat, setup.num_threads, window_bytes):
+        console.line(line)
+    if setup.checkpoint is not None:
+        recorder.note(f"resuming from {setup.checkpoint}")
+    recorder.event("start", configuration=config.to_dict(), versions=collect_versions(), roles=setup.roles.describe())
+    return Supervisor(config, config.output_dir, setup.flat, num_shards, writer, recorder, setup.state, setup.layout)
+
+
+def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
+    if setup.checkpoint is not None:
+        state.load_state_tensors(read_shard(setup.checkpoint, setup.num_checkpoint_shards, shard))
+
+
+def _run_synchronous(setup: _Setup, hvd: Any) -> None:
+    config, comm, flat = setup.config, setup.comm, setup.flat
+    hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
+    optimizer = config.optimizer
+    state = ShardState(flat.parameters, optimizer_factory(optimizer), ema_decay=optimizer.ema_decay)
+    together(comm, lambda: _load_shard(setup, state, state.whole))
+    supervisor = None
+    if comm.rank == 0:
+        writer = ShardWriter(config.output_dir / "checkpoints", 1)
+        supervisor = _make_supervisor(setup, writer, 1, window_bytes=0)
+    exchange = AllreduceExchange(
+        comm,
+        hvd,
+        state,
+        setup.state.ledger.remaining(),
+        setup.plan,
+        supervisor,
+        num_epochs=config.stop.epochs,
+        num_local=config.accumulate.local,
+        clip_norm=optimizer.clip_norm,
+        version=setup.state.counters.num_updates,
+        counts=setup.state.counts,
+    )
+    step = GradientStep(config, setup.model, flat, setup.plan)
+    comm.Barrier()
+    if supervisor is not None:
+        supervisor.start()
+    is_over = comm.bcast(supervisor is not None and supervisor.should_stop(), root=0)
+    if not is_over:
+        run_worker(step, exchange, flat.parameters, flat.gradient)
+    if supervisor is not None:
+        request = supervisor.final_request()
+        if request is not None:
+            supervisor.save_all(request, state)
+        _end(setup, supervisor)
+    wait_for_all(comm)
+    hvd.shutdown()
+
+
+def _run_asynchronous(setup: _Setup) -> None:
+    config, comm = setup.config, setup.comm
+    link = Link(comm, setup.roles, setup.flat.num_elements, config.exchange.slots, config.accumulate.local)
+    if link.server_index is not None:
+        _run_server(setup, link)
+    else:
+        _run_asynchronous_worker(setup, link)
+    wait_for_all(comm)
+    link.free()
+
+
+def _run_server(setup: _Setup, link: Link) -> None:
+    config, comm = setup.config, setup.comm
+    assert link.server_index is not None
+    shard = link.shards[link.server_index]
+    state = ShardState(
+        initial_shard(setup.flat.parameters, shard),
+        optimizer_factory(config.optimizer),
+        ema_decay=config.optimizer.ema_decay,
+        between_blocks=lambda: make_progress(comm),
+    )
+    together(comm, lambda: _load_shard(setup, state, shard))
+    writer = ShardWriter(config.output_dir / "checkpoints", len(link.shards))
+    clip_norm = config.optimizer.clip_norm
+    if link.server_index > 0:
+        follower = Follower(link, state, writer, clip_norm=clip_norm, version=setup.state.counters.num_updates)
+        comm.Barrier()
+        follower.run()
+        return
+    window_bytes = sum(link.server_bytes(server) for server in range(len(link.shards)))
+    supervisor = _make_supervisor(setup, writer, len(link.shards), window_bytes)
+    decisions = UpdateState(
+        link.num_workers,
+        config.accumulate.global_,
+        pull_applied=config.exchange.pull == "applied",
+        version=setup.state.counters.num_updates,
+        counts=setup.state.counts,
+    )
+    coordinator = Coordinator(link, state, writer, CoordinatorObserver(supervisor), decisions, clip_norm=clip_norm)
+    comm.Barrier()
+    supervisor.start()
+    coordinator.run()
+    request = supervisor.final_request()
+    if request is not None:
+        coordinator.save(request)
+    coordinator.finish()
+    _end(setup, supervisor)
+
+
+def _run_asynchronous_worker(setup: _Setup, link: Link) -> None:
+    config = setup.config
+    step = GradientStep(config, setup.model, setup.flat, setup.plan)
+    exchange = AsynchronousExchange(
+        Client(link),
+        setup.state.ledger.remaining(),
+        setup.plan,
+        num_epochs=config.stop.epochs,
+        pull=config.exchange.pull,
+    )
+    together(setup.comm, lambda: None)  # the servers read the checkpoint
+    setup.comm.Barrier()
+    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient)
+    exchange.close()
+
+
+def _end(setup: _Setup, supervisor: Supervisor) -> None:
+    supervisor.finish()
+    summary = write_summary(
+        setup.config.output_dir,
+        setup.config,
+        setup.roles,
+        supervisor.counters,
+        setup.state.counts,
+        collect_versions(),
+        stop_reason=supervisor.stop_reason,
+        num_parameters=setup.flat.num_trainable,
+    )
+    supervisor.report_end(summary)

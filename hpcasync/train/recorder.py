@@ -1,0 +1,125 @@
+"""Records of a run: metrics.jsonl, TensorBoard events, and lines for people."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from hpcasync.train.console import Console
+from hpcasync.train.counters import Counters
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Recorder:
+    """Sends each event to metrics.jsonl, TensorBoard and the console.
+
+    Updates are summed up over `every` updates: one line, one record.
+    """
+
+    def __init__(
+        self, run_dir: Path, console: Console, *, every: int, tensorboard: bool, batches_per_epoch: int
+    ) -> None:
+        self._metrics = _open_to_append(run_dir / METRICS_FILE)
+        self._console = console
+        self._every = every
+        self._batches_per_epoch = batches_per_epoch
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        self._loss_sum = 0.0
+        self._tokens = 0
+        self._staleness: list[int] = []
+        self._num_rejected = 0
+        self._window_started: float | None = None
+        self._window_tokens = 0
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Write one record; numbers that are not finite are null in it."""
+        finite = {key: None if _is_not_finite(value) else value for key, value in fields.items()}
+        self._metrics.write(json.dumps({"event": kind, "time": time.time(), **finite}) + "\n")
+        self._metrics.flush()
+
+    def note(self, text: str) -> None:
+        """A line for people, recorded too."""
+        self.event("note", text=text)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line for people alone."""
+        self._console.line(text)
+
+    def rejected(self) -> None:
+        """A gradient was not finite."""
+        self._num_rejected += 1
+        self.event("rejected", num_rejected=self._num_rejected)
+        self._console.line(f"a gradient was not finite and has been rejected ({self._num_rejected} so far)")
+
+    def update(
+        self, counters: Counters, loss_sum: float, target_tokens: int, learning_rate: float, staleness: Sequence[int]
+    ) -> None:
+        """Take note of an update; write a record every so often."""
+        if self._window_started is None:
+            # The first update's time includes starting up: throughput is counted from its end.
+            self._window_started = counters.wall_seconds
+        else:
+            self._window_tokens += target_tokens
+        self._loss_sum += loss_sum
+        self._tokens += target_tokens
+        self._staleness.extend(staleness)
+        if counters.num_updates % self._every:
+            return
+        seconds = counters.wall_seconds - self._window_started
+        fields: dict[str, Any] = {
+            **counters.to_dict(),
+            "data_epoch": counters.num_batches / self._batches_per_epoch,
+            "loss": self._loss_sum / max(1, self._tokens),
+            "learning_rate": learning_rate,
+            "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else 0.0,
+            "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),
+            "staleness_max": max(self._staleness, default=0),
+        }
+        self.event("update", **fields)
+        self._console.update(fields)
+        if self._board is not None:
+            for key in ("loss", "learning_rate", "target_tokens_per_second", "staleness_mean", "staleness_max"):
+                self._board.add_scalar(f"train/{key}", fields[key], counters.num_updates)
+        self._loss_sum, self._tokens = 0.0, 0
+        self._window_tokens, self._window_started = 0, counters.wall_seconds
+        self._staleness.clear()
+
+    def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
+        """The scores of a snapshot have come."""
+        self.event("validation", is_best=is_best, **scores)
+        self._console.validation(scores, is_best=is_best)
+        if self._board is not None:
+            for key in ("loss", "perplexity", "bleu", "chrf"):
+                self._board.add_scalar(f"validation/{key}", scores[key], scores["num_updates"])
+
+    def checkpoint(self, name: str) -> None:
+        """A checkpoint is complete."""
+        self.event("checkpoint", name=name)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._console.close()
+        if self._board is not None:
+            self._board.close()
+        self._metrics.close()
+
+
+def _open_to_append(path: Path) -> IO[str]:
+    """Open a file of lines, without the half line that a crash may have left at its end."""
+    if path.exists():
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    return path.open("a")
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,90 @@
+"""The directory of a run: made new, or found again to go on from its newest checkpoint."""
+
+import shutil
+from pathlib import Path
+
+from hpcasync.config import Config
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.data.manifest import SIDES, vocabulary_file
+from hpcasync.errors import UserError
+from hpcasync.train.run_files import list_complete, read_state, write_text_atomically
+from hpcasync.train.scores import BestScore
+from hpcasync.train.summary import read_validations
+from hpcasync.train.supervisor import RunState
+
+
+def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:
+    """Make the directory with the resolved configuration and copies of the SentencePiece models.
+
+    Raises:
+        UserError: it holds a run already, or cannot be written.
+    """
+    run_dir = config.output_dir
+    try:
+        if (run_dir / "config.yaml").exists():
+            if not overwrite:
+                raise UserError(
+                    f"{run_dir} holds a run already: go on with --resume, replace it with --overwrite, or set name, "
+                    "seed or run_dir"
+                )
+            shutil.rmtree(run_dir)
+        elif run_dir.exists() and any(run_dir.iterdir()):
+            raise UserError(f"{run_dir} is not empty and holds no run: choose another name or run_dir")
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "snapshots").mkdir()
+        for side in SIDES:
+            shutil.copyfile(corpus.path / vocabulary_file(side), run_dir / vocabulary_file(side))
+        config.save(run_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(f"cannot write the run directory {run_dir}: {error.strerror or error}") from error
+
+
+def save_configuration(config: Config) -> None:
+    """Replace the resolved configuration of a run that goes on; metrics.jsonl keeps that of each start.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_text_atomically(config.output_dir / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise UserError(f"cannot write the run directory {config.output_dir}: {error.strerror or error}") from error
+
+
+def find_checkpoint(config: Config) -> Path:
+    """The newest complete checkpoint of the run.
+
+    Raises:
+        UserError: there is no run, or none was saved.
+    """
+    run_dir = config.output_dir
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"--resume: {run_dir} holds no run; leave --resume out to start it")
+    complete = list_complete(run_dir / "checkpoints")
+    if not complete:
+        raise UserError(f"--resume: {run_dir}/checkpoints holds no complete checkpoint; start anew with --overwrite")
+    return complete[-1]
+
+
+def read_run_state(checkpoint: Path, layout: dict[str, str], metric: str) -> tuple[RunState, int]:
+    """Where the run stands and the number of shard files of its checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to another model or corpus, or is damaged.
+    """
+    state = read_state(checkpoint)
+    try:
+        for what, value in state["layout"].items():
+            if layout[what] != value:
+                raise UserError(
+                    f"--resume: {checkpoint} was written with another {what} ({value}, now {layout[what]}): "
+                    "resume with the configuration it was started with"
+                )
+        best = BestScore.of_records(
+            read_validations(checkpoint.parent.parent), metric, state["counters"]["num_updates"]
+        )
+        return RunState.from_dict(state, best), int(state["num_shards"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint}/state.json lacks what is needed to resume ({error!r}); remove {checkpoint}"
+        ) from error

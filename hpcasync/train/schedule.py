@@ -1,0 +1,25 @@
+"""Learning rate as a function of progress; counted in a unit that means the same in every mode."""
+
+import math
+
+from hpcasync.config import OptimizerConfig, ScheduleConfig
+from hpcasync.train.counters import Counters
+
+
+def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, counters: Counters) -> float:
+    """The learning rate of the update that brings the counters to their present values.
+
+    Linear warm-up to `optimizer.learning_rate` over `schedule.warmup`, then constant, falling with the inverse square
+    root (Vaswani et al. 2017, section 5.3, with a free peak), or falling to zero at `schedule.total` along a half
+    cosine (Loshchilov & Hutter 2017, without restarts).
+    """
+    position = {"updates": counters.num_updates, "batches": counters.num_batches, "tokens": counters.target_tokens}
+    now = max(1, position[schedule.unit])
+    if now < schedule.warmup:
+        return optimizer.learning_rate * now / schedule.warmup
+    if schedule.name == "constant":
+        return optimizer.learning_rate
+    if schedule.name == "inverse_sqrt":
+        return optimizer.learning_rate * math.sqrt(max(1, schedule.warmup) / now)
+    fraction = min(1.0, (now - schedule.warmup) / (schedule.total - schedule.warmup))
+    return optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))

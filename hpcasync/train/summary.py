@@ -1,0 +1,56 @@
+"""summary.json: what a run was and what came out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hpcasync.comm.roles import Roles
+from hpcasync.config import Config
+from hpcasync.nmt.run_evaluation import read_records
+from hpcasync.ps.state import PushCounts
+from hpcasync.train.counters import Counters
+from hpcasync.train.recorder import METRICS_FILE
+from hpcasync.train.run_files import write_text_atomically
+
+
+def write_summary(
+    run_dir: Path,
+    config: Config,
+    roles: Roles,
+    counters: Counters,
+    counts: PushCounts,
+    versions: dict[str, str | None],
+    **facts: object,
+) -> dict[str, Any]:
+    """Write RUN_DIR/summary.json and return what it holds."""
+    num_gradients = sum(counts.staleness.values())
+    staleness_sum = sum(staleness * number for staleness, number in counts.staleness.items())
+    scores = read_validations(run_dir)
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "mode": config.mode,
+        "roles": {"servers": len(roles.server_ranks), "workers": len(roles.worker_ranks), "hosts": roles.describe()},
+        **counters.to_dict(),
+        "target_tokens_per_second": counters.target_tokens / counters.wall_seconds if counters.wall_seconds else 0.0,
+        "staleness": {
+            "mean": staleness_sum / num_gradients if num_gradients else 0.0,
+            "max": max(counts.staleness, default=0),
+            "histogram": {str(staleness): number for staleness, number in sorted(counts.staleness.items())},
+        },
+        "gradients_pushed": counts.num_pushed,
+        "gradients_applied": counts.num_applied,
+        "gradients_dropped": counts.num_dropped,
+        **facts,
+        "best": next((score for score in reversed(scores) if score["is_best"]), None),
+        "final": scores[-1] if scores else None,
+        "versions": versions,
+        "seed": config.seed,
+        "configuration_digest": config.digest,
+    }
+    write_text_atomically(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def read_validations(run_dir: Path) -> list[dict[str, Any]]:
+    """The validation records of a run, oldest first."""
+    return [record for record in read_records(run_dir / METRICS_FILE) if record["event"] == "validation"]
