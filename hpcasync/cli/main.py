@@ -1,0 +1,46 @@
+"""The `hpcasync` command: a click group that imports a subcommand only when it is used."""
+
+import importlib
+
+import click
+
+from hpcasync import __version__
+
+# name -> (module, attribute, one line for --help). Listing the subcommands must not import torch or MPI.
+COMMANDS = {
+    "data": ("hpcasync.cli.data", "data", "Fetch and prepare corpora."),
+    "demo": ("hpcasync.cli.demo", "demo", "Train sync and async-global on a small corpus and compare them."),
+    "doctor": ("hpcasync.cli.doctor", "doctor", "Check this machine: MPI, Horovod, torch, CUDA, SLURM."),
+    "evaluate": ("hpcasync.cli.evaluate", "evaluate", "Score translations or the checkpoints of a run."),
+    "launch": ("hpcasync.cli.launch", "launch", "Start an MPI job on this machine with the right mpirun and options."),
+    "train": ("hpcasync.cli.train", "train", "Train a model; run it under mpirun or `hpcasync launch`."),
+    "translate": ("hpcasync.cli.translate", "translate", "Translate a file or standard input."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All subcommands, by name."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand; None if there is no such one."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hpcasync")
+def cli() -> None:
+    """Train neural networks asynchronously over MPI: servers own parameters, workers never wait for each other."""

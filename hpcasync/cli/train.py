@@ -1,0 +1,36 @@
+"""`hpcasync train`: one training run on all ranks of an MPI job."""
+
+from pathlib import Path
+
+import click
+
+from hpcasync.config import load_config
+
+
+def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        from hpcasync.config_reference import all_keys
+
+        for key in all_keys():
+            click.echo(f"{key.name} (default: {key.default})\n    {key.description}")
+        ctx.exit()
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--keys", is_flag=True, is_eager=True, expose_value=False, callback=_print_keys, help="List all keys.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run of the same name, mode and seed.")
+def train(config: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool) -> None:
+    """Train a model as the YAML file CONFIG says, with dotted KEY=VALUE overrides.
+
+    Start it on several ranks: `mpirun -np 3 hpcasync train configs/multi30k.yaml mode=async-global`, or
+    `hpcasync launch -n 3 -- train …`, which knows what one machine needs.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    resolved = load_config(config, overrides)
+    from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
+
+    run_training(resolved, resume=resume, overwrite=overwrite)

@@ -1,0 +1,87 @@
+"""Runs the commands that a user would run, one after the other, and shows them."""
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcasync.config import Config, load_config
+from hpcasync.demo.results import compare, show_translations
+from hpcasync.errors import UserError
+
+# Horovod's two ranks are both workers; the asynchronous run has a server beside its two.
+_RANKS = {"sync": 2, "async-global": 3}
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """What to demonstrate.
+
+    Attributes:
+        corpus: a name that `hpcasync data fetch` knows.
+        config: training configuration; its data.path is where the corpus is prepared.
+        seconds: training time of each mode; 0: as the configuration says.
+        mirror: directory or URL to fetch the corpus from; empty: its home.
+    """
+
+    corpus: str
+    config: Path
+    seconds: float
+    mirror: str
+
+
+def run_demo(plan: DemoPlan) -> None:
+    """Fetch, prepare, train in both modes, translate, compare.
+
+    Raises:
+        UserError: one of the commands failed.
+    """
+    overrides = [f"stop.seconds={plan.seconds:g}"] if plan.seconds else []
+    configs = {mode: load_config(plan.config, (f"mode={mode}", *overrides)) for mode in _RANKS}
+    if importlib.util.find_spec("horovod") is None:
+        del configs["sync"]
+        print(
+            "Horovod is not installed: leaving out mode=sync (`make setup` builds it; see `hpcasync doctor`)",
+            flush=True,
+        )
+    _prepare(plan, configs["async-global"].data.path)
+    for mode, config in configs.items():
+        _heading(f"Training: {mode}")
+        train = ["train", str(plan.config), f"mode={mode}", *overrides, "--overwrite"]
+        _hpcasync("launch", "-n", str(_RANKS[mode]), "--", *train)
+        _hpcasync("evaluate", str(config.output_dir), "--split", "test")
+    runs: list[Config] = list(configs.values())
+    _heading("A few sentences of the test set")
+    show_translations(runs)
+    _heading("Comparison")
+    compare(runs)
+
+
+def _prepare(plan: DemoPlan, prepared: Path) -> None:
+    if (prepared / "manifest.json").is_file():
+        _heading(f"Data: {prepared} is there already")
+        return
+    _heading("Data")
+    raw = prepared.with_name(prepared.name + "-text")
+    mirror = ["--mirror", plan.mirror] if plan.mirror else []
+    _hpcasync("data", "fetch", plan.corpus, str(raw), *mirror)
+    names = {"multi30k": ("train", "val", "test_2016_flickr", ".gz")}
+    train, valid, test, suffix = names.get(plan.corpus, ("train", "valid", "test", ""))
+    pairs = [[str(raw / f"{split}.{language}{suffix}") for language in ("en", "de")] for split in (train, valid, test)]
+    vocabulary = ["--vocab-size", "4000" if plan.corpus == "multi30k" else "2000"]
+    _hpcasync(
+        "data", "prepare", *pairs[0], "--valid", *pairs[1], "--test", *pairs[2], *vocabulary, "--out", str(prepared)
+    )
+
+
+def _heading(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def _hpcasync(*arguments: str) -> None:
+    print(f"$ hpcasync {shlex.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "hpcasync", *arguments]).returncode
+    if code:
+        raise UserError(f"`hpcasync {shlex.join(arguments)}` ended with code {code}; its message is above")

@@ -1,0 +1,80 @@
+"""Checks of Python packages, torch and its devices among them. A package counts as present when it can be imported."""
+
+import importlib
+import shutil
+import sys
+from importlib import metadata
+from types import ModuleType
+
+from hpcasync.doctor.check import Check
+
+_GIB = 1 << 30
+# module, distribution, is_required, what its lack disables
+_PACKAGES = (
+    ("sentencepiece", "sentencepiece", True, "vocabularies: all training and translation of text"),
+    ("sacrebleu", "sacrebleu", True, "BLEU, chrF and TER: validation and `hpcasync evaluate`"),
+    ("safetensors", "safetensors", True, "snapshots and checkpoints"),
+    ("tensorboard", "tensorboard", False, "TensorBoard events of runs"),
+    ("mtdata", "mtdata", False, "`hpcasync data fetch` of the WMT corpora"),
+)
+
+
+def package_checks() -> list[Check]:
+    """Packages beside torch, mpi4py and Horovod."""
+    return [check_package(*package) for package in _PACKAGES]
+
+
+def check_package(module: str, distribution: str, is_required: bool, disables: str) -> Check:
+    """Import one package and look up its version."""
+    loaded, reason = _load(module)
+    if loaded is None:
+        return _lack(module, distribution, reason, is_required, disables)
+    version = metadata.version(distribution)
+    return Check(module, "ok", version, is_required, facts={"version": version})
+
+
+def check_torch() -> Check:
+    """PyTorch, its build and its threads."""
+    torch, reason = _load("torch")
+    if torch is None:
+        return _lack("torch", "torch==2.13.0", reason, True, "everything")
+    facts = {"version": str(torch.__version__), "threads": torch.get_num_threads(), "cuda_build": torch.version.cuda}
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Check("torch", "ok", f"{torch.__version__}, {build}, {facts['threads']} threads", True, facts=facts)
+
+
+def check_cuda() -> Check:
+    """NVIDIA devices that torch can use."""
+    torch, _ = _load("torch")
+    disables = "training and translating on GPUs; everything runs on CPU"
+    if torch is not None and torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        described = ", ".join(f"{device.name} ({device.total_memory / _GIB:.0f} GiB)" for device in devices)
+        nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+        facts = {"devices": [device.name for device in devices], "cuda": torch.version.cuda, "nccl": nccl}
+        return Check("cuda", "ok", f"{described}; CUDA {torch.version.cuda}, NCCL {nccl}", facts=facts)
+    if shutil.which("nvidia-smi") is None:
+        cure = "a machine with an NVIDIA GPU and its driver"
+        return Check("cuda", "missing", "no NVIDIA driver on this machine", disables=disables, cure=cure)
+    if torch is not None and torch.version.cuda is None:
+        cure = "install a CUDA build of torch, see docs/install.md"
+        return Check(
+            "cuda", "broken", "there is an NVIDIA driver, but torch is a CPU build", disables=disables, cure=cure
+        )
+    cure = "compare `nvidia-smi` with the CUDA version of torch: a newer driver, or a torch for an older CUDA"
+    return Check("cuda", "broken", "torch cannot use the NVIDIA driver", disables=disables, cure=cure)
+
+
+def _load(module: str) -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module(module), ""
+    except ModuleNotFoundError as error:
+        return None, "" if error.name == module else str(error)
+    except Exception as error:  # a broken installation can raise anything, and is what is looked for here
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _lack(name: str, distribution: str, reason: str, is_required: bool, disables: str) -> Check:
+    cure = f"{sys.executable} -m pip install {'--force-reinstall ' if reason else ''}{distribution}"
+    status, detail = ("broken", reason.splitlines()[0]) if reason else ("missing", "not installed")
+    return Check(name, "broken" if status == "broken" else "missing", detail, is_required, disables, cure)

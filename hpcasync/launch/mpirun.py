@@ -1,0 +1,108 @@
+"""The mpirun line of a job: pure, so that it can be tested without starting anything."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# "mpich" stands for all that start ranks with hydra: MPICH, Intel MPI, MVAPICH.
+Flavour = Literal["openmpi", "mpich"]
+FLAVOUR_NAMES: dict[Flavour, str] = {"openmpi": "Open MPI", "mpich": "MPICH"}
+
+# A container's /dev/shm has 64 MiB unless it is asked for more; two copies of 100 million parameters take 800 MB.
+SMALL_SHARED_MEMORY_BYTES = 1 << 30
+
+_HOST_OPTIONS = {"host", "H", "hostfile", "machinefile", "default-hostfile", "f", "hosts"}
+_BINDING_OPTIONS = {"bind-to", "bind-to-core", "cpu-set", "cpu-list", "rankfile", "rf"}
+_MAPPING_OPTIONS = {"oversubscribe", "nooversubscribe", "map-by"}
+# Set in every allocation of a resource manager: there mpirun knows hosts and slots.
+_ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+# What a remote rank needs of the caller's environment. Open MPI hands on its own variables only; hydra hands on all.
+_EXPORTED_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_EXPORTED_PREFIXES = ("HPCASYNC_", "HOROVOD_", "NCCL_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "UCX_")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """An mpirun, and whose it is."""
+
+    path: Path
+    flavour: Flavour
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """A command with the variables that it needs beside the caller's environment."""
+
+    argv: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """One line that can be pasted into a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join([*variables, shlex.join(self.argv)])
+
+
+def job_line(
+    launcher: Launcher,
+    num_ranks: int,
+    program: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    is_root: bool,
+    shared_memory_bytes: int | None = None,
+    options: Sequence[str] = (),
+) -> JobLine:
+    """Build the line that starts `program` on `num_ranks` ranks.
+
+    What one machine needs is added unless the user's `options` or `environment` say otherwise.
+
+    Args:
+        launcher: the mpirun.
+        num_ranks: ranks to start.
+        program: command of every rank.
+        environment: the caller's environment.
+        is_root: whether the caller is root, which Open MPI refuses unless told.
+        shared_memory_bytes: free space of /dev/shm; None: not known.
+        options: mpirun options of the user.
+    """
+    added: list[str] = []
+    variables: dict[str, str] = {}
+    if launcher.flavour == "openmpi":
+        added, variables = _openmpi_additions(environment, is_root, {_option_name(option) for option in options})
+        if shared_memory_bytes is not None and shared_memory_bytes < SMALL_SHARED_MEMORY_BYTES:
+            # Windows of one host are files there, and one that does not fit ends the job.
+            directory = environment.get("TMPDIR", "/tmp")
+            variables |= {f"OMPI_MCA_{part}_backing_directory": directory for part in ("osc_sm", "osc_rdma", "btl_sm")}
+    missing = {name: value for name, value in variables.items() if name not in environment}
+    return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)
+
+
+def _openmpi_additions(
+    environment: Mapping[str, str], is_root: bool, given: set[str]
+) -> tuple[list[str], dict[str, str]]:
+    has_hosts = bool(given & _HOST_OPTIONS)
+    is_allocation = any(name in environment for name in _ALLOCATION_VARIABLES)
+    # A rank that waits gives its core to one that computes.
+    variables = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+    added: list[str] = []
+    if is_root:
+        variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if not has_hosts and not is_allocation:
+        # Without UCX's hardware this component only prints an error; between hosts it may be the best one.
+        variables["OMPI_MCA_osc"] = "^ucx"
+        if not given & _MAPPING_OPTIONS:
+            added.append("--oversubscribe")
+    if not given & _BINDING_OPTIONS:
+        # Two ranks would be bound to one core each, whatever the number of cores and of threads.
+        added += ["--bind-to", "none"]
+    if has_hosts or is_allocation:
+        for name in sorted(environment):
+            if name in _EXPORTED_VARIABLES or name.startswith(_EXPORTED_PREFIXES):
+                added += ["-x", name]
+    return added, variables
+
+
+def _option_name(option: str) -> str:
+    return option.lstrip("-").partition("=")[0] if option.startswith("-") else ""

@@ -1,0 +1,166 @@
+"""Running a job: signals handed on, a time limit, nothing left behind."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+from hpcasync.launch.mpirun import JobLine
+from hpcasync.launch.shared_memory import remove_left_segments
+
+# In the environment of every process of a job, so that what outlives mpirun can be found: ranks have process groups of
+# their own, and new parents when mpirun is gone.
+JOB_VARIABLE = "HPCASYNC_JOB"
+
+_FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# mpirun ends its ranks on SIGTERM within about a second; then they are killed.
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """What a captured job did.
+
+    Attributes:
+        returncode: of mpirun; 128 + N when a signal ended it.
+        timed_out: whether it was ended at its time limit.
+        stragglers: command lines of processes of the job that were there after mpirun had ended, and were killed.
+    """
+
+    returncode: int
+    stdout: str
+    stderr: str
+    timed_out: bool
+    stragglers: tuple[str, ...]
+
+
+def supervise(line: JobLine, environment: Mapping[str, str]) -> int:
+    """Run a job on this terminal, hand signals on to mpirun, and return its exit code (128 + N for signal N)."""
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        elif process.poll() is None:
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED_SIGNALS}
+    job, started_at = uuid.uuid4().hex, time.time()
+    try:
+        # A session of its own, or a terminal's Ctrl-C would reach mpirun twice, which makes it kill rather than end.
+        process = subprocess.Popen(
+            line.argv,
+            env={**environment, **line.variables, JOB_VARIABLE: job},
+            start_new_session=True,
+            preexec_fn=_end_with_parent(),
+        )
+        for number in early:
+            forward(number, None)
+        code = _exit_code(process.wait())
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _clean_up(process, job, started_at)
+    return code
+
+
+def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: float) -> FinishedJob:
+    """Run a job without a terminal and return what it printed; at the time limit all of it is ended."""
+    job, started_at = uuid.uuid4().hex, time.time()
+    process = subprocess.Popen(
+        line.argv,
+        env={**environment, **line.variables, JOB_VARIABLE: job},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=_end_with_parent(),
+    )
+    timed_out = False
+    stragglers: tuple[str, ...] = ()
+    try:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            _clean_up(process, job, started_at)
+            stdout, stderr = process.communicate(timeout=_GRACE_SECONDS)
+    finally:
+        stragglers = _clean_up(process, job, started_at)
+    return FinishedJob(_exit_code(process.returncode), stdout, stderr, timed_out, stragglers)
+
+
+def _clean_up(
+    process: "subprocess.Popen[bytes] | subprocess.Popen[str] | None", job: str, started_at: float
+) -> tuple[str, ...]:
+    """End mpirun if it still runs, and what of the job is left without it. Returns the command lines of the latter."""
+    if process is None:
+        return ()
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    left = _wait_for_end(job, seconds=_GRACE_SECONDS if process.returncode == 0 else 1.0)
+    commands = tuple(" ".join(straggler.info["cmdline"] or ["?"])[:200] for straggler in left)
+    for straggler in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            straggler.kill()
+    if process.returncode != 0 or left:
+        _wait_for_end(job, seconds=1.0)
+        remove_left_segments(started_at)
+    return commands
+
+
+def _wait_for_end(job: str, seconds: float) -> list[psutil.Process]:
+    deadline = time.monotonic() + seconds
+    while (left := list(_processes_of(job))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _processes_of(job: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["environ", "cmdline", "status"]):
+        marked = (process.info["environ"] or {}).get(JOB_VARIABLE) == job
+        if marked and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            yield process
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What mpirun does before it starts, so that it gets SIGTERM when this process is killed and cannot send it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # Looked up before the fork: little may be done after it.
+    prctl = ctypes.CDLL(None).prctl
+    parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+
+    def end_with_parent() -> None:
+        prctl(parent_death_signal, signal.SIGTERM)
+
+    return end_with_parent
+
+
+def _exit_code(returncode: int) -> int:
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def environment_of_ranks() -> dict[str, str]:
+    """This process's environment for a job whose output goes where ours goes.
+
+    mpirun gives ranks pseudo-terminals whatever its own output is; here it is known.
+    """
+    return {**os.environ, "HPCASYNC_TERMINAL": "1" if sys.stdout.isatty() else "0"}

@@ -1,0 +1,108 @@
+"""The one reader of what SLURM and MPI launchers put into a process's environment about the size of its job."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hpcasync.errors import UserError
+
+# SLURM's run-length form: "4(x2),1" is 4, 4, 1.
+_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What SLURM gave to the job of this batch script.
+
+    Attributes:
+        tasks_per_node: tasks that were asked for, by node.
+        cpus_per_node: CPUs of the job, by node.
+        gpus_per_node: GPUs of the job on the node of the batch script; taken to be the same on the others.
+    """
+
+    tasks_per_node: tuple[int, ...]
+    cpus_per_node: tuple[int, ...]
+    gpus_per_node: int
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the job."""
+        return len(self.tasks_per_node)
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the job on all nodes."""
+        return sum(self.tasks_per_node)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Allocation":
+        """Read the allocation of a batch script.
+
+        Raises:
+            UserError: this is no batch script of SLURM.
+        """
+        if "SLURM_JOB_ID" not in environment:
+            raise UserError("this is no job of SLURM (SLURM_JOB_ID is not set): start the script with sbatch")
+        tasks = _expand(environment, "SLURM_TASKS_PER_NODE")
+        cpus = _expand(environment, "SLURM_JOB_CPUS_PER_NODE")
+        if len(tasks) != len(cpus):
+            raise UserError(
+                f"SLURM_TASKS_PER_NODE and SLURM_JOB_CPUS_PER_NODE speak of {len(tasks)} and {len(cpus)} nodes: "
+                "submit the job from a shell that is not itself inside an allocation"
+            )
+        return cls(tasks, cpus, int(environment.get("SLURM_GPUS_ON_NODE") or 0))
+
+
+def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to be one of several ranks that MPI did not connect.
+
+    Started by an mpirun or srun that the MPI library does not understand, each process is alone in its MPI_COMM_WORLD
+    and would train by itself, all of them writing the same files. What the innermost launcher announced counts: ranks
+    of an mpirun inside an allocation are as many as it was told, however many tasks the job has.
+
+    Args:
+        world_size: size of MPI_COMM_WORLD.
+        environment: of this process.
+
+    Raises:
+        UserError: the launcher started more processes than MPI sees.
+    """
+    for name, (launcher, cure) in _LAUNCHERS.items():
+        value = environment.get(name, "")
+        if not value.isdecimal():
+            continue
+        if world_size < int(value):
+            raise UserError(
+                f"{launcher} started {value} processes ({name}={value}), but MPI_COMM_WORLD has {world_size}: the MPI "
+                f"library that mpi4py loads cannot be started by it, so that every process would train alone. {cure}",
+                everywhere=True,
+            )
+        return
+
+
+# Innermost first: ranks of mpirun on another node than the batch script's were started by its daemon, which is a step
+# of SLURM with one task per node.
+_LAUNCHERS = {
+    "OMPI_COMM_WORLD_SIZE": (
+        "Open MPI's mpirun",
+        "Use the mpirun of that library: `hpcasync launch -n RANKS -- train …` finds it",
+    ),
+    "PMI_SIZE": (
+        "mpiexec, or srun with PMI,",
+        "Use the mpirun of that library: `hpcasync launch -n RANKS -- train …` finds it, also inside sbatch",
+    ),
+    "SLURM_STEP_NUM_TASKS": (
+        "srun",
+        "Use slurm/train-async.sbatch or slurm/train-sync.sbatch, or `hpcasync launch -n RANKS -- train …` inside "
+        "sbatch; for single processes that belong to no job, srun -n 1 each",
+    ),
+}
+
+
+def _expand(environment: Mapping[str, str], name: str) -> tuple[int, ...]:
+    text = environment.get(name, "")
+    parts = [_COUNT.fullmatch(part) for part in text.split(",")]
+    if not all(parts):
+        raise UserError(f"{name}={text!r} is not what SLURM sets in a batch script, for example 4(x2),1")
+    return tuple(int(part[1]) for part in parts if part for _ in range(int(part[2] or 1)))

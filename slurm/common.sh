@@ -1,0 +1,76 @@
+# What the scripts of this directory share. A site changes site.sh, not this.
+
+HPCASYNC_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() {
+    echo "hpcasync: error: $*" >&2
+    exit 2
+}
+
+# Site's modules and environments first: theirs is code that `set -eu` would end.
+prepare_environment() {
+    source "${HPCASYNC_SITE:-$HPCASYNC_ROOT/slurm/site.sh}"
+    hpcasync_environment
+    set -eu
+    command -v hpcasync >/dev/null ||
+        fail "hpcasync is not on PATH of the job: say in slurm/site.sh how to get there, or run \`make setup\`"
+    # What a log shows should be what has happened.
+    export PYTHONUNBUFFERED=1
+}
+
+# train_job sync|async|any [--suffix=TEXT] CONFIG [key=value …] [--resume | --overwrite]
+# One `hpcasync train` on all nodes of the job.
+train_job() {
+    local kind=$1 word plan settings=() suffix=() flags=()
+    shift
+    for word in "$@"; do
+        case $word in
+            --suffix=*) suffix=("$word") ;;
+            --*) flags+=("$word") ;;
+            *) settings+=("$word") ;;
+        esac
+    done
+    ((${#settings[@]})) || fail "usage: sbatch slurm/NAME.sbatch CONFIG.yaml [key=value …]"
+    [[ $kind != sync ]] || settings=("${settings[0]}" mode=sync "${settings[@]:1}")
+    # Sets run_dir, num_ranks, placement and overrides; see hpcasync/slurm/plan.py.
+    plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" "${settings[@]}") || exit
+    eval "$plan"
+    choose_flags
+    pass_signals hpcasync launch -n "$num_ranks" "${placement[@]}" -- \
+        train "${settings[@]}" "${overrides[@]}" "${flags[@]}"
+    rm -f "$started"
+}
+
+# After a requeue the job goes on from the newest complete checkpoint, or, if it had none yet, begins again: whatever
+# flags it was submitted with, they must not throw away or refuse what it did itself. A run directory from before the
+# job's first start is not its own; then the flags stand. Reads run_dir; sets `started`, a file that says when that
+# start was, and changes `flags`.
+choose_flags() {
+    started=$(dirname "$run_dir")/.$(basename "$run_dir").job-$SLURM_JOB_ID
+    if ((${SLURM_RESTART_COUNT:-0} == 0)) || [[ ! -e $started ]]; then
+        mkdir -p "$(dirname "$run_dir")"
+        touch "$started"
+    elif [[ $run_dir/config.yaml -nt $started ]]; then
+        if compgen -G "$run_dir/checkpoints/u*[0-9]/state.json" >/dev/null; then
+            flags=(--resume)
+        else
+            flags=(--overwrite)
+        fi
+        echo "hpcasync: start number $((SLURM_RESTART_COUNT + 1)) of job $SLURM_JOB_ID: train ${flags[*]}" >&2
+    fi
+}
+
+# Runs a command and hands USR1, the signal for preemption (sbatch --signal=B:USR1@SECONDS), on to it; bash alone would
+# see it only when the command has ended.
+pass_signals() {
+    local child code is_interrupted=1
+    "$@" &
+    child=$!
+    trap 'is_interrupted=1; kill -USR1 "$child" 2>/dev/null' USR1
+    while ((is_interrupted)); do
+        is_interrupted=0
+        wait "$child" && code=0 || code=$?
+    done
+    trap - USR1
+    return "$code"
+}
