@@ -1,0 +1,19 @@
+"""Fixtures of the parallel tests: a small corpus, prepared once."""
+
+from pathlib import Path
+
+import pytest
+from tiny_training import TinyCorpus, make_tiny_corpus
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
+    """240 pairs of a language of forty words and its mirror image."""
+    return make_tiny_corpus(tmp_path_factory.mktemp("tiny-corpus"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several jobs in one test take longer than a unit test may; each of them has a limit of its own."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1800))

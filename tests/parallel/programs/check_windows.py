@@ -1,0 +1,124 @@
+"""Windows on every rank: atomics from all ranks, transfers of all sizes, visibility by one atomic write, freeing.
+
+Argument: `shared` for memory of one node, `scattered` to take every rank for a node of its own, so that Put and Get do
+what load and store do within a node.
+"""
+
+import sys
+import time
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.comm.windows import ControlWindow, DataWindow, WindowSet
+
+NUM_WORDS = 5
+NUM_ADDS = 200
+LARGE_BYTES = 300_000
+NUM_MESSAGES = 50
+
+
+def check_atomics(comm: MPI.Intracomm) -> None:
+    # Only even ranks have words, as only servers do.
+    window = ControlWindow(comm, NUM_WORDS if comm.rank % 2 == 0 else 0)
+    targets = range(0, comm.size, 2)
+    drawn = [window.add(0, 1, 1) for _ in range(NUM_ADDS)]
+    for target in targets:
+        for _ in range(NUM_ADDS):
+            window.add(target, 2, 3)
+    everybody = comm.allgather(drawn)
+    assert sorted(number for numbers in everybody for number in numbers) == list(range(comm.size * NUM_ADDS))
+    assert all(numbers == sorted(numbers) for numbers in everybody)
+    for target in targets:
+        assert window.read(target, 2) == 3 * NUM_ADDS * comm.size
+        assert window.read(target, 4) == 0
+    comm.Barrier()
+    if comm.rank == comm.size - 1:
+        window.store(0, 3, -(2**62))
+    comm.Barrier()
+    assert window.read(0, 3) == -(2**62)
+    if comm.rank == 0:
+        assert window.local().tolist() == [0, comm.size * NUM_ADDS, 3 * NUM_ADDS * comm.size, -(2**62), 0]
+    comm.Barrier()
+    window.free()
+
+
+def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
+    """Every rank writes to every rank, and reads what the others wrote."""
+    part = LARGE_BYTES + 64
+    window = DataWindow(comm, node_comm, comm.size * part)
+    assert window.is_local(comm.rank) and window.memory(comm.rank).numel() == comm.size * part
+    values = torch.arange(LARGE_BYTES // 4, dtype=torch.float32) + 1000 * comm.rank
+    for target in range(comm.size):
+        large, small = values + target, torch.tensor([comm.rank, target], dtype=torch.float64)
+        window.write(target, comm.rank * part, large)
+        window.write(target, comm.rank * part + LARGE_BYTES, small)
+        window.flush(target)
+    comm.Barrier()
+    window.sync()
+    own = window.memory(comm.rank)
+    for origin in range(comm.size):
+        expected = torch.arange(LARGE_BYTES // 4, dtype=torch.float32) + 1000 * origin + comm.rank
+        assert torch.equal(own[origin * part : origin * part + LARGE_BYTES].view(torch.float32), expected)
+    for target in range(comm.size):
+        for origin in range(comm.size):
+            out = torch.empty(LARGE_BYTES // 4)
+            window.read(target, origin * part, out)
+            assert torch.equal(out, torch.arange(LARGE_BYTES // 4, dtype=torch.float32) + 1000 * origin + target)
+            pair = torch.empty(2, dtype=torch.float64)
+            window.read(target, origin * part + LARGE_BYTES, pair)
+            assert pair.tolist() == [origin, target]
+    comm.Barrier()
+    window.free()
+
+
+def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
+    """What is announced by an atomic write after a flush is there: rank 0 is written to by all others."""
+    is_target = comm.rank == 0
+    control = ControlWindow(comm, 2 * comm.size if is_target else 0)
+    data = DataWindow(comm, node_comm, comm.size * LARGE_BYTES if is_target else 0)
+    with WindowSet([control, data]):
+        if is_target:
+            receive_all(comm, control, data)
+        else:
+            for number in range(1, NUM_MESSAGES + 1):
+                values = torch.full((LARGE_BYTES // 4,), float(number))
+                data.write(0, comm.rank * LARGE_BYTES, values)
+                data.flush(0)
+                control.store(0, comm.rank, number)
+                while control.read(0, comm.size + comm.rank) < number:
+                    time.sleep(0)
+        wait_for_all(comm)
+
+
+def receive_all(comm: MPI.Intracomm, control: ControlWindow, data: DataWindow) -> None:
+    seen = [NUM_MESSAGES, *([0] * (comm.size - 1))]
+    while min(seen) < NUM_MESSAGES:
+        for origin in range(1, comm.size):
+            announced = int(control.local()[origin])
+            if announced > seen[origin]:
+                data.sync()
+                values = data.memory(0)[origin * LARGE_BYTES : (origin + 1) * LARGE_BYTES].view(torch.float32)
+                assert values.min() == values.max() == announced, (origin, announced, values.min(), values.max())
+                seen[origin] = announced
+                control.store(0, comm.size + origin, announced)
+        make_progress(comm)
+        time.sleep(0)
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    is_scattered = sys.argv[1] == "scattered"
+    node_comm = comm.Split(comm.rank if is_scattered else 0, comm.rank)
+    assert isinstance(node_comm, MPI.Intracomm)
+    check_atomics(comm)
+    for _ in range(2):  # windows can be made again after they have been freed
+        check_transfers(comm, node_comm)
+        check_message_passing(comm, node_comm)
+    if comm.rank == 0:
+        print("windows passed", flush=True)
+
+
+if __name__ == "__main__":
+    main()

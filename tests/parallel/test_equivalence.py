@@ -1,0 +1,110 @@
+"""What makes the method credible: where asynchronous training should be ordinary training, it is.
+
+A real Transformer with dropout (seeded by the batch), clipping and averaged parameters; compared are the loss of each
+update, which is computed before it, and the averaged parameters at the end.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runners import MpiRunner
+from tiny_training import Run, TinyCorpus, Trainer
+
+from hpcasync.config import Config
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.nmt.build import build_model
+
+NUM_UPDATES = 12
+STOP = f"stop={{updates: {NUM_UPDATES}}}"
+SNAPSHOT = f"u{NUM_UPDATES:08d}"
+# fp32, with sums in another order.
+RELATIVE, ABSOLUTE = 1e-4, 2e-5
+
+
+@pytest.fixture(scope="module")
+def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
+    return Trainer(mpirun, tmp_path_factory.mktemp("equivalence"), tiny_corpus)
+
+
+@pytest.fixture(scope="module")
+def one_worker(trainer: Trainer) -> Run:
+    """One worker, one server, one push per update, waiting until it is applied."""
+    return trainer(2, "mode=async", "exchange.pull=applied", "name=one", STOP)
+
+
+def local_training(config: Config, corpus: TinyCorpus) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Plain training in this process: losses of the updates, averaged parameters at the end."""
+    prepared, plan = PreparedCorpus.open(corpus.path), corpus.plan(config)
+    source, target = prepared.source_vocabulary, prepared.target_vocabulary
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
+    settings = config.optimizer
+    optimizer = torch.optim.Adam(model.parameters(), betas=settings.betas, eps=settings.eps)
+    averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    losses = []
+    for number in range(1, NUM_UPDATES + 1):
+        batch = plan.batch(number - 1)
+        torch.manual_seed(config.seed * 1_000_003 + number - 1)
+        optimizer.zero_grad()
+        loss, negative_log_likelihood = model.summed_loss(
+            batch.source, batch.target_input, batch.target_output, settings.label_smoothing
+        )
+        torch.autograd.backward(loss / batch.num_target_tokens)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        warmup = config.schedule.warmup
+        rate = settings.learning_rate * min(number / warmup, (warmup / number) ** 0.5)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        decay = min(settings.ema_decay, (1 + number) / (10 + number))
+        for name, parameter in model.named_parameters():
+            averages[name] = decay * averages[name] + (1 - decay) * parameter.detach()
+        losses.append(float(negative_log_likelihood) / batch.num_target_tokens)
+    return losses, averages
+
+
+def assert_same(run: Run, losses: list[float], parameters: dict[str, Any]) -> None:
+    np.testing.assert_allclose(run.losses, losses, RELATIVE)
+    actual = run.parameters(SNAPSHOT)
+    assert set(actual) == set(parameters)
+    for name, array in parameters.items():
+        np.testing.assert_allclose(actual[name], np.asarray(array), RELATIVE, ABSOLUTE, err_msg=name)
+
+
+def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        losses, parameters = local_training(one_worker.config, tiny_corpus)
+    finally:
+        torch.set_num_threads(threads)
+    assert one_worker.summary["staleness"]["max"] == 0
+    assert len(losses) == NUM_UPDATES and losses[-1] < losses[0]
+    assert_same(one_worker, losses, parameters)
+
+
+def test_servers_do_not_change_the_result(one_worker: Run, trainer: Trainer) -> None:
+    two = trainer(3, "mode=async", "exchange.pull=applied", "roles.servers=2", "name=two-servers", STOP)
+    assert_same(two, one_worker.losses, one_worker.parameters(SNAPSHOT))
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int) -> None:
+    """W workers, accumulate.global W, pull applied: Horovod allreduce over W."""
+    name = f"name=w{num_workers}"
+    together = trainer(num_workers, "mode=sync", name, STOP)
+    servers = num_workers - 1
+    roles = f"roles.servers={servers}", f"accumulate.global={num_workers}"
+    waiting = trainer(servers + num_workers, "mode=async-global", *roles, "exchange.pull=applied", name, STOP)
+    assert together.summary["target_tokens"] == waiting.summary["target_tokens"]
+    assert together.summary["staleness"] == waiting.summary["staleness"]
+    assert_same(waiting, together.losses, together.parameters(SNAPSHOT))
+
+
+def test_local_accumulation_is_a_larger_batch(trainer: Trainer, one_worker: Run) -> None:
+    """Two batches summed in the worker are two pushes summed at the server."""
+    local = trainer(2, "mode=async-local", "accumulate.local=2", "exchange.pull=applied", "name=local", STOP)
+    together = trainer(1, "mode=sync", "accumulate.local=2", "name=alone", STOP)
+    assert local.summary["target_tokens"] == together.summary["target_tokens"] > one_worker.summary["target_tokens"]
+    assert_same(local, together.losses, together.parameters(SNAPSHOT))

@@ -1,0 +1,103 @@
+"""`hpcasync launch` and what it is made of, with real jobs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from runners import CliRunner, MpiRunner
+
+PROGRAM = Path(__file__).parent / "programs" / "supervised_job.py"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def start(how: str, file: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), how, str(file)], text=True, env=environment, stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def rank_pids(process: "subprocess.Popen[str]", file: Path) -> list[int]:
+    files = [file.with_suffix(f".{rank}") for rank in range(2)]
+    wait_until(lambda: process.poll() is not None or all(f.is_file() and f.read_text() for f in files))
+    assert process.poll() is None
+    return [int(f.read_text()) for f in files]
+
+
+def test_the_exit_code_is_passed_through(tmp_path: Path) -> None:
+    process = start("exit", tmp_path / "out")
+    process.communicate(timeout=30)
+    assert process.returncode == 7
+
+
+def test_usr1_reaches_every_rank_and_the_job_goes_on(tmp_path: Path) -> None:
+    process = start("wait-for-usr1", tmp_path / "out")
+    rank_pids(process, tmp_path / "out")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert (tmp_path / "out").read_text() == "2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_ending_the_launcher_ends_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
+    process = start("sleep", tmp_path / "out")
+    pids = rank_pids(process, tmp_path / "out")
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
+
+
+def test_a_killed_rank_ends_the_job_and_leaves_no_shared_memory(tmp_path: Path) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    process = start("sleep", tmp_path / "out")
+    pids = rank_pids(process, tmp_path / "out")
+    os.kill(pids[1], signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert not psutil.pid_exists(pids[0])
+    left = {path for path in set(Path("/dev/shm").iterdir()) - before if path.stat().st_uid == os.getuid()}
+    assert [path for path in left if "segment" in path.name or "mpich" in path.name] == []
+
+
+def test_launch_prints_the_line_and_runs_the_command(run_cli: CliRunner) -> None:
+    result = run_cli("launch", "-n", "2", "--", "train", "no-such-file.yaml", timeout=30)
+    assert result.returncode == 2
+    line, *_ = result.stderr.splitlines()
+    assert " -n 2 " in line and line.endswith(" -m hpcasync train no-such-file.yaml")
+    assert result.stderr.count("error: ") == 1
+
+
+def test_launch_inside_a_job_is_refused_once(mpirun: MpiRunner) -> None:
+    job = mpirun(2, ["launch", "-n", "2", "--", "train", "x.yaml"], check=False)
+    assert job.returncode == 2
+    assert job.stderr.count("starts mpirun itself") == 1
+
+
+def test_all_ranks_are_one_job(mpirun: MpiRunner) -> None:
+    job = mpirun.python(5, "from mpi4py import MPI; print(MPI.COMM_WORLD.allreduce(MPI.COMM_WORLD.rank))")
+    assert job.stdout.split() == ["10"] * 5
+
+
+def test_horovod_allreduces(mpirun: MpiRunner) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not installed: make setup")
+    program = (
+        "import torch, horovod.torch as hvd; hvd.init(); "
+        "x = torch.arange(5.0) * (hvd.rank() + 1); hvd.allreduce_(x, op=hvd.Sum); "
+        "assert hvd.size() == 2 and x.tolist() == [0.0, 3.0, 6.0, 9.0, 12.0], x"
+    )
+    mpirun.python(2, program)

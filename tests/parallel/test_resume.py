@@ -1,0 +1,137 @@
+"""A run that stops and goes on is the run that did not stop; and what cannot go on says why."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runners import MpiRunner
+from tiny_training import Run, TinyCorpus, Trainer
+
+from hpcasync.ps.tickets import TicketLedger
+
+MIDDLE, END = 10, 20
+AT_MIDDLE, AT_END = f"u{MIDDLE:08d}", f"u{END:08d}"
+
+
+@pytest.fixture(scope="module")
+def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
+    return Trainer(mpirun, tmp_path_factory.mktemp("resume"), tiny_corpus)
+
+
+def stop(updates: int) -> str:
+    return f"stop={{updates: {updates}}}"
+
+
+def assert_same_end(resumed: Run, straight: Run) -> None:
+    """Losses of all updates, parameters, tickets and counters; fp32, with sums in another order."""
+    assert [record["num_updates"] for record in resumed.records("update")] == list(range(1, END + 1))
+    np.testing.assert_allclose(resumed.losses, straight.losses, rtol=1e-4)
+    rates = [[record["learning_rate"] for record in run.records("update")] for run in (resumed, straight)]
+    assert rates[0] == rates[1], "the schedule goes on"
+    expected = straight.parameters(AT_END)
+    for name, array in resumed.parameters(AT_END).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=2e-5, err_msg=name)
+    for key in ("num_updates", "num_steps", "num_batches", "target_tokens", "source_tokens", "gradients_applied"):
+        assert resumed.summary[key] == straight.summary[key], key
+    assert (
+        resumed.summary["gradients_pushed"]
+        == resumed.summary["gradients_applied"] + resumed.summary["gradients_dropped"]
+    )
+    assert sum(resumed.summary["staleness"]["histogram"].values()) == resumed.summary["gradients_applied"]
+    assert resumed.state(AT_END)["tickets"] == straight.state(AT_END)["tickets"]
+
+
+def test_sync(trainer: Trainer) -> None:
+    straight = trainer(2, "mode=sync", "name=straight", stop(END))
+    first = trainer(2, "mode=sync", "name=resumed", stop(MIDDLE))
+    assert first.summary["num_updates"] == MIDDLE
+    resumed = trainer(2, "mode=sync", "name=resumed", stop(END), flags=["--resume"])
+    assert f"resuming from {resumed.path}/checkpoints/{AT_MIDDLE}" in resumed.job.stdout
+    assert_same_end(resumed, straight)
+
+
+def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
+    """Then once more from its end, which makes nothing, and from a damaged checkpoint, which is named."""
+    common = "mode=async", "exchange.pull=applied"
+    straight = trainer(2, *common, "name=straight", stop(END))
+    trainer(3, *common, "name=resumed", "roles.servers=2", stop(MIDDLE))
+    resumed = trainer(4, *common, "name=resumed", "roles.servers=3", stop(END), flags=["--resume"])
+    assert {path.name for path in (resumed.path / "checkpoints" / AT_MIDDLE).glob("shard-*")} == {
+        f"shard-{index:05d}-of-00002.safetensors" for index in range(2)
+    }
+    assert_same_end(resumed, straight)
+
+    shutil.copytree(resumed.path, damaged := resumed.path.with_name("damaged-async-seed1"))
+    shard = damaged / "checkpoints" / AT_END / "shard-00001-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    failed = trainer(3, *common, "name=damaged", stop(30), flags=["--resume"], check=False)
+    assert_one_message(failed, "shard-00001-of-00003.safetensors cannot be read", f"remove {shard.parent}")
+
+    before = resumed.parameters(AT_END)
+    again = trainer(2, *common, "name=resumed", stop(END), flags=["--resume"])
+    assert again.summary["num_updates"] == END and again.summary["stop_reason"] == f"stop.updates={END} reached"
+    assert again.summary["gradients_applied"] == resumed.summary["gradients_applied"]
+    after = again.parameters(AT_END)
+    assert all(np.array_equal(array, after[name]) for name, array in before.items())
+
+
+def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
+    """Stopped in the middle of an epoch with pushes under way, and resumed with other ranks to the end of it."""
+    overrides = "mode=async-global", "accumulate.global=3", "name=cover"
+    first = trainer(4, *overrides, "stop={updates: 4}")
+    state = first.state("u00000004")
+    applied = TicketLedger(state["tickets"]["low"], state["tickets"]["above"])
+    assert applied.low + len(applied.above) == state["counters"]["num_batches"] == 12
+    assert first.summary["gradients_pushed"] == 12 + first.summary["gradients_dropped"]
+    resumed = trainer(4, *overrides, "roles.servers=2", "stop={epochs: 2}", flags=["--resume"])
+    plan = tiny_corpus.plan(resumed.config)
+    num_batches = plan.first_ticket(2)
+    summary = resumed.summary
+    assert summary["num_batches"] == num_batches
+    assert summary["target_tokens"] == sum(plan.batch(ticket).num_target_tokens for ticket in range(num_batches))
+    assert resumed.state(f"u{summary['num_updates']:08d}")["tickets"] == {"low": num_batches, "above": []}
+    assert summary["num_updates"] == 4 + -(-(num_batches - 12) // 3)
+
+
+def assert_one_message(run: Run, *parts: str) -> None:
+    assert run.job.returncode == 2, run.job.stderr
+    messages = [line for line in run.job.stderr.splitlines() if line.startswith("hpcasync: error")]
+    assert len(messages) == 1, run.job.stderr
+    assert all(part in messages[0] for part in parts), messages
+    assert "Traceback" not in run.job.stderr
+
+
+def test_what_cannot_go_on(trainer: Trainer) -> None:
+    common = "mode=async", "name=refused", stop(2)
+    first = trainer(2, *common)
+    kept = json.loads((first.path / "summary.json").read_text())
+    assert_one_message(trainer(2, *common, check=False), "holds a run already", "--resume", "--overwrite")
+    other_model = trainer(2, *common, "model.dim=48", flags=["--resume"], check=False)
+    assert_one_message(other_model, "u00000002 was written with another model")
+    other_batches = trainer(2, *common, "data.batch_tokens=200", flags=["--resume"], check=False)
+    assert_one_message(other_batches, "another batches (150 tokens, seed 1, now 200 tokens, seed 1)")
+    absent = trainer(2, "mode=async", "name=absent", stop(2), flags=["--resume"], check=False)
+    assert_one_message(absent, "--resume: ", "absent-async-seed1 holds no run")
+    assert json.loads((first.path / "summary.json").read_text()) == kept, "a refusal changes nothing"
+    overwritten = trainer(2, "mode=async", "name=refused", stop(3), flags=["--overwrite"])
+    assert overwritten.summary["num_updates"] == 3
+    assert [path.name for path in (overwritten.path / "checkpoints").iterdir()] == ["u00000003"]
+
+
+def test_jobs_that_cannot_start(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) -> None:
+    program = Path(__file__).parent / "programs" / "differing_configuration.py"
+    job = mpirun.program(3, program, "train", trainer.path, "mode=async", "name=differs", check=False)
+    assert job.returncode == 2 and job.stderr.count("hpcasync: error") == 1
+    assert "the configuration differs between ranks: rank 0 has" in job.stderr and "rank 1 has" in job.stderr
+    alone = trainer(1, "mode=async", "name=alone", check=False)
+    assert_one_message(alone, "1 MPI rank cannot hold roles.servers=1", "start 2 ranks or more")
+    crowded = trainer(3, "mode=async", "roles.servers=4", "name=crowded", check=False)
+    assert_one_message(crowded, "3 MPI ranks cannot hold roles.servers=4", "start 5 ranks or more")
+    missing = trainer(2, "mode=async", f"data.path={tmp_path}/none", "name=missing", check=False)
+    assert_one_message(missing, "there is no prepared corpus", f"{tmp_path}/none")
+    runs = trainer.path.parent / "runs"
+    assert not [
+        path for path in runs.iterdir() if path.name.split("-")[0] in ("differs", "alone", "crowded", "missing")
+    ]

@@ -1,0 +1,110 @@
+"""Running real MPI jobs and the command line from tests; tests/conftest.py makes fixtures of them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpcasync.launch.here import job_line_here
+from hpcasync.launch.mpirun import Launcher
+from hpcasync.launch.process import FinishedJob, capture
+
+# Ranks of a test share few cores: more threads would only slow each other down.
+_RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}
+
+
+class MpiRunner:
+    """Runs real MPI jobs and fails the test on a time-out or a process left behind."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def __call__(
+        self,
+        num_ranks: int,
+        arguments: Sequence[str | Path],
+        *,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        check: bool = True,
+    ) -> FinishedJob:
+        """Run `hpcasync ARGUMENTS` on `num_ranks` ranks; `check`: fail the test unless it exits with 0."""
+        program = [sys.executable, "-m", "hpcasync", *map(str, arguments)]
+        return self._run(num_ranks, program, timeout, env, options, check)
+
+    def python(
+        self,
+        num_ranks: int,
+        program: str | Path,
+        *arguments: str | Path,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        check: bool = True,
+    ) -> FinishedJob:
+        """Run a Python file (Path) or source text (str) on every rank; an exception on one rank ends them all."""
+        what = ["-c", program] if isinstance(program, str) else [str(program)]
+        command = [sys.executable, "-m", "mpi4py", *what, *map(str, arguments)]
+        return self._run(num_ranks, command, timeout, env, options, check)
+
+    def program(
+        self,
+        num_ranks: int,
+        program: Path,
+        *arguments: str | Path,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        check: bool = True,
+    ) -> FinishedJob:
+        """Run a Python file on every rank under plain `python`, which leaves errors to the file."""
+        command = [sys.executable, str(program), *map(str, arguments)]
+        return self._run(num_ranks, command, timeout, env, options, check)
+
+    def _run(
+        self,
+        num_ranks: int,
+        program: Sequence[str],
+        timeout: float,
+        env: Mapping[str, str] | None,
+        options: Sequence[str],
+        check: bool,
+    ) -> FinishedJob:
+        environment = {**os.environ, **_RANK_ENVIRONMENT, **(env or {})}
+        line = job_line_here(num_ranks, program, environment=environment, options=options, launcher=self.launcher)
+        job = capture(line, environment, timeout_seconds=timeout)
+        said = f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}"
+        if job.timed_out:
+            pytest.fail(f"still running after {timeout:g} s: {said}")
+        if job.stragglers:
+            pytest.fail(f"processes left behind: {job.stragglers}\n{said}")
+        if check and job.returncode != 0:
+            pytest.fail(f"exit code {job.returncode}: {said}")
+        return job
+
+
+class CliRunner:
+    """Runs `hpcasync` as a person does, in a process of its own."""
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        cwd: Path | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `hpcasync ARGUMENTS` and return its exit code and output."""
+        return subprocess.run(
+            [sys.executable, "-m", "hpcasync", *map(str, arguments)],
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+        )

@@ -1,0 +1,204 @@
+"""The batch scripts, as they are, on a real SLURM: each runs a small job to its end."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from slurm_cluster import SlurmCluster, SlurmError
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "slurm"
+NUM_UPDATES = 12
+# Longer than any of them takes, for a machine that is busy with other things.
+pytestmark = pytest.mark.timeout(240)
+
+WORDS = {"the": "das", "house": "Haus", "dog": "Tier", "sees": "sieht", "big": "große", "red": "rote", "and": "und"}
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"path": "data/tiny", "batch_tokens": 128},
+    "accumulate": {"global": 2},
+    "model": {"dim": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1},
+    "stop": {"updates": NUM_UPDATES},
+    "validation": {"every": NUM_UPDATES // 2, "score": False},
+    "logging": {"every": 4, "tensorboard": False},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is left of a job that has ended."""
+
+    state: str
+    exit_code: str
+    restarts: int
+    output: str
+
+
+class Submitter:
+    """`sbatch slurm/NAME.sbatch ARGUMENTS` in a directory of its own, as a user does."""
+
+    def __init__(self, cluster: SlurmCluster, directory: Path) -> None:
+        self.cluster = cluster
+        self.directory = directory
+
+    def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
+        """Start a job and return its id."""
+        options = ("--nodes=1", *options)
+        return self.cluster.submit(SCRIPTS / script, *arguments, options=options, cwd=self.directory)
+
+    def run(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> list[Job]:
+        """Run a job, or an array of jobs, to the end."""
+        return self.finish(self.submit(script, *arguments, options=options))
+
+    def finish(self, job: str) -> list[Job]:
+        """Wait for the end of a job."""
+        records = self.cluster.wait(job, timeout=180)
+        return [
+            Job(
+                record["JobState"],
+                record["ExitCode"],
+                int(record["Restarts"]),
+                Path(record["StdOut"]).read_text(),
+            )
+            for record in sorted(records, key=lambda record: int(record.get("ArrayTaskId", 0)))
+        ]
+
+
+def completed(jobs: list[Job]) -> list[Job]:
+    """Fail with the log of the first job that did not end well."""
+    for job in jobs:
+        assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.output
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def submitter(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Submitter:
+    """A user's directory with a configuration and text."""
+    directory = tmp_path_factory.mktemp("slurm")
+    (directory / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    nouns, adjectives = ("house", "dog"), ("big", "red")
+    phrases = [f"the {adjective} {noun}" for adjective in adjectives for noun in nouns]
+    sentences = [f"{a} sees {b} and {c}" for a in phrases for b in phrases for c in phrases]
+    for split, lines in (("train", sentences * 3), ("valid", sentences[:6])):
+        translated = [" ".join(WORDS[word] for word in line.split()) for line in lines]
+        (directory / f"{split}.en").write_text("".join(f"{line}\n" for line in lines))
+        (directory / f"{split}.de").write_text("".join(f"{line}\n" for line in translated))
+    return Submitter(slurm, directory)
+
+
+@pytest.fixture(scope="module")
+def prepared(submitter: Submitter) -> Job:
+    """The end of prepare.sbatch, and its corpus."""
+    text = ("train.en", "train.de", "--valid", "valid.en", "valid.de", "--vocab-size", "28")
+    return completed(submitter.run("prepare.sbatch", *text, "--out", "data/tiny", options=("--cpus-per-task=2",)))[0]
+
+
+@pytest.fixture(scope="module")
+def trained(submitter: Submitter, prepared: Job) -> Job:
+    """The end of train-async.sbatch, and its run."""
+    return completed(submitter.run("train-async.sbatch", "tiny.yaml", options=("--ntasks-per-node=3",)))[0]
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    """RUN_DIR/summary.json."""
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
+
+
+def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind in RUN_DIR/metrics.jsonl."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("event") == kind]
+
+
+def test_prepare_makes_a_corpus(submitter: Submitter, prepared: Job) -> None:
+    assert (submitter.directory / "data" / "tiny" / "manifest.json").is_file()
+    assert "Prepared data/tiny" in prepared.output
+
+
+def test_async_training_has_a_server_beside_the_workers(submitter: Submitter, trained: Job) -> None:
+    summary = summary_of(submitter.directory / "runs" / "tiny-async-global-seed1")
+    assert summary["num_updates"] == NUM_UPDATES
+    assert summary["gradients_pushed"] == summary["gradients_applied"] + summary["gradients_dropped"]
+    assert "ranks per node 3: 1 server(s) and 2 worker(s)" in trained.output
+    assert "servers on ranks 0, workers on ranks 1-2" in trained.output
+    assert not list((submitter.directory / "runs").glob(".*")), "the mark of the job's first start is left"
+
+
+def test_evaluate_scores_every_snapshot(submitter: Submitter, trained: Job) -> None:
+    run_dir = submitter.directory / "runs" / "tiny-async-global-seed1"
+    completed(submitter.run("evaluate.sbatch", "runs/tiny-async-global-seed1", "--beam", "1"))
+    records = [json.loads(line) for line in (run_dir / "evaluation-valid.jsonl").read_text().splitlines()]
+    assert [record["num_updates"] for record in records] == [NUM_UPDATES // 2, NUM_UPDATES]
+
+
+def test_sync_training_has_a_rank_per_gpu(submitter: Submitter, prepared: Job) -> None:
+    pytest.importorskip("horovod", reason="mode=sync needs Horovod")
+    job = completed(submitter.run("train-sync.sbatch", "tiny.yaml", options=("--gpus-per-node=2",)))[0]
+    assert summary_of(submitter.directory / "runs" / "tiny-sync-seed1")["num_updates"] == NUM_UPDATES
+    assert "workers on ranks 0-1" in job.output
+
+
+def test_sweep_trains_a_run_per_line(submitter: Submitter, prepared: Job) -> None:
+    lines = ["# two runs", "optimizer.learning_rate=1e-3 stop.updates=3", "", "name=other stop.updates=2"]
+    (submitter.directory / "settings.txt").write_text("\n".join(lines) + "\n")
+    options = ("--array=1-3", "--ntasks-per-node=2")
+    jobs = submitter.run("sweep.sbatch", "tiny.yaml", "settings.txt", "accumulate.global=1", options=options)
+    completed(jobs[:2])
+    runs = submitter.directory / "runs"
+    assert summary_of(runs / "tiny-1-async-global-seed1")["num_updates"] == 3
+    assert summary_of(runs / "other-async-global-seed1")["num_updates"] == 2
+    assert (jobs[2].state, jobs[2].exit_code) == ("FAILED", "2:0")
+    assert "settings.txt has 2 lines of settings and no line 3: sbatch --array 1-2" in jobs[2].output
+
+
+def test_a_requeued_job_goes_on_from_its_checkpoint(submitter: Submitter, prepared: Job) -> None:
+    cluster, config = submitter.cluster, submitter.directory / "long.yaml"
+    checkpoints = submitter.directory / "runs" / "long-async-global-seed1" / "checkpoints"
+
+    def configure(num_updates: int) -> None:
+        changes = {"name": "long", "stop": {"updates": num_updates}, "validation": {"every": 20, "score": False}}
+        config.write_text(yaml.safe_dump({**CONFIG, **changes}))
+
+    def complete() -> list[str]:
+        return sorted(path.parent.name for path in checkpoints.glob("u*[0-9]/state.json"))
+
+    def last_update() -> int:
+        return int(complete()[-1].removeprefix("u")) + 15
+
+    configure(1_000_000)
+    # With a flag that a second start must not obey: it would throw away what the first one did.
+    job = submitter.submit("train-async.sbatch", "long.yaml", "--overwrite")
+    cluster.wait_until(lambda: bool(complete()), 120, "a checkpoint")
+    cluster.requeue(job, lambda: configure(last_update()))
+    newest, last = complete()[-1], last_update()
+    ended = completed(submitter.finish(job))[0]
+    assert ended.restarts == 1
+    assert f"start number 2 of job {job}: train --resume" in ended.output
+    assert f"resuming from runs/long-async-global-seed1/checkpoints/{newest}" in ended.output
+    assert summary_of(checkpoints.parent)["num_updates"] == last
+    assert len(events_of(checkpoints.parent, "start")) == 2
+
+
+def test_a_mistake_ends_the_job_with_its_message(submitter: Submitter) -> None:
+    job = submitter.run("train-async.sbatch", "tiny.yaml", "mode=sync")[0]
+    assert (job.state, job.exit_code) == ("FAILED", "2:0")
+    assert "mode=sync is not for this script: use slurm/train-sync.sbatch" in job.output
+
+
+def test_singletons_of_srun_are_refused(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Open MPI under srun without PMIx: each task is alone in its MPI_COMM_WORLD."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from mpi4py import MPI\n"
+        "from hpcasync.slurm.environment import check_world_size\n"
+        "check_world_size(MPI.COMM_WORLD.size)\n"
+    )
+    srun = ("srun", "--mpi=none", "--nodes=1", "--quiet")
+    with pytest.raises(SlurmError, match=r"srun started 2 processes .*but MPI_COMM_WORLD has 1"):
+        slurm.run(*srun, "--ntasks=2", sys.executable, program, cwd=ROOT)
+    slurm.run(*srun, "--ntasks=1", sys.executable, program, cwd=ROOT)

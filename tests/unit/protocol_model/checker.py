@@ -1,0 +1,127 @@
+"""Walks through every reachable state of the model, breadth first over hashed states."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from protocol_model import decisions
+from protocol_model.servers import coordinator_steps, execute, follower_steps
+from protocol_model.workers import landings, worker_steps
+from protocol_model.world import At, Do, Options, ViolationError, World, initial, require, set_worker
+
+
+@dataclass(frozen=True)
+class Report:
+    """How much was walked through."""
+
+    num_states: int
+    num_transitions: int
+    num_final: int
+
+
+def check(options: Options) -> Report:
+    """Walk through every reachable state, breadth first, so that the story of a mistake is as short as can be.
+
+    Raises:
+        ViolationError: an invariant does not hold, somebody waits for ever, or steps go round in a circle; with the
+            steps that lead there.
+    """
+    for function in (decisions.decide, decisions.should_apply, decisions.is_finished):
+        function.cache_clear()
+    start = initial(options)
+    order, came_from = {start: 0}, [("begins", 0)]
+    edges: list[list[int]] = []
+    num_final = 0
+    queue = deque([start])
+    while queue:
+        world = queue.popleft()
+        index = len(edges)
+        targets: list[int] = []
+        try:
+            num_final += _check_end(options, world)
+            for name, after in successors(options, world):
+                if after not in order:
+                    order[after] = len(order)
+                    came_from.append((name, index))
+                    queue.append(after)
+                targets.append(order[after])
+        except AssertionError as error:
+            raise ViolationError(f"{error}, after: {'; '.join(_story(came_from, index))}") from error
+        edges.append(targets)
+    require(_is_acyclic(edges), "steps go round in a circle")
+    return Report(len(order), sum(map(len, edges)), num_final)
+
+
+def _check_end(options: Options, world: World) -> bool:
+    """Whether this state is an end; if nothing more happens, it has to be one."""
+    if is_final(world):
+        check_final(options, world)
+        return True
+    has_next = any(not name.endswith("dies") for name, _ in successors(options, world))
+    # A job with a dead worker is ended from outside; until then the others go on. Only one that waits until its push is
+    # applied waits for others' pushes.
+    may_wait = (At.DONE, At.WAIT) if options.pull == "applied" else (At.DONE,)
+    may_rest = world.num_dead and all(worker.dead or worker.at in may_wait for worker in world.workers)
+    require(has_next or bool(may_rest), "somebody waits for ever")
+    return False
+
+
+def _story(came_from: list[tuple[str, int]], index: int) -> list[str]:
+    steps = []
+    while index:
+        name, index = came_from[index]
+        steps.append(name)
+    return steps[::-1]
+
+
+def _is_acyclic(edges: list[list[int]]) -> bool:
+    """Kahn's algorithm: take away what nothing leads to, until nothing is left."""
+    num_incoming = [0] * len(edges)
+    for targets in edges:
+        for target in targets:
+            num_incoming[target] += 1
+    ready = [index for index, number in enumerate(num_incoming) if number == 0]
+    num_taken = 0
+    while ready:
+        num_taken += 1
+        for target in edges[ready.pop()]:
+            num_incoming[target] -= 1
+            if num_incoming[target] == 0:
+                ready.append(target)
+    return num_taken == len(edges)
+
+
+def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
+    """Every state that one atomic step leads to, with the step's name."""
+    for index, worker in enumerate(world.workers):
+        if not worker.dead and worker.at is not At.DONE:
+            for name, after in worker_steps(options, world, index):
+                yield f"worker {index} {name}", after
+            if world.num_dead < options.deaths:
+                died = set_worker(world, index, worker._replace(dead=True))
+                yield f"worker {index} dies", died._replace(num_dead=world.num_dead + 1)
+    for number, server in enumerate(world.servers):
+        yield from landings(world, number)
+        if server.do is Do.REST:
+            yield from follower_steps(world, number) if number else coordinator_steps(options, world)
+        elif server.do is not Do.END:
+            yield from execute(options, world, number)
+
+
+def is_final(world: World) -> bool:
+    """Whether everybody has ended in good order."""
+    return all(worker.at is At.DONE for worker in world.workers) and all(s.do is Do.END for s in world.servers)
+
+
+def check_final(options: Options, world: World) -> None:
+    """What must hold at the end of a run."""
+    pushed, applied, dropped = world.decisions.counts
+    announced = tuple(worker.announced for worker in world.workers)
+    require(pushed == applied + dropped, f"{pushed} pushed, {applied} applied, {dropped} dropped")
+    require(pushed == sum(announced), f"{sum(announced)} pushes were announced, {pushed} were received")
+    require(all(server.consumed == announced for server in world.servers), "a slot was not consumed")
+    require(not any(server.queue for server in world.servers), "a server ended with orders to execute")
+    require(world.published == world.decisions.version, "the newest version was not published")
+    if not world.stop:
+        rejected = sum(sequence <= announced[worker] for worker, sequence in options.rejected)
+        require((pushed, dropped) == (options.num_tickets, rejected), f"{pushed} batches pushed, {dropped} dropped")

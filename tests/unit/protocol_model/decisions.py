@@ -1,0 +1,57 @@
+"""The coordinator's decisions, made by the real `ps.state.UpdateState` and remembered."""
+
+from functools import cache
+
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.state import Arrival, UpdateState
+from protocol_model.world import Decisions, Options, Order, require
+
+
+@cache
+def decide(options: Options, decisions: Decisions, event: str, order: Order, version: int) -> Decisions:
+    """The decisions after an event, made by an `UpdateState` with this content."""
+    state = _restore(options, decisions)
+    if event == "receive":
+        tokens = options.num_tokens(order.worker, order.sequence)
+        state.receive(Arrival(order.worker, order.sequence, PushRecord(version, tokens, 0.0, 0, 0.0, ())))
+    elif event == "apply":
+        update = state.apply()
+        require(update.version == decisions.version + 1, "versions go up by one")
+        require(min(update.staleness) >= 0, "a gradient is older than its parameters")
+    elif event == "finish":
+        state.finish(order.worker)
+    else:
+        state.stop()
+    group = tuple((a.worker, a.sequence, a.record.version, a.record.num_tokens) for a in state._group)
+    counts = state.counts.num_pushed, state.counts.num_applied, state.counts.num_dropped
+    return Decisions(
+        state.version, group, frozenset(state._active), tuple(state._num_received), state.is_stopping, counts
+    )
+
+
+@cache
+def should_apply(options: Options, decisions: Decisions) -> bool:
+    return _restore(options, decisions).should_apply()
+
+
+@cache
+def is_finished(options: Options, decisions: Decisions) -> bool:
+    return _restore(options, decisions).is_finished
+
+
+def _restore(options: Options, decisions: Decisions) -> UpdateState:
+    state = UpdateState(
+        options.num_workers,
+        options.pushes_per_update,
+        pull_applied=options.pull == "applied",
+        version=decisions.version,
+    )
+    state._group = [
+        Arrival(worker, sequence, PushRecord(version, tokens, 0.0, 0, 0.0, ()))
+        for worker, sequence, version, tokens in decisions.group
+    ]
+    state._active = set(decisions.active)
+    state._num_received = list(decisions.received)
+    state._is_stopping = decisions.is_stopping
+    state.counts.num_pushed, state.counts.num_applied, state.counts.num_dropped = decisions.counts
+    return state

@@ -1,0 +1,215 @@
+"""A model of the protocol between workers and servers, small enough to walk through every interleaving.
+
+One transition is one atomic step of `ps.client` or `ps.server`: a read or a write of a control word, the copy of one
+shard, an order between servers. A worker's write of a shard is in flight until it lands; only the flush waits for that.
+Decisions are those of the real `ps.state.UpdateState`. A wait is a step that is possible once its condition holds, so
+that the graph of states has no cycle, and a run that can always go on always ends.
+
+To keep the number of states small, a step that nobody else can see, or that commutes with everything between it and
+the step before, is part of that step: reading a word that only grows together with the reads beside it, taking an order
+with its first effect, storing `settled` and `handled` with what they tell of, deciding on an update with the end of the
+order before.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from hpcasync.config import PullPolicy
+
+TORN = -1
+NOBODY = -1
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Size of the model, and which mistakes are seeded into it.
+
+    Attributes:
+        num_tickets: batches of the corpus, hence most pushes of all workers together.
+        deaths: workers that may die, each at any point.
+        may_stop: the coordinator may end training at any point.
+        rejected: pushes (worker, sequence) whose gradient is not finite.
+        bugs: names of seeded mistakes.
+    """
+
+    num_workers: int = 2
+    num_servers: int = 2
+    num_tickets: int = 3
+    num_slots: int = 2
+    pushes_per_update: int = 2
+    pull: PullPolicy = "latest"
+    may_stop: bool = False
+    deaths: int = 0
+    rejected: frozenset[tuple[int, int]] = frozenset()
+    bugs: frozenset[str] = frozenset()
+
+    def num_tokens(self, worker: int, sequence: int) -> int:
+        """Target tokens in the record of a push."""
+        return 0 if (worker, sequence) in self.rejected else 1
+
+    def waits_for(self, worker: int, sequence: int) -> PullPolicy:
+        """What a worker waits for after a push: a rejected one is never applied."""
+        is_rejected = (worker, sequence) in self.rejected
+        return "handled" if self.pull == "applied" and is_rejected else self.pull
+
+
+class At(IntEnum):
+    """What a worker does next. BUFFER, WRITING and WRITE are done server by server."""
+
+    PUBLISHED = 0
+    BUFFER = 1
+    WRITING = 2
+    DRAW = 3
+    SLOT = 4
+    WRITE = 5
+    ANNOUNCE = 6
+    WAIT = 7
+    FINISH = 8
+    DONE = 9
+
+
+class Worker(NamedTuple):
+    """A worker, the words that it writes, and what is written for it.
+
+    Attributes:
+        at, server: the next step.
+        version: of its parameters.
+        target, newest, read: of the pull that goes on.
+        announced: its pushes.
+        settled, handled: its pushes that are part of a version; that the servers have done their part for.
+        due: the version that it must see once it has waited.
+    """
+
+    at: At = At.PUBLISHED
+    server: int = 0
+    version: int = -1
+    target: int = -1
+    newest: int = -1
+    read: tuple[int, ...] = ()
+    announced: int = 0
+    settled: int = 0
+    handled: int = 0
+    due: int = 0
+    finished: bool = False
+    dead: bool = False
+
+
+class Do(IntEnum):
+    """What a server does next in the order that it executes."""
+
+    REST = 0
+    ACCUMULATE = 1
+    CONSUME = 2
+    START_WRITING = 3
+    BEGIN_BUFFER = 4
+    END_BUFFER = 5
+    PUBLISH = 6
+    SETTLE_FIRST = 7
+    END = 8
+
+
+class Order(NamedTuple):
+    """One push to accumulate or drop, or a group of (worker, sequence) to apply as `version`.
+
+    An update that a push completes names it, too.
+    """
+
+    worker: int = NOBODY
+    sequence: int = 0
+    accept: bool = False
+    version: int = 0
+    group: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def first_step(self) -> Do:
+        """How its execution begins."""
+        if self.version:
+            return Do.START_WRITING
+        return Do.ACCUMULATE if self.accept else Do.CONSUME
+
+
+class Server(NamedTuple):
+    """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight."""
+
+    do: Do
+    order: Order
+    queue: tuple[Order, ...]
+    writing: int
+    buffers: tuple[int, int]
+    slots: tuple[tuple[int, ...], ...]
+    consumed: tuple[int, ...]
+    sum: tuple[tuple[int, int], ...]
+    version: int
+
+
+class Decisions(NamedTuple):
+    """The content of an `UpdateState`; a push in the group is (worker, sequence, version, tokens)."""
+
+    version: int
+    group: tuple[tuple[int, int, int, int], ...]
+    active: frozenset[int]
+    received: tuple[int, ...]
+    is_stopping: bool
+    counts: tuple[int, int, int]
+
+
+class World(NamedTuple):
+    """A state of everything.
+
+    Attributes:
+        records: version in the record of every slot.
+        leaving: the worker whose `finished` word the coordinator has just read.
+        leaving_announced: its pushes, where a seeded mistake has read them before that.
+    """
+
+    workers: tuple[Worker, ...]
+    servers: tuple[Server, ...]
+    decisions: Decisions
+    records: tuple[tuple[int, ...], ...]
+    leaving: int
+    leaving_announced: int
+    published: int
+    cursor: int
+    stop: bool
+    num_dead: int
+
+
+def initial(options: Options) -> World:
+    """All servers have published version 0."""
+    slots = ((0,) * options.num_slots,) * options.num_workers
+    nothing = (0,) * options.num_workers
+    server = Server(Do.REST, Order(), (), 0, (0, TORN), slots, nothing, (), 0)
+    decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0))
+    workers = (Worker(),) * options.num_workers
+    return World(workers, (server,) * options.num_servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ViolationError(message)
+
+
+def move(world: World, index: int, at: At) -> World:
+    return set_worker(world, index, world.workers[index]._replace(at=at, server=0, target=-1, newest=-1, read=()))
+
+
+def set_worker(world: World, index: int, worker: Worker) -> World:
+    return world._replace(workers=(*world.workers[:index], worker, *world.workers[index + 1 :]))
+
+
+def set_server(world: World, number: int, server: Server) -> World:
+    return world._replace(servers=(*world.servers[:number], server, *world.servers[number + 1 :]))
+
+
+def with_buffer(buffers: tuple[int, int], version: int, content: int) -> tuple[int, int]:
+    return (content, buffers[1]) if version % 2 == 0 else (buffers[0], content)
+
+
+def with_slot(memory: tuple[tuple[int, ...], ...], worker: int, slot: int, content: int) -> tuple[tuple[int, ...], ...]:
+    row = (*memory[worker][:slot], content, *memory[worker][slot + 1 :])
+    return (*memory[:worker], row, *memory[worker + 1 :])

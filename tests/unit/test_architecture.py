@@ -1,0 +1,118 @@
+"""Imports point one way. A layer may import the layers named here, and itself."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hpcasync
+
+ROOT = Path(hpcasync.__file__).parent
+BASE = {"errors", "config"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "config_reference": BASE,
+    "comm": {"errors"},
+    "data": BASE,
+    "nmt": BASE | {"data"},
+    "ps": {"errors", "comm"},
+    "train": BASE | {"comm", "data", "nmt", "ps", "slurm"},
+    "launch": BASE,
+    "slurm": BASE | {"launch"},
+    "doctor": BASE | {"comm", "launch", "slurm", "train"},
+    "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
+    "cli": BASE | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"},
+    "__main__": {"errors", "cli", "launch"},
+    "__init__": set(),
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def layer_of(module: str) -> str:
+    """The layer that a dotted name within the package belongs to."""
+    parts = module.split(".")
+    assert parts[0] == "hpcasync"
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(tree: ast.Module, path: Path) -> Iterator[str]:
+    """Dotted names of everything that is imported, also within functions and by relative imports."""
+    package = ["hpcasync", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from hpcasync import ps` names a layer by the alias.
+                yield f"{base}.{alias.name}" if base == "hpcasync" else base
+
+
+def is_layer(name: str) -> bool:
+    return (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    layer = relative.parts[0].removesuffix(".py")
+    assert layer in ALLOWED, f"{relative}: say in this test what the new layer {layer} may import"
+    allowed = ALLOWED[layer] | {layer}
+    for name in imported(ast.parse(path.read_text()), path):
+        if name.split(".")[0] != "hpcasync":
+            continue
+        other = layer_of(name)
+        if is_layer(other):
+            assert other in allowed, f"{relative} imports {name}: {layer} may import {sorted(allowed)}"
+
+
+def test_the_allowed_imports_have_no_circle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {layer for layer, below in ALLOWED.items() if layer not in done and below <= done}
+        assert ready, f"a circle among {set(ALLOWED) - done}"
+        done |= ready
+
+
+@pytest.mark.parametrize(
+    ("layer", "foreign"),
+    [
+        ("comm", {"torch.nn", "horovod"}),
+        ("ps", {"horovod", "sentencepiece"}),
+        ("nmt", {"mpi4py", "horovod"}),
+        ("data", {"mpi4py", "horovod"}),
+    ],
+)
+def test_layers_know_nothing_of_what_is_not_theirs(layer: str, foreign: set[str]) -> None:
+    for path in (ROOT / layer).rglob("*.py"):
+        for name in imported(ast.parse(path.read_text()), path):
+            assert not any(name == other or name.startswith(f"{other}.") for other in foreign), f"{path}: {name}"
+
+
+def test_lock_epochs_and_flushes_are_in_comm_alone() -> None:
+    calls = {"Lock", "Lock_all", "Unlock", "Unlock_all", "Flush", "Flush_all", "Flush_local", "Fetch_and_op", "Put"}
+    for path in MODULES:
+        if path.relative_to(ROOT).parts[0] in ("comm", "doctor"):  # doctor tries MPI itself out
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in calls, f"{path}:{node.lineno} calls {node.func.attr}"
+
+
+def test_modules_and_functions_are_small() -> None:
+    for path in MODULES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_nothing_is_loaded_by_pickle() -> None:
+    for path in MODULES:
+        for name in imported(ast.parse(path.read_text()), path):
+            assert name not in ("pickle", "cloudpickle", "dill"), path
+        assert "torch.load(" not in path.read_text(), path

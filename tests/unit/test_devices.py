@@ -1,0 +1,37 @@
+"""Threads of a rank: its share of the cores that it may run on."""
+
+from typing import Any
+
+from hpcasync.comm.roles import assign_roles
+from hpcasync.config import parse_config
+from hpcasync.train.devices import choose_threads
+
+ALL = frozenset(range(8))
+
+
+def config(**roles: Any) -> Any:
+    return parse_config({"data": {"path": "x"}, "stop": {"updates": 1}, "roles": roles}, "test")
+
+
+def test_workers_that_may_use_the_same_cores_share_them() -> None:
+    roles = assign_roles(["a"] * 4, 1)
+    assert [choose_threads(config(), roles, rank, [ALL] * 4) for rank in range(4)] == [1, 2, 2, 2]
+
+
+def test_workers_that_are_bound_apart_do_not_share() -> None:
+    roles = assign_roles(["a"] * 3, 1)
+    cores = [ALL, frozenset({0, 1, 2, 3}), frozenset({4, 5, 6, 7})]
+    assert [choose_threads(config(), roles, rank, cores) for rank in (1, 2)] == [4, 4]
+
+
+def test_the_same_core_numbers_of_another_host_are_other_cores() -> None:
+    roles = assign_roles(["a", "a", "b"], 1)
+    assert [choose_threads(config(), roles, rank, [ALL] * 3) for rank in (1, 2)] == [8, 8]
+
+
+def test_there_is_at_least_one_thread_and_what_is_configured_counts() -> None:
+    roles = assign_roles(["a"] * 5, 1)
+    two = [frozenset({0, 1})] * 5
+    assert choose_threads(config(), roles, 1, two) == 1
+    assert choose_threads(config(worker_threads=3, server_threads=2), roles, 1, two) == 3
+    assert choose_threads(config(worker_threads=3, server_threads=2), roles, 0, two) == 2

@@ -1,0 +1,95 @@
+"""The flat vectors: parameters and gradients are views of them, tied parameters are there once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpcasync.ps.flat import FlatParameters
+
+
+class Tied(nn.Module):
+    """An embedding that is also the output layer, a frozen table, and a bias of odd length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.output = nn.Linear(3, 5)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.output(self.embedding(ids))
+        return logits
+
+
+def make() -> tuple[Tied, dict[str, torch.Tensor], FlatParameters]:
+    torch.manual_seed(3)
+    module = Tied()
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    return module, before, FlatParameters(module)
+
+
+def test_tied_parameters_are_stored_once_on_aligned_positions() -> None:
+    module, before, flat = make()
+    assert flat.num_trainable == 5 * 3 + 5
+    assert flat.num_elements == 16 + 16  # 15 and 5 elements, each rounded up to 64 bytes
+    arrays = flat.named_arrays(flat.parameters)
+    assert list(arrays) == ["embedding.weight", "output.bias"]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, before[name].numpy())
+    assert module.output.weight is module.embedding.weight
+    assert flat.parameters[15] == 0 and not flat.parameters[21:].any()
+
+
+def test_parameters_are_views() -> None:
+    module, _, flat = make()
+    flat.parameters.fill_(0.5)
+    assert torch.equal(module.embedding.weight.detach(), torch.full((5, 3), 0.5))
+    assert torch.equal(module.output.bias.detach(), torch.full((5,), 0.5))
+    assert torch.equal(module.frozen, torch.ones(4))
+
+
+def test_gradients_are_views_after_several_backward_passes() -> None:
+    module, _, flat = make()
+    reference = Tied()
+    reference.load_state_dict(module.state_dict())
+    ids = torch.tensor([0, 2, 2])
+    for model in (module, reference):
+        for _ in range(2):
+            model(ids).square().sum().backward()
+    for name, gradient in flat.named_arrays(flat.gradient).items():
+        expected = reference.get_parameter(name).grad
+        assert expected is not None
+        np.testing.assert_allclose(gradient, expected.numpy(), rtol=1e-6)
+        own = module.get_parameter(name).grad
+        assert own is not None and own.data_ptr() == torch.from_numpy(gradient).data_ptr()
+    assert not flat.gradient[21:].any()
+    flat.gradient.zero_()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters() if p.requires_grad)
+
+
+def test_vector_and_names_round_trip() -> None:
+    _, before, flat = make()
+    vector = torch.arange(flat.num_elements, dtype=torch.float32)
+    vector[15], vector[21:] = 0, 0  # the gaps
+    assert torch.equal(flat.vector_of(flat.named_arrays(vector)), vector)
+    by_name = {name: before[name].numpy() for name in ("embedding.weight", "output.bias")}
+    assert torch.equal(flat.vector_of(by_name), flat.parameters)
+    with pytest.raises(KeyError, match=r"output\.bias"):
+        flat.vector_of({"embedding.weight": by_name["embedding.weight"]})
+    with pytest.raises(ValueError, match=r"output\.bias has shape \(4,\), not \(5,\)"):
+        flat.vector_of({**by_name, "output.bias": np.zeros(4, np.float32)})
+
+
+def test_digest_tells_layouts_apart() -> None:
+    digest = make()[2].digest
+    assert digest == make()[2].digest and len(digest) == 16
+    assert digest != FlatParameters(nn.Linear(3, 5)).digest
+    # The same number of parameters in another shape.
+    assert FlatParameters(nn.Linear(2, 8, bias=False)).digest != FlatParameters(nn.Linear(8, 2, bias=False)).digest
+
+
+def test_a_module_without_trainable_parameters() -> None:
+    with pytest.raises(AssertionError, match="no trainable parameters"):
+        FlatParameters(nn.ReLU())

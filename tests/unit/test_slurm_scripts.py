@@ -1,0 +1,279 @@
+"""What the batch scripts decide: the size of the job, resuming, signals. The scripts themselves run in tests/system."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcasync.config import Config, parse_config
+from hpcasync.errors import UserError
+from hpcasync.slurm.__main__ import assignments, main
+from hpcasync.slurm.environment import Allocation, check_world_size
+from hpcasync.slurm.plan import JobPlan, plan_job
+
+SCRIPTS = Path(__file__).parents[2] / "slurm"
+ALL_SCRIPTS = sorted(SCRIPTS.glob("*.sbatch"))
+
+
+def make_config(**values: Any) -> Config:
+    return parse_config({"data": {"path": "data/x"}, "stop": {"updates": 1}, **values}, "test")
+
+
+def run_bash(program: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "SLURM_JOB_ID": "7", **variables}
+    program = f"source {shlex.quote(str(SCRIPTS / 'common.sh'))}; set -eu\n{program}"
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30, env=environment)
+
+
+class TestAllocation:
+    def test_reads_the_run_length_form(self) -> None:
+        environment = {
+            "SLURM_JOB_ID": "1",
+            "SLURM_TASKS_PER_NODE": "4(x2),1",
+            "SLURM_JOB_CPUS_PER_NODE": "8(x3)",
+            "SLURM_GPUS_ON_NODE": "2",
+        }
+        allocation = Allocation.from_environment(environment)
+        assert allocation == Allocation((4, 4, 1), (8, 8, 8), 2)
+        assert (allocation.num_nodes, allocation.num_tasks) == (3, 9)
+
+    def test_has_no_gpus_unless_slurm_says_so(self) -> None:
+        environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_JOB_CPUS_PER_NODE": "1"}
+        assert Allocation.from_environment(environment).gpus_per_node == 0
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"SLURM_JOB_ID": None}, "no job of SLURM .* sbatch"),
+            ({"SLURM_TASKS_PER_NODE": None}, "SLURM_TASKS_PER_NODE=''"),
+            ({"SLURM_JOB_CPUS_PER_NODE": "many"}, "SLURM_JOB_CPUS_PER_NODE='many'"),
+            ({"SLURM_TASKS_PER_NODE": "2(x2)"}, "speak of 2 and 1 nodes"),
+        ],
+    )
+    def test_refuses_what_sbatch_does_not_set(self, changes: dict[str, str | None], message: str) -> None:
+        environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_JOB_CPUS_PER_NODE": "1", **changes}
+        with pytest.raises(UserError, match=message):
+            Allocation.from_environment({name: value for name, value in environment.items() if value is not None})
+
+
+class TestWorldSize:
+    @pytest.mark.parametrize(
+        ("world_size", "environment"),
+        [
+            (1, {}),
+            (1, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}),  # a process in a batch script
+            (8, {"SLURM_STEP_NUM_TASKS": "8"}),  # srun with an MPI that it knows
+            (1, {"SLURM_STEP_NUM_TASKS": "1"}),
+            (2, {"SLURM_NTASKS": "8", "OMPI_COMM_WORLD_SIZE": "2"}),  # mpirun -n 2, on purpose
+            # A rank of mpirun whose node's daemon is a task of a step of three.
+            (1, {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "3"}),
+            (2, {"PMI_SIZE": "2", "SLURM_STEP_NUM_TASKS": "3"}),
+            (1, {"PMI_SIZE": "unknown"}),
+        ],
+    )
+    def test_accepts_what_the_launcher_announced(self, world_size: int, environment: dict[str, str]) -> None:
+        check_world_size(world_size, environment)
+
+    @pytest.mark.parametrize(
+        ("world_size", "environment", "launcher"),
+        [
+            (1, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, "srun started 4 "),
+            (1, {"PMI_SIZE": "4", "SLURM_STEP_NUM_TASKS": "4"}, "mpiexec, or srun with PMI, started 4 "),
+            (1, {"OMPI_COMM_WORLD_SIZE": "4"}, "Open MPI's mpirun started 4 "),
+            (2, {"OMPI_COMM_WORLD_SIZE": "4"}, r"\(OMPI_COMM_WORLD_SIZE=4\), but MPI_COMM_WORLD has 2"),
+        ],
+    )
+    def test_refuses_singletons(self, world_size: int, environment: dict[str, str], launcher: str) -> None:
+        with pytest.raises(UserError, match=f"{launcher}.*hpcasync launch") as caught:
+            check_world_size(world_size, environment)
+        assert caught.value.everywhere
+
+
+class TestPlan:
+    def test_one_server_beside_the_workers_of_each_node(self) -> None:
+        plan = plan_job(make_config(), Allocation((5, 5), (20, 20), 0), "async")
+        assert (plan.num_ranks, plan.placement) == (10, ())
+        # 20 CPUs less the server's one, for four workers.
+        assert plan.overrides == ("roles.servers=2", "roles.worker_threads=4")
+        assert "ranks per node 5: 2 server(s) and 8 worker(s)" in plan.description
+        assert plan.run_dir == Path("runs/run-async-global-seed1")
+
+    def test_what_the_configuration_says_stands(self) -> None:
+        roles = {"servers": 3, "worker_threads": 2}
+        plan = plan_job(make_config(roles=roles), Allocation((5, 5), (20, 20), 0), "async")
+        assert plan.overrides == ("roles.servers=3",)
+
+    def test_the_threads_suit_the_fullest_node(self) -> None:
+        # Node 0: 1 server and 3 workers on 9 CPUs, (9 - 2) // 3. Node 1: 1 server and 1 worker on 4, (4 - 2) // 1.
+        config = make_config(roles={"server_threads": 2})
+        assert "roles.worker_threads=2" in plan_job(config, Allocation((4, 2), (9, 4), 0), "async").overrides
+
+    def test_a_worker_has_a_thread_at_least(self) -> None:
+        assert "roles.worker_threads=1" in plan_job(make_config(), Allocation((4,), (1,), 0), "async").overrides
+
+    def test_each_gpu_has_a_worker(self) -> None:
+        plan = plan_job(make_config(), Allocation((2, 2), (16, 16), 4), "async")
+        assert plan.num_ranks == 10
+        assert plan.placement == ("--map-by", "ppr:5:node:oversubscribe")
+        assert plan.overrides == ("roles.servers=2", "roles.worker_threads=3")
+
+    def test_sync_has_a_rank_per_gpu(self) -> None:
+        plan = plan_job(make_config(mode="sync"), Allocation((1, 1), (8, 8), 4), "sync")
+        assert (plan.num_ranks, plan.overrides) == (8, ("roles.worker_threads=2",))
+
+    def test_more_tasks_than_gpus_stand(self) -> None:
+        plan = plan_job(make_config(mode="sync"), Allocation((4,), (8,), 2), "sync")
+        assert (plan.num_ranks, plan.placement) == (4, ())
+
+    def test_gpus_do_not_count_for_training_on_the_cpu(self) -> None:
+        plan = plan_job(make_config(device="cpu"), Allocation((2,), (8,), 4), "async")
+        assert (plan.num_ranks, plan.placement) == (2, ())
+
+    @pytest.mark.parametrize(
+        ("values", "allocation", "kind", "message"),
+        [
+            ({}, Allocation((1,), (4,), 0), "async", r"1 rank\(s\) .* 1 server.*--ntasks-per-node 3"),
+            ({"roles": {"servers": 4}}, Allocation((2, 2), (4, 4), 0), "any", "4 server.*--ntasks-per-node 4"),
+            ({"mode": "sync"}, Allocation((2,), (4,), 0), "async", "mode=sync .*slurm/train-sync.sbatch"),
+            ({}, Allocation((2,), (4,), 0), "sync", "mode=async-global .*slurm/train-async.sbatch"),
+        ],
+    )
+    def test_refuses_what_cannot_run(self, values: Any, allocation: Allocation, kind: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            plan_job(make_config(**values), allocation, kind)
+
+
+class TestCommand:
+    def test_assignments_survive_the_shell(self) -> None:
+        run_dir, overrides = Path("runs/it's $HOME"), ("a=[1, 2]", "b=*")
+        shell = assignments(JobPlan(run_dir, 3, ("--map-by", "ppr:3:node"), overrides, ""), ("name=x y",))
+        done = run_bash(f'{shell}\nprintf "%s\\n" "$run_dir" "$num_ranks" "${{placement[@]}}" "${{overrides[@]}}"')
+        assert done.stdout.splitlines() == [str(run_dir), "3", "--map-by", "ppr:3:node", "name=x y", *overrides]
+
+    def test_prints_the_plan_and_adds_to_the_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "x.yaml"
+        config.write_text("name: base\ndata: {path: data/x}\nstop: {updates: 1}\n")
+        environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "2", "SLURM_JOB_CPUS_PER_NODE": "2"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert main(["async", "--suffix=-3", str(config), "seed=2"]) == 0
+        assert "run_dir=runs/base-3-async-global-seed2" in capsys.readouterr().out
+        assert main(["sync", str(config)]) == 2
+        assert "train-async.sbatch" in capsys.readouterr().err
+
+
+class TestScripts:
+    @pytest.mark.parametrize("path", ALL_SCRIPTS, ids=lambda path: path.stem)
+    def test_is_bash_and_leaves_the_site_to_site_sh(self, path: Path) -> None:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+        options = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH ")]
+        names = [option.partition("=")[0] for option in options]
+        assert {"--job-name", "--output", "--open-mode", "--requeue"} <= set(names)
+        assert not {"--account", "--partition", "--qos", "--time", "--constraint", "--mem"} & set(names)
+
+    def test_all_find_the_common_part_in_the_same_way(self) -> None:
+        starts = {
+            path.read_text().split("#SBATCH --requeue\n")[1].split("prepare_environment\n")[0] for path in ALL_SCRIPTS
+        }
+        assert len(ALL_SCRIPTS) == 5
+        assert len(starts) == 1
+
+    def test_a_job_without_hpcasync_says_where_to_put_it_right(self, tmp_path: Path) -> None:
+        site = tmp_path / "site.sh"
+        site.write_text("hpcasync_environment() { PATH=/usr/bin:/bin; }\n")
+        done = run_bash("prepare_environment", HPCASYNC_SITE=str(site))
+        assert done.returncode == 2
+        assert "hpcasync is not on PATH of the job: say in slurm/site.sh" in done.stderr
+
+    def test_an_active_environment_is_kept(self) -> None:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = run_bash('before=$PATH; prepare_environment; [[ $PATH == "$before" ]]', PATH=path)
+        assert done.returncode == 0, done.stderr
+
+
+class TestRequeue:
+    """`choose_flags`: what train is told at the first and at later starts of a job."""
+
+    PROGRAM = 'flags=($GIVEN); choose_flags; echo "${flags[@]}"'
+
+    @pytest.fixture
+    def run_dir(self, tmp_path: Path) -> Path:
+        return tmp_path / "runs" / "x-sync-seed1"
+
+    def start(self, run_dir: Path, restarts: int, given: str = "") -> str:
+        done = run_bash(self.PROGRAM, run_dir=str(run_dir), SLURM_RESTART_COUNT=str(restarts), GIVEN=given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def make_run(self, run_dir: Path, *checkpoints: str, age_seconds: float = -1) -> None:
+        for name in checkpoints:
+            (run_dir / "checkpoints" / name).mkdir(parents=True)
+            (run_dir / "checkpoints" / name / "state.json").touch()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").touch()
+        at = time.time() - age_seconds
+        os.utime(run_dir / "config.yaml", (at, at))
+
+    @pytest.mark.parametrize("given", ["", "--overwrite", "--resume"])
+    def test_the_first_start_does_as_it_is_told(self, run_dir: Path, given: str) -> None:
+        self.make_run(run_dir, "u00000010")
+        assert self.start(run_dir, 0, given) == given
+
+    @pytest.mark.parametrize("given", ["", "--overwrite"])
+    def test_goes_on_from_what_the_job_did_before(self, run_dir: Path, given: str) -> None:
+        self.start(run_dir, 0, given)
+        self.make_run(run_dir, "u00000010")
+        assert self.start(run_dir, 1, given) == "--resume"
+        assert self.start(run_dir, 2, given) == "--resume"
+
+    def test_begins_again_without_a_complete_checkpoint(self, run_dir: Path) -> None:
+        self.start(run_dir, 0)
+        self.make_run(run_dir, "u00000010.partial")
+        assert self.start(run_dir, 1) == "--overwrite"
+
+    @pytest.mark.parametrize("given", ["", "--overwrite", "--resume"])
+    def test_a_run_from_before_the_job_is_not_its_own(self, run_dir: Path, given: str) -> None:
+        self.make_run(run_dir, "u00000010", age_seconds=60)
+        self.start(run_dir, 0, given)
+        assert self.start(run_dir, 1, given) == given
+
+    def test_a_restart_whose_first_start_left_no_mark_is_a_first_start(self, run_dir: Path) -> None:
+        self.make_run(run_dir, "u00000010")
+        assert self.start(run_dir, 1, "--overwrite") == "--overwrite"
+
+
+class TestSignals:
+    """`pass_signals`: bash alone would act on a signal only when its command has ended."""
+
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_keeps_the_exit_code(self, code: int) -> None:
+        assert run_bash(f"pass_signals bash -c 'exit {code}'").returncode == code
+
+    def test_hands_every_usr1_on_and_waits_for_the_end(self, tmp_path: Path) -> None:
+        ready, seen = tmp_path / "ready", tmp_path / "seen"
+        count_two = "while ((n < 2)); do sleep 0.02; done; exit 5"
+        child = f"n=0; trap 'n=$((n + 1)); echo $n >>{seen}' USR1; touch {ready}; {count_two}"
+        program = f"source {SCRIPTS}/common.sh; set -eu; pass_signals bash -c {shlex.quote(child)}"
+        process = subprocess.Popen(["bash", "-c", program])
+        try:
+            self.wait_for(ready.exists)
+            for count in (1, 2):
+                process.send_signal(signal.SIGUSR1)
+                self.wait_for(lambda count=count: seen.exists() and len(seen.read_text().split()) == count)
+            assert process.wait(10) == 5
+        finally:
+            process.kill()
+
+    def wait_for(self, condition: Any) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
