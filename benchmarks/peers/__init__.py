@@ -1,0 +1,1 @@
+"""Other toolkits, to compare with."""
