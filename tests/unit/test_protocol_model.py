@@ -50,7 +50,7 @@ def test_every_interleaving(options: Options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("options", LARGE, ids=describe)
 def test_every_interleaving_of_larger_jobs(options: Options) -> None:
     assert check(options).num_final > 0
