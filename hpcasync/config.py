@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ from hpcasync.errors import UserError
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 PullPolicy = Literal["latest", "handled", "applied"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -254,17 +255,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_config(values, source=str(path))
+    return parse_config(read_values(path, overrides), source=str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -273,10 +264,47 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     Raises:
         UserError: naming the key, its value and, for an unknown key, the nearest valid one.
     """
+    return validate(Config, values, source)
+
+
+def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a YAML file says, with `key=value` overrides, before any key is checked.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, or an override has no such form.
+    """
     try:
-        return Config.model_validate(values)
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
+    apply_overrides(values, overrides)
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Set dotted keys, in place, to YAML values.
+
+    Raises:
+        UserError: an override is not of the form key=value, or its key goes through a value.
+    """
+    for override in overrides:
+        _apply_override(values, override)
+
+
+def validate(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
+    """A mapping as a `schema`; `source` is named in errors.
+
+    Raises:
+        UserError: naming the key, its value and, for an unknown key, the nearest valid one.
+    """
+    try:
+        return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [_explain(detail, schema) for detail in error.errors()]
         raise UserError(f"{source}: " + "; ".join(lines)) from error
 
 
@@ -301,10 +329,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, schema: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = _keys_at(detail["loc"][:-1])
+        known = _keys_at(detail["loc"][:-1], schema)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(known)}"
         return f"unknown key {location}: {hint}"
@@ -316,8 +344,8 @@ def _explain(detail: Any) -> str:
     return f"{location}: {message}{shown}" if location else message
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
+def _keys_at(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    model = schema
     for part in location:
         annotation = next(f.annotation for name, f in model.model_fields.items() if (f.alias or name) == part)
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
