@@ -181,6 +181,7 @@ class LoggingConfig(_Section):
 
     every: int = Field(50, ge=1, description="updates between progress lines")
     tensorboard: bool = Field(True, description="write TensorBoard events too")
+    timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 
 
 class Config(_Section):

@@ -6,6 +6,7 @@ servers, itself included, execute the same orders in the same sequence.
 
 import enum
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, decode_record, record_bytes
 from hpcasync.ps.shard_state import ShardState, clip_factor
 from hpcasync.ps.state import Arrival, Update, UpdateState
+from hpcasync.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ _SAVED_TAG = 2
 class _ShardServer:
     """What every server does with an order."""
 
+    # Replaced where one is recorded.
+    timeline = Timeline()
+
     def __init__(self, link: Link, state: ShardState, saver: ShardSaver, *, clip_norm: float, version: int) -> None:
         assert link.server_index is not None
         self._link = link
@@ -118,6 +123,17 @@ class _ShardServer:
             control.store(self._rank, ControlWords.PUBLISHED, version)
 
     def _execute(self, order: _Order) -> None:
+        with self._span(order):
+            self._carry_out(order)
+
+    def _span(self, order: _Order) -> AbstractContextManager[None]:
+        if order.update is None:
+            return self.timeline.span(order.kind.name.lower(), worker=order.worker)
+        pushes = zip(order.update.pushes, order.update.staleness, strict=True)
+        staleness = [(push.worker, num_updates) for push, num_updates in pushes]
+        return self.timeline.span("apply", version=order.update.version, staleness=staleness)
+
+    def _carry_out(self, order: _Order) -> None:
         if order.kind is _Kind.ACCUMULATE:
             self._accumulate(order.worker, order.sequence)
         elif order.kind is _Kind.APPLY:

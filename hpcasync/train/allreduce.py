@@ -12,6 +12,7 @@ from hpcasync.errors import UserError
 from hpcasync.ps.shard_state import ShardState, clip_factor
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketSequence
+from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.supervisor import Supervisor, UpdateReport
 
@@ -55,6 +56,7 @@ class AllreduceExchange:
         supervisor: on world rank 0 alone.
         version: number of updates made before (resume).
         counts: of gradients; kept up to date.
+        timeline: records allreduces, in which workers wait for each other, and optimizer steps.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class AllreduceExchange:
         clip_norm: float,
         version: int,
         counts: PushCounts,
+        timeline: Timeline,
     ) -> None:
         self._comm = comm
         self._hvd = hvd
@@ -86,6 +89,7 @@ class AllreduceExchange:
         self._num_drawn = 0
         self._is_finished = False
         self._counts = counts
+        self._timeline = timeline
 
     @property
     def is_finished(self) -> bool:
@@ -107,9 +111,10 @@ class AllreduceExchange:
             totals[2], totals[3 + self._comm.rank] = contribution.loss_sum, 1
         else:
             gradient.zero_()
-        handle = self._hvd.allreduce_async_(gradient, op=self._hvd.Sum, name="gradient")
-        totals = self._hvd.allreduce(totals, op=self._hvd.Sum, name="totals")
-        self._hvd.synchronize(handle)
+        with self._timeline.span("allreduce"):
+            handle = self._hvd.allreduce_async_(gradient, op=self._hvd.Sum, name="gradient")
+            totals = self._hvd.allreduce(totals, op=self._hvd.Sum, name="totals")
+            self._hvd.synchronize(handle)
         tickets = self._round_tickets()
         self._num_rounds += 1
         self._num_drawn = 0
@@ -125,7 +130,8 @@ class AllreduceExchange:
         )
         self._reject(rejected)
         if accepted:
-            self._apply(gradient, report)
+            with self._timeline.span("apply", version=self._version + 1):
+                self._apply(gradient, report)
         should_stop = not any(tickets)
         if self._supervisor is not None:
             self._supervisor.collect_shards()

@@ -9,6 +9,7 @@ from hpcasync.ps.record import PushRecord
 from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.state import Update
 from hpcasync.ps.tickets import TicketSequence
+from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.supervisor import Supervisor, UpdateReport
 
@@ -22,16 +23,25 @@ class AsynchronousExchange:
         plan: the batches.
         num_epochs: passes over the corpus after which there are no more batches; 0: endless.
         pull: what to wait for after a push (exchange.pull).
+        timeline: records pushes, waits and pulls.
     """
 
     def __init__(
-        self, client: Client, tickets: TicketSequence, plan: BatchPlan, *, num_epochs: int, pull: PullPolicy
+        self,
+        client: Client,
+        tickets: TicketSequence,
+        plan: BatchPlan,
+        *,
+        num_epochs: int,
+        pull: PullPolicy,
+        timeline: Timeline,
     ) -> None:
         self._client = client
         self._tickets = tickets
         self._plan = plan
         self._num_epochs = num_epochs
         self._pull = pull
+        self._timeline = timeline
         self._version = 0
         self._is_finished = False
 
@@ -63,15 +73,19 @@ class AsynchronousExchange:
             contribution.compute_seconds,
             contribution.tickets,
         )
-        if not self._client.push(gradient, record):
+        with self._timeline.span("push"):
+            is_pushed = self._client.push(gradient, record)
+        if not is_pushed:
             self._is_finished = True
         elif not self._is_finished:
-            self._is_finished = not self._wait(is_rejected=not contribution.target_tokens)
+            with self._timeline.span("wait"):
+                self._is_finished = not self._wait(is_rejected=not contribution.target_tokens)
 
     def pull(self, parameters: torch.Tensor) -> None:
         """Take the newest version."""
         if not self._is_finished:
-            self._version = self._client.pull(parameters)
+            with self._timeline.span("pull"):
+                self._version = self._client.pull(parameters)
 
     def _wait(self, *, is_rejected: bool) -> bool:
         """Wait as configured; False if training has ended. A rejected push never becomes part of a version."""

@@ -1,7 +1,7 @@
 """A training job on all ranks: set up together, then each rank in its role."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.state import UpdateState
 from hpcasync.slurm.environment import check_world_size
+from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
 from hpcasync.train.console import Console
@@ -57,6 +58,7 @@ class _Setup:
     state: RunState
     checkpoint: Path | None
     num_checkpoint_shards: int
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def layout(self) -> dict[str, str]:
@@ -82,10 +84,26 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     require_same(comm, setup.flat.digest, "the layout of the model")
     hvd = start_horovod(comm) if config.mode == "sync" else None
     together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
+    setup.timeline = together(comm, lambda: _open_timeline(setup))
     if hvd is not None:
         _run_synchronous(setup, hvd)
     else:
         _run_asynchronous(setup)
+    setup.timeline.close()
+
+
+def _open_timeline(setup: _Setup) -> Timeline:
+    if not setup.config.logging.timeline:
+        return Timeline()
+    roles, rank = setup.roles, setup.comm.rank
+    is_server = rank in roles.server_ranks
+    return TimelineFile(
+        setup.config.output_dir,
+        rank=rank,
+        role="server" if is_server else "worker",
+        index=(roles.server_ranks if is_server else roles.worker_ranks).index(rank),
+        host=MPI.Get_processor_name(),
+    )
 
 
 def _prepare_on_first(setup: _Setup, *, resume: bool, overwrite: bool) -> None:
@@ -173,6 +191,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> None:
         clip_norm=optimizer.clip_norm,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
+        timeline=setup.timeline,
     )
     step = GradientStep(config, setup.model, flat, setup.plan)
     comm.Barrier()
@@ -180,7 +199,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> None:
         supervisor.start()
     is_over = comm.bcast(supervisor is not None and supervisor.should_stop(), root=0)
     if not is_over:
-        run_worker(step, exchange, flat.parameters, flat.gradient)
+        run_worker(step, exchange, flat.parameters, flat.gradient, setup.timeline)
     if supervisor is not None:
         request = supervisor.final_request()
         if request is not None:
@@ -216,6 +235,7 @@ def _run_server(setup: _Setup, link: Link) -> None:
     clip_norm = config.optimizer.clip_norm
     if link.server_index > 0:
         follower = Follower(link, state, writer, clip_norm=clip_norm, version=setup.state.counters.num_updates)
+        follower.timeline = setup.timeline
         comm.Barrier()
         follower.run()
         return
@@ -229,6 +249,7 @@ def _run_server(setup: _Setup, link: Link) -> None:
         counts=setup.state.counts,
     )
     coordinator = Coordinator(link, state, writer, CoordinatorObserver(supervisor), decisions, clip_norm=clip_norm)
+    coordinator.timeline = setup.timeline
     comm.Barrier()
     supervisor.start()
     coordinator.run()
@@ -248,10 +269,11 @@ def _run_asynchronous_worker(setup: _Setup, link: Link) -> None:
         setup.plan,
         num_epochs=config.stop.epochs,
         pull=config.exchange.pull,
+        timeline=setup.timeline,
     )
     together(setup.comm, lambda: None)  # the servers read the checkpoint
     setup.comm.Barrier()
-    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient)
+    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient, setup.timeline)
     exchange.close()
 
 

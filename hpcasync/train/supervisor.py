@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class Supervisor:
         recorder: where records go.
         state: where the run stands.
         layout: facts about model and corpus that a resumed run must share; stored in every checkpoint.
+        clock: seconds of the run's time, from any origin.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Supervisor:
         recorder: Recorder,
         state: RunState,
         layout: dict[str, str],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -121,7 +123,8 @@ class Supervisor:
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", num_shards, config.checkpoint.keep)
         self._snapshot_writer = BackgroundWriter()
         self._scorer = Scorer(run_dir) if config.validation.score else None
-        self._started = time.perf_counter() - state.counters.wall_seconds
+        self._clock = clock
+        self._started = clock() - state.counters.wall_seconds
         # The newest of each that has been asked for, or that a resumed run has already.
         self._snapshot, self._checkpoint = (
             self._name() if (run_dir / kind / self._name()).is_dir() else "" for kind in ("snapshots", "checkpoints")
@@ -141,7 +144,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the clock of the training time. A resumed run may have reached its end already."""
-        self._started = time.perf_counter() - self._state.counters.wall_seconds
+        self._started = self._clock() - self._state.counters.wall_seconds
         self._check_limits()
 
     def learning_rate(self, report: UpdateReport) -> float:
@@ -162,7 +165,7 @@ class Supervisor:
         counters.num_batches += len(report.tickets)
         counters.target_tokens += report.target_tokens
         counters.source_tokens += report.source_tokens
-        counters.wall_seconds = time.perf_counter() - self._started
+        counters.wall_seconds = self._clock() - self._started
         self._state.ledger.add(report.tickets)
         self._num_rejected_in_a_row = 0
         self._recorder.update(counters, report.loss_sum, report.target_tokens, learning_rate, report.staleness)
@@ -186,7 +189,7 @@ class Supervisor:
         self._snapshots_written(self._snapshot_writer.poll())
         self._collect_scores()
         limit = self._config.stop.seconds
-        if limit and time.perf_counter() - self._started >= limit:
+        if limit and self._clock() - self._started >= limit:
             self._stop_reason = self._stop_reason or f"stop.seconds={limit:g} reached"
         return bool(self._stop_reason)
 

@@ -2,11 +2,14 @@
 
 import torch
 
+from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Exchange
 from hpcasync.train.step import GradientStep
 
 
-def run_worker(step: GradientStep, exchange: Exchange, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
+def run_worker(
+    step: GradientStep, exchange: Exchange, parameters: torch.Tensor, gradient: torch.Tensor, timeline: Timeline
+) -> None:
     """Train until the exchange is finished.
 
     Args:
@@ -14,9 +17,11 @@ def run_worker(step: GradientStep, exchange: Exchange, parameters: torch.Tensor,
         exchange: what the mode is.
         parameters: [num_elements] float32 that the model's parameters are views of.
         gradient: [num_elements] float32 that `step` sums gradients into.
+        timeline: records the computation; what is around it is the exchange's to record.
     """
     exchange.pull(parameters)
     while not exchange.is_finished:
-        contribution = step.run(exchange.draw)
+        with timeline.span("compute"):
+            contribution = step.run(exchange.draw)
         exchange.push(gradient, contribution)
         exchange.pull(parameters)

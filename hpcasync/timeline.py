@@ -1,0 +1,82 @@
+"""Where the time of a rank goes: spans of named activities, one file of lines per rank.
+
+`RUN_DIR/timeline-RANK.jsonl` begins with an object (again after each resumption) that says whose it is and when it was
+opened; each further line is a span, `[activity, start, duration]` or `[activity, start, duration, {details}]`, in
+seconds since then by a clock that is never set. Clocks of several hosts agree as well as their system time does.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+_WRITE_SECONDS = 2.0
+
+
+class Timeline:
+    """Records the spans of one rank; this class itself records nothing."""
+
+    def span(self, activity: str, **details: object) -> AbstractContextManager[None]:
+        """Record what is done within. `details` must be of JSON's types; they are read when the span ends."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Write what has not been written."""
+
+
+class TimelineFile(Timeline):
+    """Spans in a file, written at least every two seconds while there are any: a crash loses no more.
+
+    Where the file cannot be written, a warning says so and recording ends; training goes on.
+
+    Args:
+        run_dir: the run directory, which exists.
+        rank: world rank.
+        role: "server" or "worker".
+        index: server_index or worker_index.
+        host: its name.
+    """
+
+    def __init__(self, run_dir: Path, *, rank: int, role: str, index: int, host: str) -> None:
+        self._path = timeline_path(run_dir, rank)
+        self._lines: list[str] = [""]  # a crash may have left half a line before
+        self._is_open = True
+        self._origin = self._written = time.perf_counter()
+        facts = {"rank": rank, "role": role, "index": index, "host": host, "opened": time.time()}
+        self._lines.append(json.dumps(facts))
+
+    @contextmanager
+    def span(self, activity: str, **details: object) -> Iterator[None]:
+        """Record what is done within, an exception that ends it included."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            ended = time.perf_counter()
+            values = [activity, round(started - self._origin, 6), round(ended - started, 6)]
+            self._lines.append(json.dumps([*values, details] if details else values, separators=(",", ":")))
+            if ended - self._written > _WRITE_SECONDS:
+                self._write()
+                self._written = ended
+
+    def close(self) -> None:
+        """Write what has not been written."""
+        self._write()
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        if not self._is_open or not lines:
+            return
+        try:
+            with self._path.open("a") as file:
+                file.write("\n".join(lines) + "\n")
+        except OSError as error:
+            self._is_open = False
+            warnings.warn(f"cannot write {self._path}: {error.strerror}; the timeline ends here", stacklevel=2)
+
+
+def timeline_path(run_dir: Path, rank: int) -> Path:
+    """The file of a rank."""
+    return run_dir / f"timeline-{rank:04d}.jsonl"
