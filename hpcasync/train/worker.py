@@ -21,7 +21,9 @@ def run_worker(
     """
     exchange.pull(parameters)
     while not exchange.is_finished:
-        with timeline.span("compute"):
+        tokens: list[int] = []
+        with timeline.span("compute", tokens=tokens):
             contribution = step.run(exchange.draw)
+            tokens.append(contribution.target_tokens)
         exchange.push(gradient, contribution)
         exchange.pull(parameters)
