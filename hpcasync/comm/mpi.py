@@ -26,6 +26,8 @@ def library_name() -> str:
 
 def thread_level() -> str:
     """The thread support that MPI provides, by its standard name."""
+    if not MPI.Is_initialized():
+        return "not started"
     return _THREAD_LEVELS[MPI.Query_thread()]
 
 
