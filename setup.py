@@ -18,6 +18,8 @@ EXTRAS = {
     "mpich": ["mpich>=4.3"],
     # The corpora of the WMT news tasks.
     "wmt": ["mtdata>=0.5"],
+    # Pages and pictures of `hpcasync report`; its tables need nothing.
+    "report": ["jinja2", "matplotlib>=3.8", "plotly>=6"],
     "dev": [
         "hypothesis",
         "mypy",
@@ -39,7 +41,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["hpcasync", "hpcasync.*"]),
-    package_data={"hpcasync": ["py.typed"]},
+    package_data={"hpcasync": ["py.typed"], "hpcasync.report": ["page.*"]},
     install_requires=[
         "Babel",
         "click>=8.1",

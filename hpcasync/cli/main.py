@@ -12,7 +12,9 @@ COMMANDS = {
     "demo": ("hpcasync.cli.demo", "demo", "Train sync and async-global on a small corpus and compare them."),
     "doctor": ("hpcasync.cli.doctor", "doctor", "Check this machine: MPI, Horovod, torch, CUDA, SLURM."),
     "evaluate": ("hpcasync.cli.evaluate", "evaluate", "Score translations or the checkpoints of a run."),
+    "experiment": ("hpcasync.cli.experiment", "experiment", "Do the runs of an experiment file and report on them."),
     "launch": ("hpcasync.cli.launch", "launch", "Start an MPI job on this machine with the right mpirun and options."),
+    "report": ("hpcasync.cli.report", "report", "Compare runs: a page of plots, a table, a picture."),
     "train": ("hpcasync.cli.train", "train", "Train a model; run it under mpirun or `hpcasync launch`."),
     "translate": ("hpcasync.cli.translate", "translate", "Translate a file or standard input."),
 }

@@ -20,11 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "timeline": set(),
     "ps": {"errors", "comm", "timeline"},
     "train": BASE | {"comm", "data", "nmt", "ps", "slurm", "timeline"},
+    "report": {"errors"},
+    "experiment": BASE | {"report"},
     "launch": BASE,
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
-    "cli": BASE | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"},
+    "cli": BASE | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
+    | {"report", "experiment"},
     "__main__": {"errors", "cli", "launch"},
     "__init__": set(),
 }

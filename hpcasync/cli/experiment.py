@@ -1,0 +1,129 @@
+"""`hpcasync experiment`: the runs of an experiment file, and what they came to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcasync.errors import UserError
+
+if TYPE_CHECKING:
+    from hpcasync.experiment.execute import Outcome
+    from hpcasync.experiment.plan import PlannedRun
+    from hpcasync.experiment.schema import Experiment
+    from hpcasync.experiment.status import Status
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="List the runs and where they stand; start nothing.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=0),
+              help="Runs at a time; 0: as many as have a core for each rank.")  # fmt: skip
+@click.option("--collect", "is_collecting", is_flag=True, help="Start nothing: table and report of what is there.")
+@click.option("--slurm", type=click.Choice(["print", "submit"]), help="As SLURM arrays: print or submit their lines.")
+def experiment(file: Path, dry_run: bool, jobs: int, is_collecting: bool, slurm: str | None) -> None:
+    """Do the runs that FILE describes, then print a table and write a report.
+
+    Runs that have ended are left as they are, interrupted ones go on from their last checkpoint: give the same command
+    again. Runs beside each other on one machine disturb each other's times: to compare times, leave --jobs at 1.
+    """
+    if sum([dry_run, is_collecting, slurm is not None]) > 1:
+        raise click.UsageError("--dry-run, --collect and --slurm exclude each other")
+    from hpcasync.experiment.plan import experiment_directory, plan_runs
+    from hpcasync.experiment.schema import load_experiment
+    from hpcasync.experiment.status import Status, status_of
+
+    described = load_experiment(file)
+    runs = plan_runs(described)
+    if is_collecting:
+        _finish(described, runs)
+        return
+    work = [(run, status_of(run, can_resume=described.run == "real")) for run in runs]
+    if dry_run:
+        _list(work)
+        return
+    todo = [(run, status) for run, status in work if status is not Status.FINISHED]
+    click.echo(f"{described.name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    if slurm is not None:
+        _submit(described, todo, experiment_directory(described), is_submitting=slurm == "submit")
+        return
+    failed = _execute(described, todo, jobs) if todo else []
+    _finish(described, runs)
+    if failed:
+        for outcome in failed:
+            click.echo(f"failed: {outcome.run.name}: {outcome.reason} (log {outcome.log})", err=True)
+        raise UserError(f"{len(failed)} of {len(runs)} runs have not ended; the same command goes on with them")
+
+
+def _list(work: "list[tuple[PlannedRun, Status]]") -> None:
+    width = max(len(run.name) for run, _ in work)
+    for run, status in work:
+        click.echo(f"{run.name:{width}}  {run.num_ranks:>3} ranks  {status.value}")
+        click.echo(f"{'':{width}}  {' '.join((*run.overrides, *(f'cluster.{s}' for s in run.cluster)))}")
+    click.echo(f"{len(work)} runs")
+
+
+def _execute(described: "Experiment", todo: "list[tuple[PlannedRun, Status]]", jobs: int) -> "list[Outcome]":
+    from hpcasync.experiment.execute import Executor, choose_jobs, commands, threads_of
+    from hpcasync.experiment.plan import experiment_directory
+
+    num_cores = len(os.sched_getaffinity(0))
+    jobs = choose_jobs(jobs, [run for run, _ in todo], num_cores)
+    work = [(run, commands(described, run, status, threads_of(run, jobs, num_cores))) for run, status in todo]
+    outcomes = Executor(experiment_directory(described) / "logs", jobs, click.echo).run_all(work)
+    return [outcome for outcome in outcomes if outcome.code]
+
+
+def _finish(described: "Experiment", runs: "list[PlannedRun]") -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from hpcasync.experiment.outcome import collect, make_table, write_outcome
+    from hpcasync.experiment.plan import experiment_directory
+
+    report = collect(described, runs)
+    if report is None:
+        click.echo("no run has left any record yet")
+        return
+    table = make_table(report, runs)
+    shown = RichTable(box=None, pad_edge=False)
+    for number, title in enumerate(table.titles):
+        shown.add_column(title, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    Console(width=200, highlight=False).print(shown)
+    for path in write_outcome(described, report, table, experiment_directory(described)):
+        click.echo(path)
+
+
+def _submit(
+    described: "Experiment", todo: "list[tuple[PlannedRun, Status]]", directory: Path, *, is_submitting: bool
+) -> None:
+    from hpcasync.experiment.array import make_arrays
+
+    arrays = make_arrays(described, todo, directory)
+    try:
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        for array in arrays:
+            array.settings_file.write_text("".join(f"{line}\n" for line in array.lines))
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    for array in arrays:
+        click.echo(array)
+        if is_submitting:
+            click.echo(f"submitted: array {_sbatch(array.command)}")
+    click.echo("afterwards: the same command with --collect")
+
+
+def _sbatch(command: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"cannot start sbatch: {error.strerror}; --slurm print shows the lines to submit") from error
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise UserError("sbatch has refused the array; its message is above")
+    return done.stdout.strip()

@@ -1,0 +1,69 @@
+"""`hpcasync report`: runs side by side, as a page, a table or a picture."""
+
+from pathlib import Path
+
+import click
+
+from hpcasync.errors import UserError
+
+_FORMATS = ("html", "md", "json", "png")
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=_PATH)
+@click.option(
+    "-o", "--output", type=_PATH, help="File to write; default: report.html, or standard output for md, json."
+)
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of the file, else html.")
+@click.option("--title", default="", help="Of the report; default: the runs' names.")
+@click.option("--thresholds", default="", metavar="BLEU,...", help="Scores to tell times for; default: round ones.")
+@click.option("--timeline-from", default=0.0, type=click.FloatRange(min=0), metavar="SECONDS",
+              help="First second of the timelines that goes into the page.")  # fmt: skip
+@click.option("--timeline-to", type=click.FloatRange(min=0), metavar="SECONDS", help="The last one.")
+def report(
+    runs: tuple[Path, ...],
+    output: Path | None,
+    form: str | None,
+    title: str,
+    thresholds: str,
+    timeline_from: float,
+    timeline_to: float | None,
+) -> None:
+    """Compare runs: BLEU over time and tokens, time to BLEU, throughput, staleness, timelines, settings that differ.
+
+    Runs that differ in nothing but their seed count as one configuration, told as mean and spread. Runs that have not
+    ended are shown as far as they are. html is one page that opens offline; for a timeline in it, train with
+    logging.timeline=true.
+    """
+    chosen = form or _form_of(output)
+    if timeline_to is not None and timeline_to <= timeline_from:
+        raise UserError(f"--timeline-to {timeline_to:g} is not later than --timeline-from {timeline_from:g}")
+    from hpcasync.report.report import make_report
+    from hpcasync.report.write import as_json, as_markdown, write_report
+
+    made = make_report(runs, title=title, thresholds=_parse_thresholds(thresholds))
+    if output is None and chosen in ("md", "json"):
+        click.echo(as_markdown(made) if chosen == "md" else as_json(made), nl=False)
+        return
+    path = output or Path(f"report.{chosen}")
+    write_report(made, path, chosen, timeline_from=timeline_from, timeline_to=timeline_to)
+    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _form_of(output: Path | None) -> str:
+    if output is None:
+        return "html"
+    form = output.suffix.removeprefix(".")
+    if form not in _FORMATS:
+        raise UserError(f"--output {output}: cannot tell the format from its ending; add --format {'|'.join(_FORMATS)}")
+    return form
+
+
+def _parse_thresholds(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise UserError(
+            f"--thresholds {text}: give BLEU scores with commas between them, for example 20,25,30"
+        ) from error

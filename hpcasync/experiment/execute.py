@@ -1,0 +1,190 @@
+"""Running planned runs as commands, several at a time, each with a log; one that fails does not stop the others."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from hpcasync.errors import UserError
+from hpcasync.experiment.plan import PlannedRun
+from hpcasync.experiment.schema import Experiment
+from hpcasync.experiment.status import Status
+
+_NOT_STARTED = -1
+_ERROR_MARK = "hpcasync: error:"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        run: which.
+        code: of the first command that failed; 0 if none did; negative if it was not started.
+        log: what its commands printed.
+        seconds: time that it took, set-up and scoring included.
+    """
+
+    run: PlannedRun
+    code: int
+    log: Path
+    seconds: float
+
+    @property
+    def reason(self) -> str:
+        """The log's last error, or its last line."""
+        if self.code == _NOT_STARTED:
+            return "not started"
+        lines = [line.strip() for line in _tail(self.log).splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR_MARK in line]
+        return (errors or lines or ["it printed nothing"])[-1]
+
+
+def commands(experiment: Experiment, run: PlannedRun, status: Status, num_threads: int | None) -> list[list[str]]:
+    """Arguments of `hpcasync` for a run: training or simulation, then scoring if asked for.
+
+    Args:
+        experiment: of the run.
+        run: the plan.
+        status: where it stands.
+        num_threads: roles.worker_threads where the configuration does not say, and several runs share the machine.
+    """
+    overrides = list(run.overrides)
+    if num_threads is not None and run.config.roles.worker_threads is None:
+        overrides.append(f"roles.worker_threads={num_threads}")
+    flags = {Status.INTERRUPTED: ["--resume"], Status.BROKEN_OFF: ["--overwrite"]}.get(status, [])
+    if experiment.run == "simulated":
+        first = ["simulate", str(experiment.base), *overrides, *_cluster_options(experiment, run), *flags]
+    else:
+        train = ["train", str(experiment.base), *overrides, *flags]
+        first = ["launch", "-n", str(run.num_ranks), "--", *train]
+    if experiment.evaluate == "none":
+        return [first]
+    return [first, ["evaluate", str(run.config.output_dir), "--split", experiment.evaluate]]
+
+
+def _cluster_options(experiment: Experiment, run: PlannedRun) -> list[str]:
+    file = [] if experiment.cluster is None else ["--cluster", str(experiment.cluster)]
+    settings = [f"cluster.{setting}" for setting in (*run.cluster, f"workers={run.num_workers}")]
+    return [*settings, *file]
+
+
+def choose_jobs(jobs: int, runs: Sequence[PlannedRun], num_cores: int) -> int:
+    """Runs at a time: `jobs`, or for 0 as many as have a core for each rank."""
+    return jobs or max(1, num_cores // max(run.num_ranks for run in runs))
+
+
+def threads_of(run: PlannedRun, jobs: int, num_cores: int) -> int | None:
+    """Threads of a worker when `jobs` runs share the cores; None for one alone, which chooses by itself."""
+    return None if jobs == 1 else max(1, num_cores // (jobs * run.num_workers))
+
+
+class Executor:
+    """Runs commands of several runs at a time.
+
+    Args:
+        logs: directory for a log per run.
+        jobs: runs at a time.
+        say: prints a line for people.
+    """
+
+    def __init__(self, logs: Path, jobs: int, say: Callable[[str], None]) -> None:
+        self._logs = logs
+        self._jobs = jobs
+        self._say = say
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._is_stopping = False
+
+    def run_all(self, work: Sequence[tuple[PlannedRun, list[list[str]]]]) -> list[Outcome]:
+        """Run everything and return what became of it, in the order given.
+
+        SIGINT and SIGTERM end the runs that are under way, and no other is started; they can go on later.
+
+        Raises:
+            UserError: the logs cannot be written.
+        """
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self._logs}: {error.strerror or error}") from error
+        with self._signals(), ThreadPoolExecutor(self._jobs) as pool:
+            futures = [
+                pool.submit(self._run, f"[{number}/{len(work)}]", run, argvs)
+                for number, (run, argvs) in enumerate(work, start=1)
+            ]
+            for future in as_completed(futures):
+                future.result()
+            return [future.result() for future in futures]
+
+    def _run(self, number: str, run: PlannedRun, argvs: list[list[str]]) -> Outcome:
+        log = self._logs / f"{run.name}.log"
+        if self._is_stopping:
+            return Outcome(run, _NOT_STARTED, log, 0.0)
+        self._say(f"{number} {run.name}: {run.num_ranks} ranks, log {log}")
+        started = time.perf_counter()
+        code = 0
+        with log.open("ab") as file:
+            for argv in argvs:
+                code = self._command(argv, file.fileno())
+                if code:
+                    break
+        outcome = Outcome(run, code, log, time.perf_counter() - started)
+        end = "done" if code == 0 else f"ended with code {code}: {outcome.reason}"
+        self._say(f"{number} {run.name}: {end} after {outcome.seconds:,.0f} s")
+        return outcome
+
+    def _command(self, argv: list[str], log: int) -> int:
+        os.write(log, f"$ hpcasync {shlex.join(argv)}\n".encode())
+        with self._lock:
+            if self._is_stopping:
+                return _NOT_STARTED
+            # A session of its own: a Ctrl-C of the terminal reaches this program alone, which then ends the others.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hpcasync", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            self._processes.add(process)
+            if self._is_stopping:  # said while it was being started
+                process.terminate()
+        code = process.wait()
+        with self._lock:
+            self._processes.discard(process)
+        return 128 - code if code < 0 else code
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            # Not under the lock, which this very thread may hold; a process that is missed sees the flag.
+            self._is_stopping = True
+            for process in list(self._processes):
+                if process.poll() is None:
+                    process.terminate()
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _tail(path: Path, num_bytes: int = 20_000) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - num_bytes))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,66 @@
+"""Where a planned run stands, by what is in its directory."""
+
+import enum
+from typing import Any
+
+import yaml
+
+from hpcasync.errors import UserError
+from hpcasync.experiment.plan import PlannedRun
+from hpcasync.report.groups import flatten
+
+# What a machine or a person who watches may change between one start of a run and the next.
+_MAY_DIFFER = ("logging.", "checkpoint.", "roles.server_threads", "roles.worker_threads", "device", "validation.device")
+
+
+class Status(enum.Enum):
+    """What is to be done with a run."""
+
+    NEW = "new"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted, goes on from its checkpoint"
+    BROKEN_OFF = "interrupted before its first checkpoint, begins again"
+
+
+def status_of(run: PlannedRun, *, can_resume: bool = True) -> Status:
+    """Look at the run directory.
+
+    Args:
+        run: the plan.
+        can_resume: whether an interrupted run of its kind can go on.
+
+    Raises:
+        UserError: the directory holds a run with other settings.
+    """
+    directory = run.config.output_dir
+    if not (directory / "config.yaml").is_file():
+        return Status.NEW
+    _check_same(run)
+    if (directory / "summary.json").is_file():
+        return Status.FINISHED
+    has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
+    return Status.INTERRUPTED if has_checkpoint and can_resume else Status.BROKEN_OFF
+
+
+def _check_same(run: PlannedRun) -> None:
+    path = run.config.output_dir / "config.yaml"
+    try:
+        found = flatten(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove {path.parent}, and the run begins again") from error
+    planned = flatten(run.config.to_dict())
+    keys = [
+        key
+        for key in planned
+        if key in found and found[key] != planned[key] and not any(key.startswith(prefix) for prefix in _MAY_DIFFER)
+    ]
+    if keys:
+        shown = "; ".join(f"{key} is {_show(found[key])} there, {_show(planned[key])} here" for key in keys[:3])
+        raise UserError(
+            f"{path.parent} holds a run with other settings ({shown}{'; …' if len(keys) > 3 else ''}): give the "
+            "experiment another name, or remove that directory"
+        )
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,145 @@
+"""A run as its directory tells it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpcasync.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory's records, also of a run that has not ended.
+
+    Attributes:
+        path: the run directory.
+        config: the resolved configuration.
+        updates: the `update` records by num_updates, without those that a resumption made anew.
+        validations: scores of snapshots on the validation text by num_updates.
+        tests: the same on the test text.
+        summary: summary.json; None before the end.
+        versions: of the libraries.
+    """
+
+    path: Path
+    config: Record
+    updates: tuple[Record, ...]
+    validations: tuple[Record, ...]
+    tests: tuple[Record, ...]
+    summary: Record | None
+    versions: Record
+
+    @property
+    def mode(self) -> str:
+        """How gradients were combined."""
+        return str(self.config["mode"])
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config["seed"])
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Target tokens applied per second of training, over the whole run so far."""
+        if self.summary is not None:
+            return float(self.summary["target_tokens_per_second"])
+        if not self.updates or not self.updates[-1]["wall_seconds"]:
+            return None
+        return float(self.updates[-1]["target_tokens"] / self.updates[-1]["wall_seconds"])
+
+    @property
+    def staleness_histogram(self) -> dict[int, int]:
+        """Gradients by staleness in updates; empty before the end of the run."""
+        if self.summary is None:
+            return {}
+        return {int(staleness): number for staleness, number in self.summary["staleness"]["histogram"].items()}
+
+    @property
+    def staleness_mean(self) -> float | None:
+        """Mean over all gradients; before the end of the run, over those of the last record."""
+        if self.summary is not None:
+            return float(self.summary["staleness"]["mean"])
+        return float(self.updates[-1]["staleness_mean"]) if self.updates else None
+
+    @property
+    def num_workers(self) -> int | None:
+        """Workers; None before the end of the run."""
+        return None if self.summary is None else int(self.summary["roles"]["workers"])
+
+    @property
+    def num_servers(self) -> int:
+        """Servers; none in sync."""
+        return 0 if self.mode == "sync" else int(self.config["roles"]["servers"])
+
+
+def load_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: it is none, or a file of it is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(
+            f"{path} is no run directory (it has no config.yaml): give directories that `hpcasync train` made"
+        )
+    records = _read_lines(path / "metrics.jsonl")
+    by_kind: dict[str, list[Record]] = {kind: [] for kind in ("start", "update", "validation")}
+    for record in records:
+        if record.get("event") in by_kind:
+            by_kind[record["event"]].append(record)
+    validations = by_kind["validation"] or _read_lines(path / "evaluation-valid.jsonl")
+    starts = by_kind["start"]
+    return Run(
+        path,
+        _read_config(path / "config.yaml"),
+        _newest(by_kind["update"]),
+        _newest(validations),
+        _newest(_read_lines(path / "evaluation-test.jsonl")),
+        _read_summary(path / "summary.json"),
+        starts[-1].get("versions", {}) if starts else {},
+    )
+
+
+def _newest(records: Iterable[Record]) -> tuple[Record, ...]:
+    """One record per number of updates, the last one: a resumed run makes some updates again."""
+    newest = {record["num_updates"]: record for record in records}
+    return tuple(newest[number] for number in sorted(newest))
+
+
+def _read_lines(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        # A last line without its end is what a crash left, or is being written.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove the damaged line") from error
+
+
+def _read_config(path: Path) -> Record:
+    try:
+        config = yaml.safe_load(path.read_text())
+        assert isinstance(config["mode"], str) and isinstance(config["seed"], int)
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AssertionError) as error:
+        raise UserError(f"{path} is not the resolved configuration of a run: {error!r}") from error
+    assert isinstance(config, dict)
+    return config
+
+
+def _read_summary(path: Path) -> Record | None:
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it to report on the run as unfinished") from error
+    assert isinstance(summary, dict)
+    return summary

@@ -1,0 +1,66 @@
+"""Writing a report in one of its formats."""
+
+import json
+from pathlib import Path
+from typing import Literal, get_args
+
+from hpcasync.errors import UserError
+from hpcasync.report.report import Report
+from hpcasync.report.table import markdown, result_cells, setting_cells, time_cells, to_json
+
+Format = Literal["html", "md", "json", "png"]
+FORMATS: tuple[str, ...] = get_args(Format)
+BINARY = ("png",)
+
+
+def as_markdown(report: Report) -> str:
+    """Tables of results, times to scores, and settings that differ."""
+    parts = [f"# {report.title}\n", markdown(*result_cells(report.results, report.threshold))]
+    times = time_cells(report.results)
+    if len(times[0]) > 1:
+        parts += ["## Time to BLEU\n", markdown(*times)]
+    settings = setting_cells(report.groups)
+    if settings[1]:
+        parts += ["## Settings that differ\n", markdown(*settings)]
+    return "\n".join(parts)
+
+
+def as_json(report: Report) -> str:
+    """Everything that the tables hold, unrounded."""
+    return json.dumps({"title": report.title, **to_json(report.results)}, indent=1) + "\n"
+
+
+def write_report(
+    report: Report, path: Path, form: str, *, timeline_from: float = 0.0, timeline_to: float | None = None
+) -> None:
+    """Write a file.
+
+    Args:
+        report: what to write.
+        path: the file.
+        form: one of FORMATS.
+        timeline_from, timeline_to: as in `page.render_page`; html only.
+
+    Raises:
+        UserError: a package of the extra `report` is missing, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "html":
+            from hpcasync.report.page import render_page
+
+            page = render_page(report, timeline_from=timeline_from, timeline_to=timeline_to)
+            path.write_text(page, encoding="utf-8")
+        elif form == "png":
+            from hpcasync.report.image import write_image
+
+            write_image(report, path)
+        else:
+            path.write_text(as_markdown(report) if form == "md" else as_json(report), encoding="utf-8")
+    except ImportError as error:
+        raise UserError(
+            f"a report as {form} needs {error.name}, which is not installed: pip install 'hpcasync[report]', "
+            "or take --format md"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,234 @@
+"""Experiments: axes become runs, each is looked up in its directory, and becomes a command or a line of an array."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from recorded_runs import make_run
+
+from hpcasync.cli.experiment import experiment as experiment_command
+from hpcasync.errors import UserError
+from hpcasync.experiment.array import make_arrays
+from hpcasync.experiment.execute import choose_jobs, commands, threads_of
+from hpcasync.experiment.outcome import collect, make_table
+from hpcasync.experiment.plan import PlannedRun, experiment_directory, plan_runs
+from hpcasync.experiment.schema import Experiment, load_experiment
+from hpcasync.experiment.status import Status, status_of
+
+MODES = {
+    "sync": {"mode": "sync"},
+    "global": {"mode": "async-global", "accumulate.global": 2},
+    "plain": {"mode": "async"},
+}
+
+
+def write(directory: Path, **values: Any) -> Path:
+    """An experiment file beside its base configuration."""
+    base = {
+        "name": "base",
+        "run_dir": str(directory / "runs"),
+        "data": {"path": "data/made"},
+        "stop": {"updates": 400},
+    }
+    (directory / "base.yaml").write_text(yaml.safe_dump(base))
+    content = {"name": "trial", "base": "base.yaml", "workers": 2, **values}
+    (directory / "trial.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return directory / "trial.yaml"
+
+
+def plan(directory: Path, **values: Any) -> tuple[Experiment, list[PlannedRun]]:
+    experiment = load_experiment(write(directory, **values))
+    return experiment, plan_runs(experiment)
+
+
+def test_axes_are_multiplied_out_and_named(tmp_path: Path) -> None:
+    experiment, runs = plan(
+        tmp_path,
+        set={"optimizer.clip_norm": 1.0},
+        axes={"method": MODES, "optimizer.learning_rate": [0.001, 0.002], "seed": [1, 2]},
+        exclude=[{"method": ["sync", "plain"], "optimizer.learning_rate": 0.002}],
+    )
+    assert [run.name for run in runs] == [
+        "trial-learning_rate0.001-sync-seed1",
+        "trial-learning_rate0.001-sync-seed2",
+        "trial-global-learning_rate0.001-async-global-seed1",
+        "trial-global-learning_rate0.001-async-global-seed2",
+        "trial-global-learning_rate0.002-async-global-seed1",
+        "trial-global-learning_rate0.002-async-global-seed2",
+        "trial-plain-learning_rate0.001-async-seed1",
+        "trial-plain-learning_rate0.001-async-seed2",
+    ]
+    assert experiment_directory(experiment) == tmp_path / "runs" / "trial"
+    assert {run.config.output_dir.parent for run in runs} == {tmp_path / "runs" / "trial"}
+    assert [run.num_ranks for run in runs] == [2, 2, 3, 3, 3, 3, 3, 3]
+    assert all(run.config.optimizer.clip_norm == 1.0 for run in runs)
+    assert runs[4].config.optimizer.learning_rate == 0.002 and runs[4].config.accumulate.global_ == 2
+    assert runs[4].coordinates == {"method": "global", "optimizer.learning_rate": "0.002", "seed": "1"}
+
+
+def test_included_runs_come_beside_the_axes(tmp_path: Path) -> None:
+    _, runs = plan(
+        tmp_path,
+        axes={"method": MODES},
+        include=[{"method": "global", "accumulate.global": 4, "workers": 4, "seed": [1, 2]}],
+    )
+    assert [run.name for run in runs[3:]] == [
+        "trial-global-global4-workers4-async-global-seed1",
+        "trial-global-global4-workers4-async-global-seed2",
+    ]
+    assert runs[3].num_ranks == 5 and runs[3].config.accumulate.global_ == 4
+
+
+def test_an_experiment_of_included_runs_alone(tmp_path: Path) -> None:
+    _, runs = plan(tmp_path, include=[{"mode": "async", "optimizer.betas": [[0.9, 0.98]]}])
+    assert [run.config.optimizer.betas for run in runs] == [(0.9, 0.98)]
+    assert "optimizer.betas=[0.9,0.98]" in runs[0].overrides
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"axis": {}}, "unknown key axis: did you mean axes"),
+        ({"workers": 0}, "workers"),
+        ({"axes": {"seed": []}}, "axis seed has no values"),
+        ({"axes": {"seed": [1]}, "exclude": [{"mode": "sync"}]}, "exclude names axes, seed"),
+        ({"axes": {"seed": [1]}, "exclude": [{"seed": 1}]}, "has no runs"),
+        ({"cluster": "x.yaml"}, "cluster is for run: simulated"),
+        ({"set": {"cluster.workers": 3}}, "cluster.workers is for run: simulated"),
+        ({"axes": {"optimizer.learning_rat": [1]}}, r"run \(optimizer.learning_rat 1\).*did you mean learning_rate"),
+        ({"axes": {"mode": ["async"]}, "set": {"accumulate.global": 3}}, "run .mode async.: .*must be 1, not 3"),
+        ({"axes": {"workers": [2, "many"]}}, "workers must be a whole number from 1, not 'many'"),
+        ({"axes": {"m": {"a": {"mode": "sync"}}}, "include": [{"m": "b"}]}, "axis m has no 'b', but a"),
+        ({"axes": {"seed": [1, 1]}}, "two runs would write"),
+        ({"base": "absent.yaml"}, "cannot read the configuration .*absent.yaml"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, **values)
+
+
+def test_where_a_run_stands(tmp_path: Path) -> None:
+    _, (run,) = plan(tmp_path, set={"mode": "sync"})
+    directory = run.config.output_dir
+    assert status_of(run) is Status.NEW
+    directory.mkdir(parents=True)
+    run.config.save(directory / "config.yaml")
+    assert status_of(run) is Status.BROKEN_OFF
+    (directory / "checkpoints" / "u00000010.partial").mkdir(parents=True)
+    (directory / "checkpoints" / "u00000010.partial" / "state.json").touch()
+    assert status_of(run) is Status.BROKEN_OFF
+    (directory / "checkpoints" / "u00000010.partial").rename(directory / "checkpoints" / "u00000010")
+    assert status_of(run) is Status.INTERRUPTED
+    assert status_of(run, can_resume=False) is Status.BROKEN_OFF
+    (directory / "summary.json").write_text("{}")
+    assert status_of(run) is Status.FINISHED
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    _, (run,) = plan(tmp_path, set={"mode": "sync"})
+    run.config.output_dir.mkdir(parents=True)
+    path = run.config.output_dir / "config.yaml"
+    values = run.config.to_dict()
+    values["logging"]["every"] = 7
+    values["roles"]["worker_threads"] = 9
+    path.write_text(yaml.safe_dump(values))
+    assert status_of(run) is Status.BROKEN_OFF  # what a machine may change
+    values["optimizer"]["learning_rate"] = 0.5
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.5 there, 0.0005 here"):
+        status_of(run)
+
+
+def test_commands(tmp_path: Path) -> None:
+    experiment, (run,) = plan(tmp_path, set={"mode": "async"}, evaluate="test")
+    train, evaluate = commands(experiment, run, Status.INTERRUPTED, None)
+    assert train[:6] == ["launch", "-n", "3", "--", "train", str(tmp_path / "base.yaml")]
+    assert train[-1] == "--resume" and {"mode=async", "roles.servers=1"} < set(train)
+    assert evaluate == ["evaluate", str(run.config.output_dir), "--split", "test"]
+    assert commands(experiment, run, Status.BROKEN_OFF, 4)[0][-2:] == ["roles.worker_threads=4", "--overwrite"]
+    assert commands(experiment, run, Status.NEW, None)[0][-1] == "roles.servers=1"
+
+
+def test_simulated_runs(tmp_path: Path) -> None:
+    experiment, runs = plan(
+        tmp_path,
+        run="simulated",
+        cluster="cluster.yaml",
+        axes={"cluster.compute.cv": [0.1, 0.5]},
+        set={"mode": "async"},
+    )
+    (command,) = commands(experiment, runs[1], Status.NEW, None)
+    assert command[0] == "simulate" and command[-2:] == ["--cluster", str(tmp_path / "cluster.yaml")]
+    assert {"cluster.compute.cv=0.5", "cluster.workers=2"} < set(command)
+    assert runs[1].name == "trial-cv0.5-async-seed1"
+    with pytest.raises(UserError, match="--slurm is for real runs"):
+        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+
+
+def test_jobs_and_threads_share_the_cores(tmp_path: Path) -> None:
+    _, runs = plan(tmp_path, axes={"workers": [2, 3]}, set={"mode": "async"})
+    assert choose_jobs(3, runs, 64) == 3 and choose_jobs(0, runs, 64) == 16 and choose_jobs(0, runs, 2) == 1
+    assert threads_of(runs[0], 1, 64) is None and threads_of(runs[0], 4, 64) == 8 and threads_of(runs[1], 8, 8) == 1
+
+
+def test_arrays_hold_runs_of_one_size(tmp_path: Path) -> None:
+    experiment, runs = plan(tmp_path, axes={"method": MODES, "seed": [1]}, slurm={"options": ["--gpus-per-node", "2"]})
+    work = [(runs[0], Status.NEW), (runs[1], Status.INTERRUPTED), (runs[2], Status.NEW)]
+    sync, others = make_arrays(experiment, work, tmp_path)
+    assert (sync.num_ranks, others.num_ranks) == (2, 3)
+    assert others.lines[0].endswith(" --resume") and not others.lines[1].endswith("--resume")
+    assert "name=trial-global" in others.lines[0].split()
+    assert str(others) == (
+        f"sbatch --parsable --array 1-2 --nodes 1 --ntasks-per-node 3 --output {tmp_path}/logs/%x-%A_%a.out "
+        f"--gpus-per-node 2 slurm/sweep.sbatch {tmp_path}/base.yaml {tmp_path}/settings-3-ranks.txt"
+    )
+
+
+def test_arrays_need_ranks_that_nodes_can_share(tmp_path: Path) -> None:
+    experiment, runs = plan(tmp_path, set={"mode": "async"}, slurm={"nodes": 2})
+    with pytest.raises(UserError, match="3 ranks, which 2 nodes"):
+        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+    experiment, runs = plan(tmp_path, set={"mode": "async", "data.path": "my data"})
+    with pytest.raises(UserError, match="has a blank"):
+        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+
+
+def test_the_table_has_a_row_for_each_point_and_sums_up_seeds(tmp_path: Path) -> None:
+    experiment, runs = plan(tmp_path, axes={"method": MODES, "seed": [1, 2]}, thresholds=[20])
+    for run in runs[:-1]:  # one of plain's has not been started
+        values = run.config.to_dict()
+        bleu = (10.0, 20.0 + run.config.seed)
+        make_run(run.config.output_dir.parent, run.config.mode, seed=run.config.seed, scores=bleu, name=run.config.name,
+                 accumulate=values["accumulate"], stop=values["stop"])  # fmt: skip
+    report = collect(experiment, runs)
+    assert report is not None
+    table = make_table(report, runs)
+    assert table.titles[:4] == ("mode", "method", "seeds", "BLEU best")
+    assert [row[:4] for row in table.rows] == [
+        ("sync", "sync", "1, 2", "21.50 ± 0.71"),
+        ("async-global", "global", "1, 2", "21.50 ± 0.71"),
+        ("async", "plain", "1", "21.00"),
+    ]
+
+
+def test_a_dry_run_lists_and_starts_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"method": MODES})
+    result = CliRunner().invoke(experiment_command, [str(file), "--dry-run"])
+    assert result.exit_code == 0 and "3 runs" in result.output and "accumulate.global=2" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_slurm_print_writes_the_settings_and_shows_the_lines(tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"method": MODES})
+    result = CliRunner().invoke(experiment_command, [str(file), "--slurm", "print"])
+    assert result.exit_code == 0 and result.output.count("sbatch --parsable") == 2
+    settings = (tmp_path / "runs" / "trial" / "settings-3-ranks.txt").read_text().splitlines()
+    assert len(settings) == 2 and "mode=async-global" in settings[0].split()
+
+
+def test_nothing_to_collect(tmp_path: Path) -> None:
+    result = CliRunner().invoke(experiment_command, [str(write(tmp_path)), "--collect"])
+    assert result.exit_code == 0 and "no run has left any record" in result.output
