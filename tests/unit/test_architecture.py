@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
-    "cli": BASE | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
+    "cli": BASE
+    | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
     | {"report", "experiment"},
     "__main__": {"errors", "cli", "launch"},
     "__init__": set(),
