@@ -1,5 +1,6 @@
 """The file that describes an experiment."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,11 @@ def load_experiment(path: Path) -> Experiment:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
     experiment = validate(Experiment, read_values(path), str(path))
-    updates: dict[str, Any] = {"base": path.parent / experiment.base}
+    updates: dict[str, Any] = {"base": _beside(path, experiment.base)}
     if experiment.cluster is not None:
-        updates["cluster"] = path.parent / experiment.cluster
+        updates["cluster"] = _beside(path, experiment.cluster)
     return experiment.model_copy(update=updates)
+
+
+def _beside(file: Path, other: Path) -> Path:
+    return Path(os.path.normpath(file.parent / other))

@@ -54,6 +54,9 @@ def compared_settings(run: Run) -> dict[str, Any]:
     if run.mode == "sync":
         settings = {key: value for key, value in settings.items() if not _is_ignored_by_sync(key)}
     settings[_WORKERS] = run.num_workers
+    if run.cluster is not None:
+        settings.update({f"cluster.{key}": value for key, value in flatten(run.cluster).items() if key != _WORKERS})
+    settings["time"] = "real" if run.cluster is None else "simulated"
     return settings
 
 

@@ -132,6 +132,8 @@ def _notes(report: Report) -> list[str]:
     notes = []
     if any(len(group.runs) > 1 for group in report.groups):
         notes.append("Mean ± sample standard deviation over seeds.")
+    if any(run.cluster is not None for run in report.runs):
+        notes.append("Times of simulated runs are those of the simulated cluster.")
     if not any(run.validations for run in report.runs):
         notes.append("No snapshot has been scored: `hpcasync evaluate RUN_DIR --all` does it afterwards.")
     if not any(group.mode == BASELINE_MODE for group in report.groups):

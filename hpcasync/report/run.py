@@ -24,7 +24,7 @@ class Run:
         validations: scores of snapshots on the validation text by num_updates.
         tests: the same on the test text.
         summary: summary.json; None before the end.
-        versions: of the libraries.
+        cluster: that the run was simulated on (its times are virtual); None of a real run.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Run:
     validations: tuple[Record, ...]
     tests: tuple[Record, ...]
     summary: Record | None
-    versions: Record
+    cluster: Record | None
 
     @property
     def mode(self) -> str:
@@ -90,20 +90,17 @@ def load_run(path: Path) -> Run:
             f"{path} is no run directory (it has no config.yaml): give directories that `hpcasync train` made"
         )
     records = _read_lines(path / "metrics.jsonl")
-    by_kind: dict[str, list[Record]] = {kind: [] for kind in ("start", "update", "validation")}
-    for record in records:
-        if record.get("event") in by_kind:
-            by_kind[record["event"]].append(record)
-    validations = by_kind["validation"] or _read_lines(path / "evaluation-valid.jsonl")
-    starts = by_kind["start"]
+    updates = [record for record in records if record.get("event") == "update"]
+    validations = [record for record in records if record.get("event") == "validation"]
+    cluster = path / "cluster.yaml"
     return Run(
         path,
         _read_config(path / "config.yaml"),
-        _newest(by_kind["update"]),
-        _newest(validations),
+        _newest(updates),
+        _newest(validations or _read_lines(path / "evaluation-valid.jsonl")),
         _newest(_read_lines(path / "evaluation-test.jsonl")),
         _read_summary(path / "summary.json"),
-        starts[-1].get("versions", {}) if starts else {},
+        _read_mapping(cluster) if cluster.is_file() else None,
     )
 
 
@@ -125,13 +122,21 @@ def _read_lines(path: Path) -> list[Record]:
 
 
 def _read_config(path: Path) -> Record:
-    try:
-        config = yaml.safe_load(path.read_text())
-        assert isinstance(config["mode"], str) and isinstance(config["seed"], int)
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AssertionError) as error:
-        raise UserError(f"{path} is not the resolved configuration of a run: {error!r}") from error
-    assert isinstance(config, dict)
+    config = _read_mapping(path)
+    missing = [key for key in ("name", "mode", "seed", "data", "roles") if key not in config]
+    if missing:
+        raise UserError(f"{path} is not the resolved configuration of a run: it lacks {', '.join(missing)}")
     return config
+
+
+def _read_mapping(path: Path) -> Record:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not what a run writes: it holds no mapping of keys to values")
+    return values
 
 
 def _read_summary(path: Path) -> Record | None:

@@ -55,7 +55,9 @@ def test_scores_made_after_the_run_count_where_it_made_none(tmp_path: Path) -> N
     [
         ("metrics.jsonl", "{\n{}\n", "cannot read .*metrics.jsonl"),
         ("summary.json", "{", "summary.json.*as unfinished"),
-        ("config.yaml", "- a list", "not the resolved configuration"),
+        ("config.yaml", "- a list", "holds no mapping"),
+        ("config.yaml", "mode: sync", "lacks name, seed, data, roles"),
+        ("cluster.yaml", "{", "cannot read .*cluster.yaml"),
         ("config.yaml", None, "is no run directory"),
     ],
 )
@@ -97,6 +99,18 @@ def test_groups_with_other_names_but_equal_settings_are_one(tmp_path: Path) -> N
     first = make_run(tmp_path / "a", "sync", logging={"every": 7})
     second = make_run(tmp_path / "b", "sync", seed=5, roles={"worker_threads": 3})
     assert len(group_runs([load_run(first), load_run(second)])) == 1
+
+
+def test_runs_on_other_clusters_are_other_groups(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / str(index), "async") for index in range(3)]
+    for path, jitter in zip(paths[1:], (0.1, 0.2), strict=True):
+        (path / "cluster.yaml").write_text(f"workers: 2\ncompute: {{cv: {jitter}}}\n")
+    groups = group_runs([load_run(path) for path in paths])
+    assert [group.label for group in groups] == [
+        "async, time real",
+        "async, time simulated, cv 0.1",
+        "async, time simulated, cv 0.2",
+    ]
 
 
 def test_mean_and_spread() -> None:
