@@ -28,7 +28,7 @@ from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.shard_state import ShardState, clip_factor
+from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.step import GradientStep
 
@@ -57,9 +57,9 @@ class Trainer:
         self._ticket += 1
         contribution = self._step.run(lambda: ticket)
         scale = 1 / contribution.target_tokens
-        norm = scale * self._state.squared_norm(self.flat.gradient) ** 0.5
+        norm = scale * squared_norm(self.flat.gradient) ** 0.5
         self._state.apply(
-            self.flat.gradient,
+            blocks_of(self.flat.gradient),
             scale=scale * clip_factor(norm, self.config.optimizer.clip_norm),
             learning_rate=self.config.optimizer.learning_rate,
             version=self._ticket,

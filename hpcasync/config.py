@@ -16,6 +16,9 @@ from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 PullPolicy = Literal["latest", "handled", "applied"]
+GradientFormat = Literal["fp32", "bf16", "topk"]
+ParameterFormat = Literal["fp32", "bf16"]
+StalenessPolicy = Literal["wait", "drop", "scale"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -31,6 +34,13 @@ class RolesConfig(_Section):
     server_threads: int = Field(1, ge=1, description="intra-op threads of a server")
     worker_threads: int | None = Field(
         None, ge=1, description="intra-op threads of a worker; default: its share of cores"
+    )
+    placement: Literal["spread", "first"] = Field(
+        "spread", description="of servers: dealt out to the hosts in turn; or the first ranks, wherever they are"
+    )
+    bind: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: where the threads of a host's ranks fit its cores, each rank keeps to cores of its own",
     )
 
 
@@ -50,6 +60,31 @@ class ExchangeConfig(_Section):
         "completes; or wait until it has been applied",
     )
     slots: int = Field(2, ge=1, description="push slots of a worker at every server")
+    gradients: GradientFormat = Field(
+        "fp32", description="how gradients travel; topk: the largest elements only, the rest is added to the next push"
+    )
+    topk: float = Field(0.01, gt=0, le=1, description="part of the elements that topk sends")
+    parameters: ParameterFormat = Field("fp32", description="how parameters travel to the workers")
+
+
+class StalenessConfig(_Section):
+    """What is done about gradients computed from old parameters; asynchronous modes only. Off by default."""
+
+    limit: int | None = Field(None, ge=0, description="most updates that a gradient may be behind; default: any number")
+    policy: StalenessPolicy = Field(
+        "wait",
+        description="at the limit: updates wait for slow workers; staler gradients are dropped; or the learning rate "
+        "is divided by staleness over limit",
+    )
+    compensation: float = Field(
+        0.0, ge=0, description="strength of delay compensation (DC-ASGD); costs servers limit + 1 copies of the shard"
+    )
+
+    @model_validator(mode="after")
+    def _check_compensation(self) -> "StalenessConfig":
+        if self.compensation and (self.limit is None or self.policy == "scale"):
+            raise ValueError("compensation keeps the last limit + 1 versions: set limit, with policy wait or drop")
+        return self
 
 
 class DataConfig(_Section):
@@ -145,6 +180,10 @@ class StopConfig(_Section):
     tokens: int = Field(0, ge=0, description="target tokens applied")
     seconds: float = Field(0, ge=0, description="wall time of training, set-up not counted")
     patience: int = Field(0, ge=0, description="validations in a row without a better score")
+    rejected: int = Field(500, ge=0, description="gradients in a row that are not finite; ends with exit code 86")
+    diverged: float = Field(
+        0, ge=0, description="factor by which the mean loss of 20 updates exceeds the lowest; ends with exit code 86"
+    )
 
     @model_validator(mode="after")
     def _check_any(self) -> "StopConfig":
@@ -167,13 +206,15 @@ class ValidationConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="of the scoring process; auto: a GPU if it has one"
     )
+    keep: int = Field(0, ge=0, description="most recent snapshots kept, and the best one; 0: all")
 
 
 class CheckpointConfig(_Section):
     """Checkpoints to go on from."""
 
     every: int = Field(0, ge=0, description="updates between checkpoints; 0: with every snapshot and at the end")
-    keep: int = Field(3, ge=1, description="most recent checkpoints kept; snapshots are all kept")
+    keep: int = Field(3, ge=1, description="most recent checkpoints kept, and that of the best snapshot")
+    keep_every: int = Field(0, ge=0, description="checkpoints at multiples of so many updates are kept too; 0: none")
 
 
 class LoggingConfig(_Section):
@@ -189,7 +230,7 @@ class Config(_Section):
 
     name: str = Field("run", min_length=1, pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
     run_dir: Path = Field(Path("runs"), description="directory that holds run directories")
-    seed: int = Field(1, ge=0, description="of initial parameters, shuffling and dropout")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="of initial parameters, shuffling and dropout")
     mode: Mode = Field("async-global", description="how gradients are combined")
     precision: Precision = Field("fp32", description="of the workers' computation; parameters are always fp32")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -198,6 +239,7 @@ class Config(_Section):
     roles: RolesConfig = RolesConfig()
     accumulate: AccumulateConfig = AccumulateConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    staleness: StalenessConfig = StalenessConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -214,6 +256,12 @@ class Config(_Section):
             raise ValueError(f"mode {self.mode} pushes every gradient: accumulate.local must be 1, not {local}")
         if self.mode in ("async", "async-local") and global_ != 1:
             raise ValueError(f"mode {self.mode} applies every push: accumulate.global must be 1, not {global_}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_wait(self) -> "Config":
+        if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
+            raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
         return self
 
     @model_validator(mode="after")
@@ -250,6 +298,26 @@ class Config(_Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's reader would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value} is there twice: remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
+
+
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML configuration and apply `key=value` overrides (dotted keys, YAML values).
 
@@ -275,11 +343,11 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
         UserError: the file is missing or no YAML mapping, or an override has no such form.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _StrictLoader)
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from error
+        raise UserError(f"{path} is no valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
     apply_overrides(values, overrides)

@@ -8,12 +8,14 @@ from hpcasync import __version__
 
 # name -> (module, attribute, one line for --help). Listing the subcommands must not import torch or MPI.
 COMMANDS = {
+    "bench": ("hpcasync.cli.bench", "bench", "Measure the engine against the machine and against other ways."),
     "data": ("hpcasync.cli.data", "data", "Fetch and prepare corpora."),
     "demo": ("hpcasync.cli.demo", "demo", "Train sync and async-global on a small corpus and compare them."),
     "doctor": ("hpcasync.cli.doctor", "doctor", "Check this machine: MPI, Horovod, torch, CUDA, SLURM."),
     "evaluate": ("hpcasync.cli.evaluate", "evaluate", "Score translations or the checkpoints of a run."),
     "experiment": ("hpcasync.cli.experiment", "experiment", "Do the runs of an experiment file and report on them."),
     "launch": ("hpcasync.cli.launch", "launch", "Start an MPI job on this machine with the right mpirun and options."),
+    "slurm": ("hpcasync.cli.slurm", "slurm", "Print or submit batch scripts for a configuration."),
     "report": ("hpcasync.cli.report", "report", "Compare runs: a page of plots, a table, a picture."),
     "train": ("hpcasync.cli.train", "train", "Train a model; run it under mpirun or `hpcasync launch`."),
     "translate": ("hpcasync.cli.translate", "translate", "Translate a file or standard input."),

@@ -1,6 +1,7 @@
 """The worker's side: draw batches, pull a consistent version, push gradients. Nobody waits for another worker."""
 
 import time
+from typing import Literal
 
 import torch
 
@@ -8,9 +9,15 @@ from hpcasync.comm.waiting import Backoff, make_progress
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
 
+PullPolicy = Literal["latest", "handled", "applied"]
+
 
 class Client:
     """A worker's access to the servers.
+
+    Args:
+        link: the windows.
+        pull: what `wait` waits for.
 
     Attributes:
         num_pushed: pushes made.
@@ -18,8 +25,10 @@ class Client:
         wait_seconds: time spent waiting for a free slot or for the own push to be applied.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, pull: PullPolicy = "handled") -> None:
         assert link.worker_index is not None
+        self._pull = pull
+        self._is_rejected = False
         self._link = link
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
@@ -47,7 +56,7 @@ class Client:
             if version == self._version:
                 return version
             for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
-                link.data.read(rank, link.buffer_offset(server, version), out[shard.start : shard.stop])
+                self._read(rank, link.buffer_offset(server, version), out[shard.start : shard.stop])
             # A shard that began to write version + 2 did so over the buffer that was read.
             newest = max(link.control.read(rank, ControlWords.WRITING) for rank in link.roles.server_ranks)
             if newest <= version + 1:
@@ -75,7 +84,17 @@ class Client:
             link.data.flush(rank)
         link.control.store(self._coordinator, ControlWords.announced(self._worker), sequence)
         self.num_pushed = sequence
+        self._is_rejected = record.num_tokens == 0
         return True
+
+    def wait(self) -> bool:
+        """Wait after a push as the pull policy says; False if training has ended.
+
+        A rejected push never becomes part of a version: nobody waits for that.
+        """
+        if self._pull == "applied" and not self._is_rejected:
+            return self.wait_until_settled()
+        return self._pull == "latest" or self.wait_until_handled()
 
     def wait_until_handled(self) -> bool:
         """Wait for the servers, never for a worker: until they have accumulated the last push and, if it completes a
@@ -94,9 +113,16 @@ class Client:
     def _write_gradient(self, gradient: torch.Tensor, sequence: int) -> None:
         link = self._link
         for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
-            link.data.write(
-                rank, link.gradient_offset(server, self._worker, sequence), gradient[shard.start : shard.stop]
-            )
+            link.wire.write(link.data, rank, link.gradient_offset(server, self._worker, sequence), gradient, shard)
+
+    def _read(self, rank: int, offset: int, out: torch.Tensor) -> None:
+        link = self._link
+        if out.dtype == link.parameter_dtype:
+            link.data.read(rank, offset, out)
+            return
+        received = torch.empty(out.shape, dtype=link.parameter_dtype)
+        link.data.read(rank, offset, received)
+        out.copy_(received)
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
         started = time.perf_counter()

@@ -5,6 +5,10 @@ a record followed by the gradient of the shard. Records are written at the coord
 are words of the control window.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
 from mpi4py import MPI
 
 from hpcasync.comm.roles import Roles
@@ -12,8 +16,28 @@ from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.memory import require_window_memory
 from hpcasync.ps.record import record_bytes
+from hpcasync.ps.wire import GradientFormat, make_wire
 
-_FLOAT_BYTES = 4
+ParameterFormat = Literal["fp32", "bf16"]
+_PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """What the windows hold.
+
+    Attributes:
+        num_slots: push slots of a worker at every server.
+        max_tickets: most batches that one push covers.
+        gradients, topk: how gradients travel (`ps.wire`).
+        parameters: how parameters travel.
+    """
+
+    num_slots: int = 2
+    max_tickets: int = 1
+    gradients: GradientFormat = "fp32"
+    topk: float = 0.01
+    parameters: ParameterFormat = "fp32"
 
 
 class ControlWords:
@@ -66,26 +90,31 @@ class Link:
         comm: all ranks.
         roles: at least one server and one worker.
         num_elements: length of the flat parameter vector.
-        num_slots: push slots of a worker at every server.
-        max_tickets: most batches that one push covers.
+        options: what the windows hold; the same on all ranks.
+        private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
 
     Raises:
         UserError: on every rank, if a host has too little memory for the windows of its servers.
     """
 
-    def __init__(self, comm: MPI.Intracomm, roles: Roles, num_elements: int, num_slots: int, max_tickets: int) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, roles: Roles, num_elements: int, options: LinkOptions, *, private_copies: int = 0
+    ) -> None:
         self.comm = comm
         self.roles = roles
         self.shards: list[Shard] = cut_shards(num_elements, len(roles.server_ranks))
-        self.num_slots = num_slots
-        self.max_tickets = max_tickets
+        self.num_slots = options.num_slots
+        self.max_tickets = options.max_tickets
+        self.wire = make_wire(options.gradients, options.topk)
+        self.parameter_dtype = _PARAMETER_DTYPES[options.parameters]
         is_server = roles.is_server(comm.rank)
         self.server_index = roles.server_ranks.index(comm.rank) if is_server else None
         self.worker_index = None if is_server else roles.worker_ranks.index(comm.rank)
         # The servers' own communicator, in order of server index; workers get none.
         self.server_comm = comm.Split(0 if is_server else MPI.UNDEFINED, self.server_index or 0)
         server_bytes = [self.server_bytes(server) for server in range(len(self.shards))]
-        require_window_memory(comm, roles, server_bytes)
+        private_bytes = [shard.size * 4 * private_copies for shard in self.shards]
+        require_window_memory(comm, roles, server_bytes, private_bytes)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         self.control = ControlWindow(comm, ControlWords.count(self.num_workers) if is_server else 0)
@@ -103,13 +132,13 @@ class Link:
 
     def buffer_offset(self, server: int, version: int) -> int:
         """Where a version of the shard lies in a server's data window, in bytes."""
-        return version % 2 * self._shard_bytes(server)
+        return version % 2 * self._buffer_bytes(server)
 
     def record_offset(self, server: int, worker: int, sequence: int) -> int:
         """Where the record of a push lies in a server's data window, in bytes."""
-        slot_bytes = record_bytes(self.max_tickets) + self._shard_bytes(server)
+        slot_bytes = record_bytes(self.max_tickets) + _aligned(self.wire.slot_bytes(self.shards[server].size))
         slot = worker * self.num_slots + sequence % self.num_slots
-        return 2 * self._shard_bytes(server) + slot * slot_bytes
+        return 2 * self._buffer_bytes(server) + slot * slot_bytes
 
     def gradient_offset(self, server: int, worker: int, sequence: int) -> int:
         """Where the gradient of a push lies in a server's data window, in bytes."""
@@ -124,6 +153,10 @@ class Link:
         self.data.free()
         self.control.free()
 
-    def _shard_bytes(self, server: int) -> int:
-        # Rounded up to 64 bytes so that every buffer starts on a cache line: the last shard may end anywhere.
-        return -(-self.shards[server].size * _FLOAT_BYTES // 64) * 64
+    def _buffer_bytes(self, server: int) -> int:
+        return _aligned(self.shards[server].size * self.parameter_dtype.itemsize)
+
+
+def _aligned(num_bytes: int) -> int:
+    # Every buffer starts on a cache line: the last shard may end anywhere.
+    return -(-num_bytes // 64) * 64

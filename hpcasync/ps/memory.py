@@ -14,28 +14,33 @@ from hpcasync.errors import UserError
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def require_window_memory(comm: MPI.Intracomm, roles: Roles, server_bytes: list[int]) -> None:
+def require_window_memory(comm: MPI.Intracomm, roles: Roles, server_bytes: list[int], private_bytes: list[int]) -> None:
     """Check on every host that the windows of its servers fit (collective).
 
     Args:
         comm: all ranks.
         roles: of all ranks.
         server_bytes: size of each server's data window.
+        private_bytes: what each server needs beside it.
 
     Raises:
         UserError: on every rank, naming the host, what is needed and what is there.
     """
     host = roles.hosts[comm.rank]
-    pairs = zip(roles.server_ranks, server_bytes, strict=True)
-    needed = sum(size for rank, size in pairs if roles.hosts[rank] == host)
-    together(comm, lambda: _require(host, needed))
+    here = [server for server, rank in enumerate(roles.server_ranks) if roles.hosts[rank] == host]
+    shared = sum(server_bytes[server] for server in here)
+    private = sum(private_bytes[server] for server in here)
+    together(comm, lambda: _require(host, shared, private))
 
 
-def describe_shortage(host: str, needed: int, free_memory: int, free_shared: int | None) -> str | None:
-    """What is wrong with placing `needed` bytes of windows on a host, or None; sizes in bytes."""
+def describe_shortage(
+    host: str, needed: int, free_memory: int, free_shared: int | None, private: int = 0
+) -> str | None:
+    """What is wrong with placing `needed` bytes of windows and `private` bytes beside them on a host, or None."""
     remedy = "use more servers on more hosts (roles.servers), fewer slots (exchange.slots) or a smaller model"
-    if needed > free_memory:
-        return f"{host}: windows of {_gib(needed)} do not fit {_gib(free_memory)} of free memory: {remedy}"
+    if needed + private > free_memory:
+        what = f"windows of {_gib(needed)}" + (f" and {_gib(private)} for delay compensation" if private else "")
+        return f"{host}: {what} do not fit {_gib(free_memory)} of free memory: {remedy}"
     if free_shared is not None and needed > free_shared:
         return (
             f"{host}: windows of {_gib(needed)} do not fit {_gib(free_shared)} free in {_SHARED_MEMORY}: enlarge it "
@@ -44,9 +49,9 @@ def describe_shortage(host: str, needed: int, free_memory: int, free_shared: int
     return None
 
 
-def _require(host: str, needed: int) -> None:
+def _require(host: str, needed: int, private: int) -> None:
     free_shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None
-    shortage = describe_shortage(host, needed, psutil.virtual_memory().available, free_shared)
+    shortage = describe_shortage(host, needed, psutil.virtual_memory().available, free_shared, private)
     if shortage is not None:
         raise UserError(shortage)
 

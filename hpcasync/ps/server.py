@@ -15,6 +15,8 @@ from mpi4py import MPI
 
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import Backoff, make_progress
+from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, decode_record, record_bytes
 from hpcasync.ps.shard_state import ShardState, clip_factor
@@ -46,8 +48,8 @@ class Observer(Protocol):
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         """An update has been published; return what to save of it."""
 
-    def after_drop(self, record: PushRecord) -> None:
-        """A push has been dropped."""
+    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
+        """A push has been dropped: rejected by its worker if it has no tokens, else too stale or after the end."""
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Keep an assembled [num_elements] float32 vector; it is the callee's own."""
@@ -76,8 +78,9 @@ class _Kind(enum.IntEnum):
     ACCUMULATE = 0
     DROP = 1
     APPLY = 2
-    SAVE = 3
-    FINISH = 4
+    DISCARD = 3  # the group: training is over
+    SAVE = 4
+    FINISH = 5
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class _Order:
     kind: _Kind
     worker: int = 0
     sequence: int = 0
+    version: int = 0  # that the gradient was computed from
+    num_tokens: int = 0
     update: Update | None = None
     learning_rate: float = 0.0
     save: SaveRequest | None = None
@@ -100,7 +105,16 @@ class _ShardServer:
     # Replaced where one is recorded.
     timeline = Timeline()
 
-    def __init__(self, link: Link, state: ShardState, saver: ShardSaver, *, clip_norm: float, version: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        state: ShardState,
+        saver: ShardSaver,
+        *,
+        clip_norm: float,
+        version: int,
+        compensation: DelayCompensation | None = None,
+    ) -> None:
         assert link.server_index is not None
         self._link = link
         self._index = link.server_index
@@ -109,8 +123,9 @@ class _ShardServer:
         self._state = state
         self._saver = saver
         self._clip_norm = clip_norm
-        self._sum = torch.zeros(self._shard.size, dtype=torch.float32)
-        self._num_summed = 0
+        self._compensation = compensation
+        self._sum = GroupSum(self._shard.size, link.wire)
+        self._unread: list[_Order] = []  # pushes of the group that lie in their slots still
         self._memory = link.data.memory(self._rank)
         self._publish_initial(version)
 
@@ -135,42 +150,72 @@ class _ShardServer:
 
     def _carry_out(self, order: _Order) -> None:
         if order.kind is _Kind.ACCUMULATE:
-            self._accumulate(order.worker, order.sequence)
+            self._accumulate(order)
+        elif order.kind is _Kind.DROP:
+            self._drop(order)
         elif order.kind is _Kind.APPLY:
             assert order.update is not None
             self._apply(order.update, order.learning_rate)
+        elif order.kind is _Kind.DISCARD:
+            self._sum.clear()
+            self._consume()
         elif order.kind is _Kind.SAVE:
             assert order.save is not None
             self._save(order.save)
-        if order.kind in (_Kind.ACCUMULATE, _Kind.DROP):
-            self._link.control.store(self._rank, ControlWords.consumed(order.worker), order.sequence)
 
-    def _accumulate(self, worker: int, sequence: int) -> None:
+    def _accumulate(self, order: _Order) -> None:
         self._link.data.sync()
-        gradient = self._slice(self._link.gradient_offset(self._index, worker, sequence))
-        if self._num_summed == 0:
-            self._sum.copy_(gradient)
-        else:
-            self._sum.add_(gradient)
-        self._num_summed += 1
+        slot = self._memory[self._link.gradient_offset(self._index, order.worker, order.sequence) :]
+        self._unread.append(order)
+        if self._compensation is not None:
+            gradient = torch.empty(self._shard.size, dtype=torch.float32)
+            self._link.wire.copy(gradient, slot)
+            self._compensation.correct(gradient, order.num_tokens, order.version, self._state.parameters)
+            self._sum.add(gradient)
+            self._consume()
+            return
+        self._sum.add_slot(slot)
+        # Read when it is applied, unless its worker needs the slot or it can only be read whole.
+        num_taken = sum(unread.worker == order.worker for unread in self._unread)
+        if num_taken == self._link.num_slots or not self._link.wire.has_blocks:
+            self._fold()
+
+    def _drop(self, order: _Order) -> None:
+        self._fold()  # a slot that is given back gives back those before it
+        self._unread.append(order)
+        self._consume()
+
+    def _fold(self) -> None:
+        self._sum.fold()
+        self._consume()
+
+    def _consume(self) -> None:
+        """Give the slots back whose gradients have been read."""
+        for order in self._unread:
+            self._link.control.store(self._rank, ControlWords.consumed(order.worker), order.sequence)
+        self._unread.clear()
 
     def _apply(self, update: Update, learning_rate: float) -> None:
         scale = 1.0 / max(1, update.num_tokens)
+        self._link.data.sync()
         if self._clip_norm:
-            squared = self._link.server_comm.allreduce(self._state.squared_norm(self._sum))
+            squared = self._link.server_comm.allreduce(self._sum.squared_norm())
             scale *= clip_factor(scale * float(squared) ** 0.5, self._clip_norm)
         self._link.control.store(self._rank, ControlWords.WRITING, update.version)
         self._link.data.sync()  # told before the first store
         self._state.apply(
-            self._sum,
+            self._sum.block,
             scale=scale,
             learning_rate=learning_rate,
             version=update.version,
             publish=self._buffer(update.version),
         )
-        self._num_summed = 0
+        self._sum.clear()
+        if self._compensation is not None:
+            self._compensation.remember(update.version, self._state.parameters)
         self._link.data.sync()
         self._link.server_comm.Barrier()  # a version is published when all shards have it
+        self._consume()
 
     def _save(self, request: SaveRequest) -> None:
         if request.checkpoint:
@@ -194,10 +239,8 @@ class _ShardServer:
         return vector
 
     def _buffer(self, version: int) -> torch.Tensor:
-        return self._slice(self._link.buffer_offset(self._index, version))
-
-    def _slice(self, offset: int) -> torch.Tensor:
-        return self._memory[offset : offset + self._shard.size * 4].view(torch.float32)
+        offset, dtype = self._link.buffer_offset(self._index, version), self._link.parameter_dtype
+        return self._memory[offset : offset + self._shard.size * dtype.itemsize].view(dtype)
 
 
 class Follower(_ShardServer):
@@ -237,8 +280,9 @@ class Coordinator(_ShardServer):
         decisions: UpdateState,
         *,
         clip_norm: float,
+        compensation: DelayCompensation | None = None,
     ) -> None:
-        super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version)
+        super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version, compensation=compensation)
         self._observer = observer
         self._decisions = decisions
         self._num_pending_saves = 0
@@ -250,11 +294,9 @@ class Coordinator(_ShardServer):
             # First: a resumed run may be over before it begins.
             if not self._decisions.is_stopping and self._observer.should_stop():
                 self._stop()
-            if self._take_arrivals():
+            if self._take_arrivals() or self._decisions.should_apply():
                 backoff.reset()
-            if self._decisions.should_apply():
-                self._report(*self._update())
-                backoff.reset()
+            self._advance()
             self._collect_saves()
             make_progress(self._link.comm)
             backoff.wait()
@@ -293,10 +335,7 @@ class Coordinator(_ShardServer):
                 taken = True
                 sequence = self._decisions.num_received(worker) + 1
                 self._receive(worker, sequence)
-                made = self._update() if self._decisions.should_apply() else None
-                self._link.control.store(self._rank, ControlWords.handled(worker), sequence)
-                if made is not None:
-                    self._report(*made)
+                self._advance()
             if has_finished:
                 self._decisions.finish(worker)
         return taken
@@ -308,12 +347,21 @@ class Coordinator(_ShardServer):
         record = decode_record(words)
         accepted = self._decisions.receive(Arrival(worker, sequence, record))
         if not accepted:
-            self._observer.after_drop(record)
-        self._order(_Order(_Kind.ACCUMULATE if accepted else _Kind.DROP, worker=worker, sequence=sequence))
+            self._observer.after_drop(record, is_stale=not self._decisions.is_stopping)
+        kind = _Kind.ACCUMULATE if accepted else _Kind.DROP
+        self._order(_Order(kind, worker, sequence, record.version, record.num_tokens))
+
+    def _advance(self) -> None:
+        """Make the update that is due, if any; then let the workers go on that waited for it."""
+        made = self._update() if self._decisions.should_apply() else None
+        for worker, sequence in self._decisions.tell():
+            self._link.control.store(self._rank, ControlWords.handled(worker), sequence)
+        if made is not None:
+            self._report(*made)
 
     def _update(self) -> tuple[Update, float]:
         update = self._decisions.apply()
-        learning_rate = self._observer.learning_rate(update)
+        learning_rate = self._observer.learning_rate(update) * update.rate_factor
         self._order(_Order(_Kind.APPLY, update=update, learning_rate=learning_rate))
         control = self._link.control
         control.store(self._rank, ControlWords.PUBLISHED, update.version)
@@ -331,6 +379,7 @@ class Coordinator(_ShardServer):
     def _stop(self) -> None:
         if not self._decisions.is_stopping:
             self._decisions.stop()
+            self._order(_Order(_Kind.DISCARD))
             self._link.control.store(self._rank, ControlWords.STOP, 1)
 
     def _collect_saves(self) -> None:

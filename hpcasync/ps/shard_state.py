@@ -10,6 +10,8 @@ import torch
 from hpcasync.comm.shards import Shard
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+# Elements [start, stop) of a summed gradient, to be overwritten at will.
+GradientBlocks = Callable[[int, int], torch.Tensor]
 
 # Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
 # and a server can serve MPI between blocks.
@@ -47,13 +49,9 @@ class ShardState:
         """This state's vector as a shard that starts at zero."""
         return Shard(0, self.parameters.numel())
 
-    def squared_norm(self, gradient: torch.Tensor) -> float:
-        """Sum of squares of [size] gradient, accumulated over blocks in float64."""
-        return sum((float(block.dot(block)) for block in torch.split(gradient, BLOCK_ELEMENTS)), 0.0)
-
     def apply(
         self,
-        gradient: torch.Tensor,
+        gradient: GradientBlocks,
         *,
         scale: float,
         learning_rate: float,
@@ -63,7 +61,7 @@ class ShardState:
         """Make one optimizer step.
 
         Args:
-            gradient: [size] summed gradient; scaled in place.
+            gradient: gives the summed gradient block by block, in order.
             scale: factor on the gradient (one over the target tokens, times clipping).
             learning_rate: of this update.
             version: number of updates, this one included.
@@ -72,7 +70,7 @@ class ShardState:
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))
         for (start, stop), block, optimizer in zip(self._bounds(), self._blocks, self._optimizers, strict=True):
-            block.grad = gradient[start:stop].mul_(scale)
+            block.grad = gradient(start, stop).mul_(scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
@@ -117,6 +115,16 @@ class ShardState:
     def _bounds(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.parameters.numel(), BLOCK_ELEMENTS):
             yield start, min(start + BLOCK_ELEMENTS, self.parameters.numel())
+
+
+def blocks_of(vector: torch.Tensor) -> GradientBlocks:
+    """The blocks of a [size] gradient, which `ShardState.apply` scales in place."""
+    return lambda start, stop: vector[start:stop]
+
+
+def squared_norm(vector: torch.Tensor) -> float:
+    """Sum of squares of a vector, accumulated over blocks in float64."""
+    return sum((float(block.dot(block)) for block in torch.split(vector, BLOCK_ELEMENTS)), 0.0)
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcasync.ps.record import PushRecord
+from hpcasync.ps.staleness import Unbounded
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Update:
     Attributes:
         version: the version that the update publishes, equal to the number of updates so far.
         pushes: the group, in order of arrival.
+        rate_factor: factor on the learning rate.
     """
 
     version: int
     pushes: tuple[Arrival, ...]
+    rate_factor: float = 1.0
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +77,8 @@ class UpdateState:
         num_workers: workers that push.
         pushes_per_update: accumulate.global.
         pull_applied: workers wait until their push has been applied, so that a group can be complete before it is full.
+        staleness: what to do about stale gradients. With `Wait`, workers must pull only after their last push has been
+            told as handled (`tell`).
         version: number of updates made before (resume).
         counts: what became of the pushes before; counted on.
     """
@@ -84,6 +89,7 @@ class UpdateState:
         pushes_per_update: int,
         *,
         pull_applied: bool = False,
+        staleness: Unbounded | None = None,
         version: int = 0,
         counts: PushCounts | None = None,
     ) -> None:
@@ -94,6 +100,9 @@ class UpdateState:
         self._group: list[Arrival] = []
         self._active = set(range(num_workers))
         self._num_received = [0] * num_workers
+        self._staleness = Unbounded() if staleness is None else staleness
+        self._basis = [version] * num_workers
+        self._untold: dict[int, int] = {}
         self._is_stopping = False
         self.counts = PushCounts() if counts is None else counts
 
@@ -114,14 +123,18 @@ class UpdateState:
     def receive(self, arrival: Arrival) -> bool:
         """Take note of a push; return whether it joins the group (else it is dropped).
 
-        A push without tokens is a gradient that its worker rejected (not finite): it is counted, never applied.
+        A push without tokens is a gradient that its worker rejected (not finite): it is counted, never applied. So is
+        one that the staleness policy refuses.
         """
         assert arrival.worker in self._active, f"worker {arrival.worker} pushed after it had finished"
         assert arrival.sequence == self._num_received[arrival.worker] + 1, "pushes of a worker are seen in order, once"
         assert arrival.record.version <= self._version, "a gradient cannot come from a version that is not there yet"
         self._num_received[arrival.worker] += 1
         self.counts.num_pushed += 1
-        if self._is_stopping or arrival.record.num_tokens == 0:
+        self._untold[arrival.worker] = arrival.sequence
+        # The version does not change between the arrival of a push and the update that applies it.
+        is_accepted = self._staleness.accepts(self._version - arrival.record.version)
+        if self._is_stopping or arrival.record.num_tokens == 0 or not is_accepted:
             self.counts.num_dropped += 1
             return False
         self._group.append(arrival)
@@ -137,12 +150,30 @@ class UpdateState:
         self.counts.num_dropped += len(self._group)
         self._group.clear()
 
+    def tell(self) -> list[tuple[int, int]]:
+        """The pushes (worker, sequence) that have become handled: their workers may pull and compute the next gradient.
+
+        None while a complete group waits for slower workers.
+        """
+        if self._is_complete() and not self._is_stopping:
+            return []
+        told = sorted(self._untold.items())
+        for worker, _ in told:
+            self._basis[worker] = self._version
+        self._untold.clear()
+        return told
+
     def should_apply(self) -> bool:
-        """Whether the group is complete.
+        """Whether the group is complete, and nobody has to be waited for.
 
         A group that can grow no more is complete too: at the end of the corpus, and where every worker that is still
         active waits for its push to be applied.
         """
+        computing = self._active - self._untold.keys()
+        behind = [self._version + 1 - self._basis[worker] for worker in computing]
+        return self._is_complete() and self._staleness.may_advance(behind)
+
+    def _is_complete(self) -> bool:
         if not self._group:
             return False
         if len(self._group) >= self._pushes_per_update:
@@ -154,7 +185,9 @@ class UpdateState:
         """Close the group: the next version."""
         assert self.should_apply()
         self._version += 1
-        update = Update(self._version, tuple(self._group))
+        pushes = tuple(self._group)
+        stale = [(self._version - 1 - push.record.version, push.record.num_tokens) for push in pushes]
+        update = Update(self._version, pushes, self._staleness.rate_factor(stale))
         self._group.clear()
         self.counts.num_applied += len(update.pushes)
         self.counts.staleness.update(update.staleness)

@@ -9,12 +9,13 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import together
 from hpcasync.data.batches import BatchPlan
 from hpcasync.errors import UserError
-from hpcasync.ps.shard_state import ShardState, clip_factor
+from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Contribution
-from hpcasync.train.supervisor import Supervisor, UpdateReport
+from hpcasync.train.run_state import UpdateReport
+from hpcasync.train.supervisor import Supervisor
 
 
 def start_horovod(comm: MPI.Intracomm) -> Any:
@@ -154,8 +155,8 @@ class AllreduceExchange:
         learning_rate = self._comm.bcast(learning_rate, root=0)
         scale = 1.0 / report.target_tokens
         if self._clip_norm:
-            scale *= clip_factor(scale * self._state.squared_norm(gradient) ** 0.5, self._clip_norm)
-        self._state.apply(gradient, scale=scale, learning_rate=learning_rate, version=self._version)
+            scale *= clip_factor(scale * squared_norm(gradient) ** 0.5, self._clip_norm)
+        self._state.apply(blocks_of(gradient), scale=scale, learning_rate=learning_rate, version=self._version)
         self._counts.num_pushed += report.num_steps
         self._counts.num_applied += report.num_steps
         self._counts.staleness[0] += report.num_steps

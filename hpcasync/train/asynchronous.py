@@ -2,16 +2,17 @@
 
 import torch
 
-from hpcasync.config import PullPolicy
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.record import PushRecord
+from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.state import Update
 from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Contribution
-from hpcasync.train.supervisor import Supervisor, UpdateReport
+from hpcasync.train.run_state import UpdateReport
+from hpcasync.train.supervisor import Supervisor
 
 
 class AsynchronousExchange:
@@ -22,7 +23,6 @@ class AsynchronousExchange:
         tickets: order in which batches are handed out.
         plan: the batches.
         num_epochs: passes over the corpus after which there are no more batches; 0: endless.
-        pull: what to wait for after a push (exchange.pull).
         timeline: records pushes, waits and pulls.
     """
 
@@ -33,14 +33,12 @@ class AsynchronousExchange:
         plan: BatchPlan,
         *,
         num_epochs: int,
-        pull: PullPolicy,
         timeline: Timeline,
     ) -> None:
         self._client = client
         self._tickets = tickets
         self._plan = plan
         self._num_epochs = num_epochs
-        self._pull = pull
         self._timeline = timeline
         self._version = 0
         self._is_finished = False
@@ -79,19 +77,13 @@ class AsynchronousExchange:
             self._is_finished = True
         elif not self._is_finished:
             with self._timeline.span("wait"):
-                self._is_finished = not self._wait(is_rejected=not contribution.target_tokens)
+                self._is_finished = not self._client.wait()
 
     def pull(self, parameters: torch.Tensor) -> None:
         """Take the newest version."""
         if not self._is_finished:
             with self._timeline.span("pull"):
                 self._version = self._client.pull(parameters)
-
-    def _wait(self, *, is_rejected: bool) -> bool:
-        """Wait as configured; False if training has ended. A rejected push never becomes part of a version."""
-        if self._pull == "applied" and not is_rejected:
-            return self._client.wait_until_settled()
-        return self._pull == "latest" or self._client.wait_until_handled()
 
     def close(self) -> None:
         """Say goodbye to the coordinator."""
@@ -104,6 +96,14 @@ class CoordinatorObserver:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
+    def begin(self) -> None:
+        """Start the clock."""
+        self._supervisor.start()
+
+    def final_request(self) -> SaveRequest | None:
+        """What has not been saved yet."""
+        return self._supervisor.final_request()
+
     def learning_rate(self, update: Update) -> float:
         """By the schedule."""
         return self._supervisor.learning_rate(_report(update))
@@ -112,18 +112,20 @@ class CoordinatorObserver:
         """Count, log, and say what to save."""
         return self._supervisor.after_update(_report(update), learning_rate)
 
-    def after_drop(self, record: PushRecord) -> None:
-        """A rejected gradient's batches are done with; a resumed run draws those dropped at the end again."""
+    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
+        """Batches of a rejected or stale gradient are done with; a resumed run draws those dropped at the end again."""
         if record.num_tokens == 0:
             self._supervisor.skip(record.tickets)
+        elif is_stale:
+            self._supervisor.drop(record.tickets)
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write it, and have it scored."""
         self._supervisor.save_snapshot(request, vector)
 
-    def shard_saved(self, name: str) -> None:
+    def shard_saved(self, saved: SavedShard) -> None:
         """Count it: a checkpoint is complete with its last shard."""
-        self._supervisor.shard_saved(name)
+        self._supervisor.shard_saved(saved)
 
     def should_stop(self) -> bool:
         """By the configuration."""

@@ -1,6 +1,5 @@
 """A training job on all ranks: set up together, then each rank in its role."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,33 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import gather_hosts, require_same, together
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
-from hpcasync.ps.client import Client
+from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.link import Link
-from hpcasync.ps.server import Coordinator, Follower, initial_shard
+from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.state import UpdateState
 from hpcasync.slurm.environment import check_world_size
 from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.checkpoints import ShardWriter, read_shard
 from hpcasync.train.console import Console
-from hpcasync.train.devices import choose_device, choose_threads
+from hpcasync.train.corpus_checks import open_corpus
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.recorder import Recorder
+from hpcasync.train.resources import Resources, settle_resources
 from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
-from hpcasync.train.run_files import ShardWriter, read_shard
+from hpcasync.train.run_state import RunState
 from hpcasync.train.step import GradientStep
-from hpcasync.train.summary import write_summary
-from hpcasync.train.supervisor import RunState, Supervisor
+from hpcasync.train.summary import make_summary
+from hpcasync.train.supervisor import Supervisor
 from hpcasync.train.versions import collect_versions
 from hpcasync.train.worker import run_worker
 
@@ -54,7 +52,7 @@ class _Setup:
     plan: BatchPlan
     model: TranslationModel
     flat: FlatParameters
-    num_threads: int
+    resources: Resources
     state: RunState
     checkpoint: Path | None
     num_checkpoint_shards: int
@@ -71,8 +69,8 @@ class _Setup:
         }
 
 
-def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Train on all ranks of MPI_COMM_WORLD (collective).
+def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Train on all ranks of MPI_COMM_WORLD (collective); returns the exit code of all ranks (hpcasync.exit_codes).
 
     Raises:
         UserError: on every rank, for anything that a user can cause.
@@ -81,15 +79,14 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
     setup = together(comm, lambda: _set_up(config, comm, resume=resume))
+    require_same(comm, setup.corpus.digest, f"the corpus {config.data.path}")
     require_same(comm, setup.flat.digest, "the layout of the model")
     hvd = start_horovod(comm) if config.mode == "sync" else None
     together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
     setup.timeline = together(comm, lambda: _open_timeline(setup))
-    if hvd is not None:
-        _run_synchronous(setup, hvd)
-    else:
-        _run_asynchronous(setup)
+    supervisor = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
     setup.timeline.close()
+    return comm.bcast(0 if supervisor is None else supervisor.exit_code, root=setup.roles.coordinator_rank)
 
 
 def _open_timeline(setup: _Setup) -> Timeline:
@@ -116,27 +113,30 @@ def _prepare_on_first(setup: _Setup, *, resume: bool, overwrite: bool) -> None:
 
 
 def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool) -> _Setup:
-    roles = assign_roles(gather_hosts(comm), config.num_servers)
-    cores_of_ranks = comm.allgather(frozenset(os.sched_getaffinity(0)))
-    num_threads = choose_threads(config, roles, comm.rank, cores_of_ranks)
-    torch.set_num_threads(num_threads)
-    device = choose_device(config, roles, comm.rank)
-    if device.type == "cpu":
+    roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
+    resources = settle_resources(config, roles, comm)
+    if resources.device.type == "cpu":
         keep_freed_memory()
-    corpus = PreparedCorpus.open(config.data.path)
-    if config.validation.score and not corpus.has_split("valid"):
-        raise UserError(
-            f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
-            "validation.score=false"
-        )
+    corpus = open_corpus(config)
     vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
     plan = BatchPlan(corpus.train, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
     torch.manual_seed(config.seed)
     model = build_model(
         config.model, len(vocabularies[0]), len(vocabularies[1]), vocabularies[0].pad_id, vocabularies[1].pad_id
-    ).to(device)
+    ).to(resources.device)
     setup = _Setup(
-        config, comm, roles, corpus, plan, model, FlatParameters(model), num_threads, RunState.new(config), None, 0
+        config,
+        comm,
+        roles,
+        corpus,
+        plan,
+        model,
+        FlatParameters(model),
+        resources,
+        RunState.new(config),
+        None,
+        0,
+        Timeline(),
     )
     if resume:
         setup.checkpoint = find_checkpoint(config)
@@ -156,7 +156,7 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
         tensorboard=config.logging.tensorboard,
         batches_per_epoch=plan.num_batches(),
     )
-    for line in header_lines(config, setup.roles, setup.corpus, plan, setup.flat, setup.num_threads, window_bytes):
+    for line in header_lines(config, setup.roles, setup.corpus, plan, setup.flat, setup.resources, window_bytes):
         console.line(line)
     if setup.checkpoint is not None:
         recorder.note(f"resuming from {setup.checkpoint}")
@@ -169,7 +169,7 @@ def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
         state.load_state_tensors(read_shard(setup.checkpoint, setup.num_checkpoint_shards, shard))
 
 
-def _run_synchronous(setup: _Setup, hvd: Any) -> None:
+def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
     config, comm, flat = setup.config, setup.comm, setup.flat
     hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
     optimizer = config.optimizer
@@ -207,80 +207,87 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> None:
         _end(setup, supervisor)
     wait_for_all(comm)
     hvd.shutdown()
+    return supervisor
 
 
-def _run_asynchronous(setup: _Setup) -> None:
-    config, comm = setup.config, setup.comm
-    link = Link(comm, setup.roles, setup.flat.num_elements, config.exchange.slots, config.accumulate.local)
-    if link.server_index is not None:
-        _run_server(setup, link)
-    else:
-        _run_asynchronous_worker(setup, link)
-    wait_for_all(comm)
-    link.free()
-
-
-def _run_server(setup: _Setup, link: Link) -> None:
-    config, comm = setup.config, setup.comm
-    assert link.server_index is not None
-    shard = link.shards[link.server_index]
-    state = ShardState(
-        initial_shard(setup.flat.parameters, shard),
+def _run_asynchronous(setup: _Setup) -> Supervisor | None:
+    config = setup.config
+    engine = Engine(
+        setup.comm,
+        setup.flat.parameters,
         optimizer_factory(config.optimizer),
-        ema_decay=config.optimizer.ema_decay,
-        between_blocks=lambda: make_progress(comm),
-    )
-    together(comm, lambda: _load_shard(setup, state, shard))
-    writer = ShardWriter(config.output_dir / "checkpoints", len(link.shards))
-    clip_norm = config.optimizer.clip_norm
-    if link.server_index > 0:
-        follower = Follower(link, state, writer, clip_norm=clip_norm, version=setup.state.counters.num_updates)
-        follower.timeline = setup.timeline
-        comm.Barrier()
-        follower.run()
-        return
-    window_bytes = sum(link.server_bytes(server) for server in range(len(link.shards)))
-    supervisor = _make_supervisor(setup, writer, len(link.shards), window_bytes)
-    decisions = UpdateState(
-        link.num_workers,
-        config.accumulate.global_,
-        pull_applied=config.exchange.pull == "applied",
+        _engine_options(config),
+        roles=setup.roles,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
-    )
-    coordinator = Coordinator(link, state, writer, CoordinatorObserver(supervisor), decisions, clip_norm=clip_norm)
-    coordinator.timeline = setup.timeline
-    comm.Barrier()
-    supervisor.start()
-    coordinator.run()
-    request = supervisor.final_request()
-    if request is not None:
-        coordinator.save(request)
-    coordinator.finish()
-    _end(setup, supervisor)
-
-
-def _run_asynchronous_worker(setup: _Setup, link: Link) -> None:
-    config = setup.config
-    step = GradientStep(config, setup.model, setup.flat, setup.plan)
-    exchange = AsynchronousExchange(
-        Client(link),
-        setup.state.ledger.remaining(),
-        setup.plan,
-        num_epochs=config.stop.epochs,
-        pull=config.exchange.pull,
         timeline=setup.timeline,
     )
-    together(setup.comm, lambda: None)  # the servers read the checkpoint
-    setup.comm.Barrier()
+    together(setup.comm, lambda: _load_own_shard(setup, engine))
+    supervisor = None
+    if engine.is_server:
+        supervisor = _serve(setup, engine)
+    else:
+        _work(setup, engine)
+    engine.close()
+    return supervisor
+
+
+def _engine_options(config: Config) -> EngineOptions:
+    exchange, staleness = config.exchange, config.staleness
+    return EngineOptions(
+        num_servers=config.num_servers,
+        pushes_per_update=config.accumulate.global_,
+        pull=exchange.pull,
+        clip_norm=config.optimizer.clip_norm,
+        ema_decay=config.optimizer.ema_decay,
+        staleness_limit=staleness.limit,
+        staleness_policy=staleness.policy,
+        compensation=staleness.compensation,
+        link=LinkOptions(
+            num_slots=exchange.slots,
+            max_tickets=config.accumulate.local,
+            gradients=exchange.gradients,
+            topk=exchange.topk,
+            parameters=exchange.parameters,
+        ),
+    )
+
+
+def _load_own_shard(setup: _Setup, engine: Engine) -> None:
+    checkpoint = setup.checkpoint
+    if checkpoint is not None:
+        engine.load(lambda shard: read_shard(checkpoint, setup.num_checkpoint_shards, shard))
+
+
+def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
+    config = setup.config
+    writer = ShardWriter(config.output_dir / "checkpoints", config.num_servers)
+    if not engine.is_coordinator:
+        engine.serve(None, writer)
+        return None
+    supervisor = _make_supervisor(setup, writer, config.num_servers, engine.window_bytes)
+    engine.serve(CoordinatorObserver(supervisor), writer)
+    _end(setup, supervisor)
+    return supervisor
+
+
+def _work(setup: _Setup, engine: Engine) -> None:
+    step = GradientStep(setup.config, setup.model, setup.flat, setup.plan)
+    exchange = AsynchronousExchange(
+        engine.client,
+        setup.state.ledger.remaining(),
+        setup.plan,
+        num_epochs=setup.config.stop.epochs,
+        timeline=setup.timeline,
+    )
+    engine.start()
     run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient, setup.timeline)
     exchange.close()
 
 
 def _end(setup: _Setup, supervisor: Supervisor) -> None:
     supervisor.finish()
-    summary = write_summary(
-        setup.config.output_dir,
+    summary = make_summary(
         setup.config,
         setup.roles,
         supervisor.counters,

@@ -26,8 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
+    "bench": BASE | {"comm", "launch", "ps", "train"},
     "cli": BASE
-    | {"config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
+    | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
     | {"report", "experiment"},
     "__main__": {"errors", "cli", "launch"},
     "__init__": set(),

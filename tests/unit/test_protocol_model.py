@@ -23,6 +23,10 @@ SMALL = [
     Options(num_tickets=3, pull="applied", may_stop=True, rejected=frozenset({(0, 1)}), pushes_per_update=3),
     Options(num_tickets=3, pull="handled", deaths=1),
     Options(num_tickets=3, pull="handled", may_stop=True, rejected=frozenset({(0, 1)}), pushes_per_update=1),
+    Options(num_tickets=4, num_servers=1, pull="handled", limit=0, pushes_per_update=1),
+    Options(num_tickets=3, num_servers=1, pull="handled", limit=1, pushes_per_update=1, may_stop=True, deaths=1),
+    Options(num_tickets=4, pull="applied", limit=0, pushes_per_update=1, rejected=frozenset({(0, 1)})),
+    Options(num_tickets=4, num_servers=1, limit=0, policy="drop", pushes_per_update=1),
     Options(num_tickets=1, num_servers=3),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),
 ]
@@ -58,7 +62,7 @@ def test_every_interleaving_of_larger_jobs(options: Options) -> None:
 
 def test_the_size_of_the_smallest_job_is_what_it_was() -> None:
     """A model that loses steps by accident would find nothing and be quick about it."""
-    assert check(Options(num_tickets=1)) == Report(num_states=1548, num_transitions=4180, num_final=2)
+    assert check(Options(num_tickets=1)) == Report(num_states=1002, num_transitions=2472, num_final=2)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,22 @@ def test_a_worker_that_waits_for_a_full_group_waits_for_ever(monkeypatch: pytest
     monkeypatch.setattr(UpdateState, "should_apply", lambda self: len(self._group) >= self._pushes_per_update)
     with pytest.raises(ViolationError, match="somebody waits for ever"):
         check(Options(num_tickets=2, pull="applied", pushes_per_update=3))
+
+
+def test_a_wait_that_forgets_who_is_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpdateState, "should_apply", UpdateState._is_complete)
+    with pytest.raises(ViolationError, match="a gradient is 1 updates stale"):
+        check(Options(num_tickets=3, num_servers=1, pull="handled", limit=0, pushes_per_update=1))
+
+
+def test_a_wait_for_those_who_wait_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def should_apply(state: UpdateState) -> bool:
+        behind = [state.version + 1 - state._basis[worker] for worker in state._active]
+        return state._is_complete() and state._staleness.may_advance(behind)
+
+    monkeypatch.setattr(UpdateState, "should_apply", should_apply)
+    with pytest.raises(ViolationError, match="somebody waits for ever"):
+        check(Options(num_tickets=3, num_servers=1, pull="handled", limit=0, pushes_per_update=1))
 
 
 def test_a_stop_that_forgets_what_is_accumulated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,19 +18,23 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.comm.shards import Shard
+from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.config import OptimizerConfig, PullPolicy
+from hpcasync.config import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
 from hpcasync.ps.client import Client
-from hpcasync.ps.link import Link
+from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.link import Link, LinkOptions
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.server import Coordinator, Follower, SaveRequest, initial_shard
 from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import PushCounts, Update, UpdateState
 from hpcasync.train.optimizers import optimizer_factory
 
 NUM_ELEMENTS = 20_011
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0)
+TOPK = 0.1
+COMPENSATION = 0.3
 FIRST_VERSION = 7  # as if the run had been resumed
 Vector = NDArray[np.float32]
 
@@ -48,6 +52,15 @@ class Scenario:
     stop_after: int = 0
     rejected: frozenset[int] = frozenset()
     is_scattered: bool = False
+    limit: int | None = None
+    policy: StalenessPolicy = "wait"
+    is_compensated: bool = False
+    gradients: GradientFormat = "fp32"
+    parameters: ParameterFormat = "fp32"
+
+    @property
+    def link_options(self) -> LinkOptions:
+        return LinkOptions(self.num_slots, 1, gradients=self.gradients, topk=TOPK, parameters=self.parameters)
 
 
 class Scattered(MPI.Intracomm):
@@ -80,18 +93,21 @@ class Recording:
     snapshots: dict[str, Vector] = field(default_factory=dict)
     saved: Counter[str] = field(default_factory=Counter)
     started: list[str] = field(default_factory=list)
+    num_stale: int = 0
 
     def learning_rate(self, update: Update) -> float:
         return rate(update.version)
 
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
-        assert learning_rate == rate(update.version)
+        assert learning_rate == rate(update.version) * rate_factor(self.scenario, update)
         self.updates.append(update)
         is_due = update.version % 3 == 0
         return SaveRequest(f"u{update.version}", snapshot=True, checkpoint=True) if is_due else None
 
-    def after_drop(self, record: PushRecord) -> None:
+    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         self.dropped.append(record)
+        if is_stale and record.num_tokens:
+            self.num_stale += 1
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         self.snapshots[request.name] = vector.numpy()
@@ -119,6 +135,14 @@ def rate(version: int) -> float:
     return OPTIMIZER.learning_rate / version
 
 
+def rate_factor(scenario: Scenario, update: Update) -> float:
+    if scenario.limit is None or scenario.policy != "scale":
+        return 1.0
+    factors = [(min(1.0, max(1, scenario.limit) / max(1, stale))) for stale in update.staleness]
+    tokens = [push.record.num_tokens for push in update.pushes]
+    return sum(map(float.__mul__, factors, map(float, tokens))) / sum(tokens)
+
+
 def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     """Run one job; on its coordinator check it and return the final parameters."""
     size = scenario.num_servers + scenario.num_workers
@@ -134,12 +158,12 @@ def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
 
 def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     roles = assign_roles(["host"] * comm.size, scenario.num_servers)
-    link = Link(comm, roles, NUM_ELEMENTS, scenario.num_slots, max_tickets=1)
+    link = Link(comm, roles, NUM_ELEMENTS, scenario.link_options)
     recording, counts, final = Recording(scenario), PushCounts(), None
     num_pushed, pulls = 0, list[tuple[int, Vector]]()
     if link.server_index is None:
         comm.Barrier()
-        num_pushed, pulls = work(Client(link), scenario)
+        num_pushed, pulls = work(Client(link, scenario.pull), scenario)
     else:
         counts, final = serve(link, scenario, recording)
     wait_for_all(comm)
@@ -148,10 +172,12 @@ def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     if comm.rank != 0:
         return None
     assert everybody is not None and final is not None
-    versions = replay(recording.updates)
+    versions = replay(scenario, recording.updates)
     check(scenario, recording, counts, [number for number, _ in everybody], versions, final)
     for version, pulled in itertools.chain.from_iterable(pulls for _, pulls in everybody):
-        np.testing.assert_allclose(pulled, versions[version], rtol=1e-4, atol=1e-5, err_msg=f"{scenario} {version}")
+        expected = as_pulled(scenario, versions[version])
+        atol = 1e-5 if scenario.parameters == "fp32" else 0.01  # a neighbour among the numbers of bfloat16
+        np.testing.assert_allclose(pulled, expected, rtol=1e-4, atol=atol, err_msg=f"{scenario} {version}")
     return final
 
 
@@ -170,25 +196,24 @@ def work(client: Client, scenario: Scenario) -> tuple[int, list[tuple[int, Vecto
         tokens = 0 if ticket in scenario.rejected else num_tokens(ticket)
         if not client.push(gradient, PushRecord(version, tokens, 0.5 * tokens, 1, 0.0, (ticket,))):
             break
-        if not wait(client, scenario, is_rejected=not tokens):
+        if not client.wait():
             break
     client.finish()
     return client.num_pushed, pulls
-
-
-def wait(client: Client, scenario: Scenario, *, is_rejected: bool) -> bool:
-    if scenario.pull == "applied" and not is_rejected:
-        return client.wait_until_settled()
-    return scenario.pull == "latest" or client.wait_until_handled()
 
 
 def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCounts, Vector]:
     assert link.server_index is not None
     initial = initial_shard(torch.from_numpy(start_vector()), link.shards[link.server_index])
     state = ShardState(initial, optimizer_factory(OPTIMIZER))
-    clip_norm = OPTIMIZER.clip_norm
+    clip_norm, compensation = OPTIMIZER.clip_norm, None
+    if scenario.is_compensated:
+        assert scenario.limit is not None
+        compensation = DelayCompensation(COMPENSATION, scenario.limit, state.parameters, FIRST_VERSION)
     if link.server_index > 0:
-        follower = Follower(link, state, recording, clip_norm=clip_norm, version=FIRST_VERSION)
+        follower = Follower(
+            link, state, recording, clip_norm=clip_norm, version=FIRST_VERSION, compensation=compensation
+        )
         link.comm.Barrier()
         follower.run()
         return PushCounts(), np.empty(0, np.float32)
@@ -196,9 +221,12 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
         scenario.num_workers,
         scenario.pushes_per_update,
         pull_applied=scenario.pull == "applied",
+        staleness=make_policy(scenario.limit, scenario.policy),
         version=FIRST_VERSION,
     )
-    coordinator = Coordinator(link, state, recording, recording, decisions, clip_norm=clip_norm)
+    coordinator = Coordinator(
+        link, state, recording, recording, decisions, clip_norm=clip_norm, compensation=compensation
+    )
     link.comm.Barrier()
     coordinator.run()
     coordinator.save(SaveRequest("final", snapshot=True, checkpoint=bool(recording.updates)))
@@ -207,22 +235,59 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
     return decisions.counts, recording.snapshots["final"]
 
 
-def replay(updates: list[Update]) -> dict[int, Vector]:
+def as_pulled(scenario: Scenario, parameters: Vector) -> Vector:
+    return rounded(parameters) if scenario.parameters == "bf16" else parameters
+
+
+def rounded(values: Vector) -> Vector:
+    return torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+
+
+class Sender:
+    """What a worker's gradients are by the time they arrive."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._residual = np.zeros(NUM_ELEMENTS, np.float32)
+
+    def send(self, gradient: Vector) -> Vector:
+        if self._scenario.gradients == "bf16":
+            return rounded(gradient)
+        if self._scenario.gradients == "fp32":
+            return gradient
+        self._residual += gradient
+        sent = np.zeros_like(gradient)
+        for shard in cut_shards(NUM_ELEMENTS, self._scenario.num_servers):
+            part = self._residual[shard.start : shard.stop]
+            largest = shard.start + np.argsort(-np.abs(part), kind="stable")[: round(TOPK * shard.size)]
+            sent[largest] = self._residual[largest]
+        self._residual -= sent
+        return sent
+
+
+def replay(scenario: Scenario, updates: list[Update]) -> dict[int, Vector]:
     """Every version, computed from the groups alone."""
     versions = {FIRST_VERSION: start_vector()}
     first, second = np.zeros(NUM_ELEMENTS), np.zeros(NUM_ELEMENTS)
     (beta1, beta2), clip = OPTIMIZER.betas, OPTIMIZER.clip_norm
+    senders = [Sender(scenario) for _ in range(scenario.num_workers)]
     for number, update in enumerate(updates, start=1):
+        now = versions[update.version - 1]
         total = np.zeros(NUM_ELEMENTS)
         for push in update.pushes:
             (ticket,) = push.record.tickets
-            total += gradient_of(ticket, versions[push.record.version])
+            then = versions[push.record.version]
+            sent = senders[push.worker].send(gradient_of(ticket, as_pulled(scenario, then)))
+            total += sent
+            if scenario.is_compensated:
+                total += COMPENSATION / num_tokens(ticket) * sent**2 * (now - then)
         mean = total / update.num_tokens
         mean *= min(1.0, clip / (float(np.linalg.norm(mean)) + 1e-6))
         first = beta1 * first + (1 - beta1) * mean
         second = beta2 * second + (1 - beta2) * mean**2
         step = (first / (1 - beta1**number)) / (np.sqrt(second / (1 - beta2**number)) + OPTIMIZER.eps)
-        versions[update.version] = (versions[update.version - 1] - rate(update.version) * step).astype(np.float32)
+        learning_rate = rate(update.version) * rate_factor(scenario, update)
+        versions[update.version] = (now - learning_rate * step).astype(np.float32)
     return versions
 
 
@@ -248,10 +313,16 @@ def check(
     if scenario.stop_after:
         assert len(updates) == scenario.stop_after
     else:
-        assert tickets + rejected == Counter(range(scenario.num_tickets))
-        assert set(rejected) == scenario.rejected and counts.num_dropped == len(scenario.rejected)
+        stale = Counter(record.tickets[0] for record in recording.dropped if record.num_tokens)
+        assert tickets + rejected + stale == Counter(range(scenario.num_tickets))
+        assert set(rejected) == scenario.rejected
+        assert counts.num_dropped == len(scenario.rejected) + recording.num_stale
+        assert not recording.num_stale or scenario.policy == "drop"
+    if scenario.limit is not None and scenario.policy != "scale":
+        assert max(counts.staleness, default=0) <= scenario.limit, counts
     check_groups(scenario, updates)
-    np.testing.assert_allclose(final, versions[updates[-1].version if updates else FIRST_VERSION], rtol=1e-4, atol=1e-5)
+    last = versions[updates[-1].version if updates else FIRST_VERSION]
+    np.testing.assert_allclose(final, last, rtol=1e-4, atol=1e-5)
     for name, vector in recording.snapshots.items():
         if name != "final":
             np.testing.assert_allclose(vector, versions[int(name[1:])], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -273,6 +344,9 @@ def check_groups(scenario: Scenario, updates: list[Update]) -> None:
     if is_applied and most == scenario.num_workers:
         # Near the end workers finish one after the other, and groups get smaller.
         assert sizes == sorted(sizes, reverse=True) and sizes[0] == most
+    elif scenario.limit is not None and scenario.policy == "wait":
+        # A group that waits takes in what arrives meanwhile, at most one push of every worker.
+        assert all(most <= size <= most + scenario.num_workers for size in sizes[:-1]), sizes
     else:
         assert all(size == most for size in sizes[:-1]) and sizes[-1] <= most, sizes
 
@@ -309,6 +383,26 @@ def special_cases() -> list[Scenario]:
     ]
 
 
+def staleness_and_formats() -> list[Scenario]:
+    return [
+        Scenario(2, 3, 1, pull="handled", limit=0),
+        Scenario(1, 4, 2, pull="handled", limit=1, num_tickets=60),
+        Scenario(3, 3, 2, pull="applied", limit=1, rejected=frozenset({0, 3})),
+        Scenario(1, 3, 1, pull="handled", limit=2, stop_after=5, num_tickets=1000),
+        Scenario(2, 3, 1, limit=1, policy="drop", num_tickets=60),
+        Scenario(1, 4, 2, pull="handled", limit=0, policy="drop"),
+        Scenario(2, 3, 1, limit=1, policy="scale"),
+        Scenario(1, 3, 2, limit=0, policy="scale"),
+        Scenario(2, 3, 1, limit=2, policy="drop", is_compensated=True),
+        Scenario(1, 3, 2, pull="handled", limit=1, is_compensated=True),
+        Scenario(2, 2, 2, gradients="bf16"),
+        Scenario(2, 2, 2, gradients="bf16", parameters="bf16", is_scattered=True),
+        Scenario(1, 2, 2, parameters="bf16", pull="handled"),
+        Scenario(3, 2, 2, gradients="topk"),
+        Scenario(2, 2, 1, gradients="topk", is_scattered=True, pull="handled"),
+    ]
+
+
 def check_number_of_servers(world: MPI.Intracomm) -> None:
     """In a fixed order of pushes, S servers give what one gives."""
     finals = [run(world, Scenario(servers, 1, 1, pull="applied", num_tickets=20)) for servers in (1, 2, 3)]
@@ -322,7 +416,7 @@ def check_number_of_servers(world: MPI.Intracomm) -> None:
 
 def main() -> None:
     world = MPI.COMM_WORLD
-    for scenario in [*all_sizes(), *special_cases()]:
+    for scenario in [*all_sizes(), *special_cases(), *staleness_and_formats()]:
         started = time.perf_counter()
         run(world, scenario)
         if world.rank == 0:

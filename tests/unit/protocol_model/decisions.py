@@ -3,6 +3,7 @@
 from functools import cache
 
 from hpcasync.ps.record import PushRecord
+from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import Arrival, UpdateState
 from protocol_model.world import Decisions, Options, Order, require
 
@@ -18,15 +19,21 @@ def decide(options: Options, decisions: Decisions, event: str, order: Order, ver
         update = state.apply()
         require(update.version == decisions.version + 1, "versions go up by one")
         require(min(update.staleness) >= 0, "a gradient is older than its parameters")
+        if options.limit is not None and options.policy != "scale":
+            require(max(update.staleness) <= options.limit, f"a gradient is {max(update.staleness)} updates stale")
+    elif event == "tell":
+        state.tell()
     elif event == "finish":
         state.finish(order.worker)
     else:
         state.stop()
     group = tuple((a.worker, a.sequence, a.record.version, a.record.num_tokens) for a in state._group)
     counts = state.counts.num_pushed, state.counts.num_applied, state.counts.num_dropped
-    return Decisions(
-        state.version, group, frozenset(state._active), tuple(state._num_received), state.is_stopping, counts
-    )
+    untold = tuple(sorted(state._untold.items()))
+    # Who does not wait does not ask: one value, so that the same states stay the same.
+    basis = tuple(state._basis) if options.limit is not None and options.policy == "wait" else (0,) * len(state._basis)
+    active, received = frozenset(state._active), tuple(state._num_received)
+    return Decisions(state.version, group, active, received, state.is_stopping, counts, untold, basis)
 
 
 @cache
@@ -44,8 +51,11 @@ def _restore(options: Options, decisions: Decisions) -> UpdateState:
         options.num_workers,
         options.pushes_per_update,
         pull_applied=options.pull == "applied",
+        staleness=make_policy(options.limit, options.policy),
         version=decisions.version,
     )
+    state._untold = dict(decisions.untold)
+    state._basis = list(decisions.basis)
     state._group = [
         Arrival(worker, sequence, PushRecord(version, tokens, 0.0, 0, 0.0, ()))
         for worker, sequence, version, tokens in decisions.group

@@ -22,8 +22,8 @@ def coordinator_steps(options: Options, world: World) -> Iterator[tuple[str, Wor
     """Between orders: look for arrivals, end training, end the run."""
     decisions = world.decisions
     if options.may_stop and not decisions.is_stopping:
-        stopped = world._replace(decisions=decide(options, decisions, "stop", Order(), 0), stop=True)
-        yield "coordinator stops", stopped
+        stopped = world._replace(decisions=decide(options, decisions, "stop", Order(), 0))
+        yield "coordinator stops", _send(stopped, Order())
     if world.leaving != NOBODY:
         yield "coordinator looks again", _let_go(options, world)
         return
@@ -51,7 +51,7 @@ def _let_go(options: Options, world: World) -> World:
     if not worker.finished:
         return world._replace(leaving=NOBODY, leaving_announced=-1)
     decisions = decide(options, world.decisions, "finish", Order(worker=index), 0)
-    return _update_if_due(options, world._replace(decisions=decisions, leaving=NOBODY, leaving_announced=-1), Order())
+    return _advance(options, world._replace(decisions=decisions, leaving=NOBODY, leaving_announced=-1))
 
 
 def _receive(options: Options, world: World, index: int) -> World:
@@ -64,29 +64,32 @@ def _receive(options: Options, world: World, index: int) -> World:
     return _send(world._replace(decisions=decisions), order._replace(accept=accept))
 
 
-def _update_if_due(options: Options, world: World, completed_by: Order) -> World:
+def _advance(options: Options, world: World) -> World:
+    """The coordinator is between orders: make the update that is due, or tell the workers what is handled."""
     before = world.decisions
     if not should_apply(options, before):
-        return world
+        return _tell(options, world)
     decisions = decide(options, before, "apply", Order(), 0)
     group = tuple((worker, sequence) for worker, sequence, _, _ in before.group)
-    order = Order(worker=completed_by.worker, sequence=completed_by.sequence, version=decisions.version, group=group)
-    if "handle before update" in options.bugs and completed_by.worker != NOBODY:
-        world = _mark_handled(options, world, completed_by, order.version)
-    return _send(world._replace(decisions=decisions), order)
+    order = Order(version=decisions.version, group=group)
+    world = world._replace(decisions=decisions)
+    if "handle before update" in options.bugs:
+        world = _tell(options, world, due=order.version)
+    return _send(world, order)
 
 
-def _handle(options: Options, world: World, order: Order) -> World:
-    """The coordinator has executed the order of a push: make the update that it completes, or it is handled."""
-    after = _update_if_due(options, world, order)
-    return _mark_handled(options, world, order, world.published) if after is world else after
-
-
-def _mark_handled(options: Options, world: World, push: Order, due: int) -> World:
+def _tell(options: Options, world: World, due: int = 0) -> World:
+    before = world.decisions
+    decisions = decide(options, before, "tell", Order(), 0)
+    world = world._replace(decisions=decisions)
     if options.pull == "latest":
         return world
-    worker = world.workers[push.worker]
-    return set_worker(world, push.worker, worker._replace(handled=push.sequence, due=max(worker.due, due)))
+    for index, sequence in before.untold:
+        if (index, sequence) not in decisions.untold:
+            worker = world.workers[index]
+            due = max(worker.due, due or world.published)
+            world = set_worker(world, index, worker._replace(handled=sequence, due=due))
+    return world
 
 
 def _send(world: World, order: Order) -> World:
@@ -110,10 +113,12 @@ def follower_steps(world: World, number: int) -> Iterator[tuple[str, World]]:
 def execute(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
     """The next step of a server in the order that it executes."""
     server = world.servers[number]
-    order = server.order
     do, name = server.do, f"server {number}: {server.do.name.lower().replace('_', ' ')}"
-    if do in (Do.ACCUMULATE, Do.CONSUME):
-        server = _take(options, server)
+    if do in (Do.TAKE, Do.READ, Do.CONSUME):
+        server = _take(options, server, is_coordinator=number == 0)
+    elif do is Do.DISCARD:
+        server = _consume(server._replace(do=Do.REST, sum=(), read=server.unread, unread=()))
+        world = world._replace(stop=world.stop or number == 0)
     elif do is Do.PUBLISH:
         if all(other.version == server.order.version for other in world.servers) or "no barrier" in options.bugs:
             yield name, _publish(options, world)
@@ -122,45 +127,65 @@ def execute(options: Options, world: World, number: int) -> Iterator[tuple[str, 
         yield name, set_server(_settle(options, world), 0, server._replace(do=Do.PUBLISH))
         return
     else:
-        server = _apply(options, server, is_coordinator=number == 0)
+        server = _apply(options, server)
     if server.do is Do.REST:
         server = server._replace(order=Order())
     after = set_server(world, number, server)
-    yield name, _handle(options, after, order) if number == 0 and server.do is Do.REST else after
+    yield name, _advance(options, after) if number == 0 and server.do is Do.REST else after
 
 
-def _take(options: Options, server: Server) -> Server:
-    """Accumulate the gradient in a slot, then give the slot back."""
+def _take(options: Options, server: Server, *, is_coordinator: bool) -> Server:
+    """Take note of a push, read the slots if its worker needs them, give back those that have been read."""
     order = server.order
-    consumes_first = "consume before accumulate" in options.bugs
-    is_consumed = server.consumed[order.worker] == order.sequence
-    if server.do is Do.CONSUME or (consumes_first and not is_consumed):
-        require(server.consumed[order.worker] == order.sequence - 1, "a push was taken out of order, or twice")
-        consumed = list(server.consumed)
-        consumed[order.worker] = order.sequence
-        return server._replace(consumed=tuple(consumed), do=Do.REST if server.do is Do.CONSUME else Do.ACCUMULATE)
-    content = server.slots[order.worker][order.sequence % options.num_slots]
-    require(content == order.sequence, f"push {order.sequence} of worker {order.worker} reads {content}")
-    total = (*server.sum, (order.worker, order.sequence))
-    return server._replace(sum=total, do=Do.REST if consumes_first else Do.CONSUME)
+    push = order.worker, order.sequence
+    if server.do is Do.TAKE:
+        server = server._replace(unread=(*server.unread, push))
+        if "consume before accumulate" in options.bugs:
+            server = _consume(server._replace(read=(push,)))
+        num_taken = sum(worker == order.worker for worker, _ in server.unread)
+        return server._replace(do=Do.READ if num_taken == options.num_slots else Do.REST)
+    if server.do is Do.READ:
+        read = server.unread if order.accept else (*server.unread, push)
+        return _read(options, server)._replace(do=Do.CONSUME, read=read)
+    following = Do.REST
+    if order.version and is_coordinator:
+        following = Do.SETTLE_FIRST if "settle before publish" in options.bugs else Do.PUBLISH
+    is_done = "consume before accumulate" in options.bugs and (order.accept or bool(order.version))
+    return (server._replace(read=()) if is_done else _consume(server))._replace(do=following)
 
 
-def _apply(options: Options, server: Server, *, is_coordinator: bool) -> Server:
-    """One update of a shard: tell that a buffer is being written, write it, then wait for the other shards."""
+def _read(options: Options, server: Server) -> Server:
+    """Read the slots of the group: each must still hold its push."""
+    for worker, sequence in server.unread:
+        content = server.slots[worker][sequence % options.num_slots]
+        require(content == sequence, f"push {sequence} of worker {worker} reads {content}")
+    return server._replace(sum=(*server.sum, *server.unread), unread=())
+
+
+def _consume(server: Server) -> Server:
+    consumed = list(server.consumed)
+    for worker, sequence in server.read:
+        require(consumed[worker] == sequence - 1, "a push was taken out of order, or twice")
+        consumed[worker] = sequence
+    return server._replace(consumed=tuple(consumed), read=())
+
+
+def _apply(options: Options, server: Server) -> Server:
+    """One update of a shard: tell that a buffer is being written, write it, give the slots back.
+
+    Only the coordinator then waits for the other shards: a follower in the barrier waits for its next order alone.
+    """
     version = server.order.version
     if server.do is Do.START_WRITING:
+        server = _read(options, server)._replace(read=server.unread)
         require(server.sum == server.order.group, f"a shard applies {server.sum}, not {server.order.group}")
         require(version == server.version + 1, "a shard skips or repeats a version")
         is_late = "write before telling" in options.bugs
         return server._replace(do=Do.BEGIN_BUFFER, sum=(), writing=server.writing if is_late else version)
     if server.do is Do.BEGIN_BUFFER:
         return server._replace(do=Do.END_BUFFER, buffers=with_buffer(server.buffers, version, TORN))
-    # A follower waits in the barrier for nothing but the coordinator's next order.
-    following = (
-        (Do.SETTLE_FIRST if "settle before publish" in options.bugs else Do.PUBLISH) if is_coordinator else Do.REST
-    )
     return server._replace(
-        do=following, writing=version, version=version, buffers=with_buffer(server.buffers, version, version)
+        do=Do.CONSUME, writing=version, version=version, buffers=with_buffer(server.buffers, version, version)
     )
 
 
@@ -169,10 +194,7 @@ def _publish(options: Options, world: World) -> World:
     first = world.servers[0]
     require(first.order.version == world.published + 1, "versions go up by one")
     world = _settle(options, world)._replace(published=first.order.version)
-    world = set_server(world, 0, first._replace(do=Do.REST, order=Order()))
-    if first.order.worker == NOBODY:
-        return world
-    return _mark_handled(options, world, first.order, world.published)
+    return _tell(options, set_server(world, 0, first._replace(do=Do.REST, order=Order())))
 
 
 def _settle(options: Options, world: World) -> World:

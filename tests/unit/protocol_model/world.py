@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from hpcasync.config import PullPolicy
+from hpcasync.config import PullPolicy, StalenessPolicy
 
 TORN = -1
 NOBODY = -1
@@ -34,6 +34,7 @@ class Options:
         deaths: workers that may die, each at any point.
         may_stop: the coordinator may end training at any point.
         rejected: pushes (worker, sequence) whose gradient is not finite.
+        limit, policy: what is done about stale gradients.
         bugs: names of seeded mistakes.
     """
 
@@ -46,6 +47,8 @@ class Options:
     may_stop: bool = False
     deaths: int = 0
     rejected: frozenset[tuple[int, int]] = frozenset()
+    limit: int | None = None
+    policy: StalenessPolicy = "wait"
     bugs: frozenset[str] = frozenset()
 
     def num_tokens(self, worker: int, sequence: int) -> int:
@@ -103,21 +106,20 @@ class Do(IntEnum):
     """What a server does next in the order that it executes."""
 
     REST = 0
-    ACCUMULATE = 1
-    CONSUME = 2
-    START_WRITING = 3
-    BEGIN_BUFFER = 4
-    END_BUFFER = 5
-    PUBLISH = 6
-    SETTLE_FIRST = 7
-    END = 8
+    TAKE = 1
+    READ = 2
+    CONSUME = 3
+    START_WRITING = 4
+    BEGIN_BUFFER = 5
+    END_BUFFER = 6
+    PUBLISH = 7
+    SETTLE_FIRST = 8
+    DISCARD = 9
+    END = 10
 
 
 class Order(NamedTuple):
-    """One push to accumulate or drop, or a group of (worker, sequence) to apply as `version`.
-
-    An update that a push completes names it, too.
-    """
+    """One push to accumulate or drop, a group of (worker, sequence) to apply as `version`, or one to discard."""
 
     worker: int = NOBODY
     sequence: int = 0
@@ -130,11 +132,19 @@ class Order(NamedTuple):
         """How its execution begins."""
         if self.version:
             return Do.START_WRITING
-        return Do.ACCUMULATE if self.accept else Do.CONSUME
+        if self.worker == NOBODY:
+            return Do.DISCARD
+        return Do.TAKE if self.accept else Do.READ
 
 
 class Server(NamedTuple):
-    """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight."""
+    """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight.
+
+    Attributes:
+        sum: pushes that have been read.
+        unread: pushes of the group that lie in their slots still.
+        read: pushes whose slots are to be given back.
+    """
 
     do: Do
     order: Order
@@ -145,10 +155,17 @@ class Server(NamedTuple):
     consumed: tuple[int, ...]
     sum: tuple[tuple[int, int], ...]
     version: int
+    unread: tuple[tuple[int, int], ...] = ()
+    read: tuple[tuple[int, int], ...] = ()
 
 
 class Decisions(NamedTuple):
-    """The content of an `UpdateState`; a push in the group is (worker, sequence, version, tokens)."""
+    """The content of an `UpdateState`; a push in the group is (worker, sequence, version, tokens).
+
+    Attributes:
+        untold: pushes (worker, sequence) that are not handled yet.
+        basis: per worker, the least version that it may be computing from; zeros where nobody asks.
+    """
 
     version: int
     group: tuple[tuple[int, int, int, int], ...]
@@ -156,6 +173,8 @@ class Decisions(NamedTuple):
     received: tuple[int, ...]
     is_stopping: bool
     counts: tuple[int, int, int]
+    untold: tuple[tuple[int, int], ...]
+    basis: tuple[int, ...]
 
 
 class World(NamedTuple):
@@ -184,7 +203,7 @@ def initial(options: Options) -> World:
     slots = ((0,) * options.num_slots,) * options.num_workers
     nothing = (0,) * options.num_workers
     server = Server(Do.REST, Order(), (), 0, (0, TORN), slots, nothing, (), 0)
-    decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0))
+    decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0), (), nothing)
     workers = (Worker(),) * options.num_workers
     return World(workers, (server,) * options.num_servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
 

@@ -1,0 +1,43 @@
+"""Running the measuring programs of this package, and of benchmarks/peers, on MPI ranks."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcasync.errors import UserError
+from hpcasync.launch.here import job_line_here
+from hpcasync.launch.process import capture, environment_of_ranks
+
+# Programs print one line that begins so, then JSON; MPI libraries print what they like.
+RESULT = "hpcasync-bench-result "
+_TIMEOUT_SECONDS = 900.0
+
+
+def run_ranks(
+    num_ranks: int,
+    program: Sequence[str],
+    *,
+    options: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Any:
+    """Start `python *program` on ranks and return what one of them printed behind `RESULT`.
+
+    Args:
+        num_ranks: ranks to start.
+        program: arguments of this Python, for example ("-m", "package.module", "60000000").
+        options: mpirun options, such as hosts.
+        variables: environment beside the caller's.
+
+    Raises:
+        UserError: the job failed, with the end of what it printed.
+    """
+    environment = environment_of_ranks() | dict(variables or {})
+    command = (sys.executable, *program)
+    line = job_line_here(num_ranks, command, environment=environment, options=options)
+    job = capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
+    results = [text.removeprefix(RESULT) for text in job.stdout.splitlines() if text.startswith(RESULT)]
+    if job.returncode or job.timed_out or len(results) != 1:
+        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
+        raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
+    return json.loads(results[0])

@@ -1,0 +1,36 @@
+"""Whole training runs as a benchmark starts them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcasync.errors import UserError
+from hpcasync.launch.here import job_line_here
+from hpcasync.launch.process import capture, environment_of_ranks
+
+_CONFIGURATION = """\
+name: bench
+data: {{path: {corpus}, batch_tokens: 2048}}
+optimizer: {{clip_norm: 1.0}}
+validation: {{score: false}}
+stop: {{updates: 1000000}}
+"""
+
+
+def run_training_job(directory: Path, corpus: str, overrides: Sequence[str], *, num_ranks: int) -> Path:
+    """Train in `directory` and return the run directory.
+
+    Raises:
+        UserError: the job failed, with the end of what it printed.
+    """
+    config = directory / "bench.yaml"
+    config.write_text(_CONFIGURATION.format(corpus=Path(corpus).resolve()))
+    runs = directory / "runs"
+    train = ("train", str(config), *overrides, f"run_dir={runs}", "--overwrite")
+    environment = environment_of_ranks()
+    line = job_line_here(num_ranks, (sys.executable, "-m", "hpcasync", *train), environment=environment)
+    job = capture(line, environment, timeout_seconds=3600)
+    if job.returncode or job.timed_out:
+        raise UserError(f"`{line}` failed:\n{(job.stderr or job.stdout)[-3000:]}")
+    newest = max(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    return newest.parent

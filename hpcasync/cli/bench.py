@@ -1,0 +1,67 @@
+"""`hpcasync bench`: the engine beside the machine's limits, and beside what people use instead."""
+
+import shlex
+
+import click
+
+from hpcasync.bench.apply import bench_apply
+from hpcasync.bench.compare import bench_compare
+from hpcasync.bench.rows import print_rows
+from hpcasync.bench.step import bench_step
+from hpcasync.bench.transport import bench_transport
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_options = click.option("--mpirun", "options", default="", help='Options of mpirun, such as "--host a,b".')
+
+
+@click.group()
+def bench() -> None:
+    """Measure the engine: each row has the limit that was measured in the same run, and the ratio to it.
+
+    Run on a machine that does nothing else.
+    """
+
+
+@bench.command()
+@click.option("--elements", type=click.IntRange(1), default=60_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
+@_options
+@_json
+def transport(elements: int, rounds: int, options: str, as_json: bool) -> None:
+    """Push and pull against memcpy; with --mpirun "--host a,b" between hosts, against one TCP stream."""
+    rows, library = bench_transport(elements, rounds, shlex.split(options))
+    print_rows(rows, as_json=as_json, mpi=library)
+
+
+@bench.command()
+@click.option("--elements", type=click.IntRange(1), default=60_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
+@click.option("--gradients", type=click.IntRange(1), default=4, show_default=True, help="Pushes per update.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the server.")
+@_json
+def apply(elements: int, rounds: int, gradients: int, threads: int, as_json: bool) -> None:
+    """A server's sum of gradients and optimizer step, against the bytes it must move."""
+    print_rows(bench_apply(elements, gradients, rounds, threads), as_json=as_json, threads=threads)
+
+
+@bench.command()
+@click.argument("corpus", type=click.Path(exists=True, file_okay=False))
+@click.option("--preset", default="base", show_default=True, help="Model preset.")
+@click.option("--updates", type=click.IntRange(4), default=8, show_default=True, help="Updates that are measured.")
+@click.option("--batch-tokens", type=click.IntRange(64), default=2048, show_default=True)
+@_json
+def step(corpus: str, preset: str, updates: int, batch_tokens: int, as_json: bool) -> None:
+    """The part of a worker's time that is not computation, in a real training run on CORPUS."""
+    print_rows(bench_step(corpus, preset, updates, batch_tokens), as_json=as_json)
+
+
+@bench.command()
+@click.option("--elements", type=click.IntRange(1), default=10_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Samples of each.")
+@click.option("--updates", type=click.IntRange(1), default=20, show_default=True, help="Updates of a sample.")
+@click.option("--corpus", type=click.Path(exists=True, file_okay=False), help="Compare whole training runs on it, too.")
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of each of these runs.")
+@_json
+def compare(elements: int, rounds: int, updates: int, corpus: str | None, seconds: float, as_json: bool) -> None:
+    """Push, pull and apply against other ways to train with two workers; benchmarks/peers has their programs."""
+    print_rows(bench_compare(elements, rounds, updates, corpus, seconds), as_json=as_json)

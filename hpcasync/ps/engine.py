@@ -1,0 +1,207 @@
+"""Asynchronous training of any module: what a program calls. The translation trainer is one such program.
+
+    engine = Engine(MPI.COMM_WORLD, flat.parameters, make_optimizer, EngineOptions(pushes_per_update=2))
+    if engine.is_server:
+        engine.serve(observer, saver)  # until all workers have finished
+    else:
+        engine.start()
+        while not engine.client.should_stop():
+            version = engine.client.pull(flat.parameters)
+            ...  # compute flat.gradient
+            engine.client.push(flat.gradient, PushRecord(version, ...)) and engine.client.wait()
+        engine.client.finish()
+    engine.close()
+
+docs/engine.md has a whole program.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.mpi import gather_hosts
+from hpcasync.comm.roles import Roles, assign_roles
+from hpcasync.comm.shards import Shard
+from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.ps.client import Client, PullPolicy
+from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.link import Link, LinkOptions
+from hpcasync.ps.server import Coordinator, Follower, Observer, SaveRequest, ShardSaver, initial_shard
+from hpcasync.ps.shard_state import OptimizerFactory, ShardState
+from hpcasync.ps.staleness import StalenessPolicy, make_policy
+from hpcasync.ps.state import PushCounts, UpdateState
+from hpcasync.timeline import Timeline
+
+
+class RunObserver(Observer, Protocol):
+    """An observer of a whole run."""
+
+    def begin(self) -> None:
+        """All ranks are ready: training begins."""
+
+    def final_request(self) -> SaveRequest | None:
+        """What to save of the last version, if anything."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How gradients become updates; the same on all ranks.
+
+    Attributes:
+        num_servers: ranks that own shards of the parameters.
+        pushes_per_update: gradients summed at the servers before an optimizer step (Aji & Heafield 2019).
+        pull: what a worker waits for after a push (exchange.pull).
+        clip_norm: global norm of the gradient per token; 0: no clipping.
+        ema_decay: averaged parameters, per update; 0: none.
+        staleness_limit, staleness_policy: what is done about stale gradients (`ps.staleness`).
+        compensation: strength of delay compensation (`ps.compensation`); needs a limit, with policy wait or drop.
+        link: what the windows hold.
+    """
+
+    num_servers: int = 1
+    pushes_per_update: int = 1
+    pull: PullPolicy = "handled"
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    staleness_limit: int | None = None
+    staleness_policy: StalenessPolicy = "wait"
+    compensation: float = 0.0
+    link: LinkOptions = field(default_factory=LinkOptions)
+
+
+class Engine:
+    """A rank's part in an asynchronous job, in whichever role it has (built collectively).
+
+    Args:
+        comm: all ranks.
+        parameters: [num_elements] float32, the same on all ranks (`ps.flat.FlatParameters`).
+        make_optimizer: builds the optimizer of a block of parameters; it must work element by element.
+        options: the same on all ranks.
+        roles: who does what; default: servers are spread over the hosts.
+        version: number of updates made before (resume).
+        counts: of gradients before, at the coordinator; counted on.
+        timeline: records what this rank does.
+
+    Raises:
+        UserError: on every rank, if there are too few ranks or a host has too little memory for the windows.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        parameters: torch.Tensor,
+        make_optimizer: OptimizerFactory,
+        options: EngineOptions,
+        *,
+        roles: Roles | None = None,
+        version: int = 0,
+        counts: PushCounts | None = None,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self._comm = comm
+        self._options = options
+        self._version = version
+        self._timeline = Timeline() if timeline is None else timeline
+        self.counts = PushCounts() if counts is None else counts
+        self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
+        self._link = Link(comm, self.roles, parameters.numel(), options.link, private_copies=self._num_private_copies())
+        self._state: ShardState | None = None
+        self._client: Client | None = None
+        if self._link.server_index is None:
+            self._client = Client(self._link, options.pull)
+        else:
+            self._state = ShardState(
+                initial_shard(parameters, self._link.shards[self._link.server_index]),
+                make_optimizer,
+                ema_decay=options.ema_decay,
+                between_blocks=lambda: make_progress(comm),
+            )
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this rank owns a shard."""
+        return self._state is not None
+
+    @property
+    def is_coordinator(self) -> bool:
+        """Whether this rank orders the updates."""
+        return self._link.server_index == 0
+
+    @property
+    def client(self) -> Client:
+        """A worker's access to the servers."""
+        assert self._client is not None, "a server has no client"
+        return self._client
+
+    @property
+    def window_bytes(self) -> int:
+        """Size of all servers' data windows."""
+        return sum(self._link.server_bytes(server) for server in range(len(self._link.shards)))
+
+    def load(self, read_shard: Callable[[Shard], dict[str, torch.Tensor]]) -> None:
+        """Go on from saved tensors (`ShardState.state_tensors`), before `serve`; a worker does nothing."""
+        if self._state is not None:
+            assert self._link.server_index is not None
+            self._state.load_state_tensors(read_shard(self._link.shards[self._link.server_index]))
+
+    def serve(self, observer: RunObserver | None, saver: ShardSaver) -> None:
+        """Be a server until every worker has finished (collective with `start` of the workers).
+
+        Args:
+            observer: at the coordinator.
+            saver: where this server's shard is saved.
+        """
+        assert self._state is not None and self._link.server_index is not None
+        options, clip_norm = self._options, self._options.clip_norm
+        compensation = None
+        if options.compensation:
+            assert options.staleness_limit is not None
+            compensation = DelayCompensation(
+                options.compensation, options.staleness_limit, self._state.parameters, self._version
+            )
+        if self._link.server_index > 0:
+            follower = Follower(
+                self._link, self._state, saver, clip_norm=clip_norm, version=self._version, compensation=compensation
+            )
+            follower.timeline = self._timeline
+            self.start()
+            follower.run()
+            return
+        assert observer is not None
+        decisions = UpdateState(
+            self._link.num_workers,
+            options.pushes_per_update,
+            pull_applied=options.pull == "applied",
+            staleness=make_policy(options.staleness_limit, options.staleness_policy),
+            version=self._version,
+            counts=self.counts,
+        )
+        coordinator = Coordinator(
+            self._link, self._state, saver, observer, decisions, clip_norm=clip_norm, compensation=compensation
+        )
+        coordinator.timeline = self._timeline
+        self.start()
+        observer.begin()
+        coordinator.run()
+        request = observer.final_request()
+        if request is not None:
+            coordinator.save(request)
+        coordinator.finish()
+
+    def start(self) -> None:
+        """Workers call this before their first pull; the servers have published the first version then."""
+        self._comm.Barrier()
+
+    def close(self) -> None:
+        """Wait for all ranks without keeping a core busy, and free the windows (collective)."""
+        wait_for_all(self._comm)
+        self._link.free()
+
+    def _num_private_copies(self) -> int:
+        options = self._options
+        if not options.compensation or options.staleness_limit is None:
+            return 0
+        return DelayCompensation.num_copies(options.staleness_limit)

@@ -1,0 +1,151 @@
+"""How a gradient travels: as it is, rounded to bfloat16, or as its largest elements only.
+
+One object per worker holds what the worker must keep (staging buffers, the residual); servers use the static part: the
+size of a slot, and adding a slot to a sum.
+"""
+
+import math
+from typing import Literal, Protocol
+
+import torch
+
+from hpcasync.comm.shards import Shard
+from hpcasync.comm.windows import DataWindow
+
+GradientFormat = Literal["fp32", "bf16", "topk"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_HEADER_BYTES = 64
+_SAMPLE_ELEMENTS = 1 << 16
+
+
+class Wire(Protocol):
+    """A format of gradients.
+
+    Attributes:
+        has_blocks: whether a part of a shard can be read alone; else `start` is 0 and `total` a whole shard.
+    """
+
+    has_blocks: bool
+
+    def slot_bytes(self, num_elements: int) -> int:
+        """Bytes of a slot for a shard of this size."""
+
+    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
+        """Write a shard of a [num_elements] float32 gradient into a server's slot; complete after `window.flush`."""
+
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Add the gradient in a slot (uint8) to the [size] float32 sum of a shard, or of its elements from `start`."""
+
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Like `add` to a sum of zeros, whatever `total` holds."""
+
+
+def make_wire(gradient_format: GradientFormat, fraction: float) -> Wire:
+    """The wire of a configuration."""
+    return TopKWire(fraction) if gradient_format == "topk" else DenseWire(_DTYPES[gradient_format])
+
+
+class DenseWire:
+    """Every element, in one type."""
+
+    has_blocks = True
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._staged: dict[int, torch.Tensor] = {}
+
+    def slot_bytes(self, num_elements: int) -> int:
+        """One element each."""
+        return num_elements * self._dtype.itemsize
+
+    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
+        """Copy, converting on the way: into shared memory directly, for a Put by way of a buffer."""
+        values = gradient[shard.start : shard.stop]
+        if window.is_local(rank):
+            num_bytes = self.slot_bytes(shard.size)
+            window.memory(rank)[offset : offset + num_bytes].view(self._dtype).copy_(values)
+            return
+        if values.dtype != self._dtype:
+            values = self._staged[rank] = values.to(self._dtype)  # kept until the flush
+        window.write(rank, offset, values)
+
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Element by element."""
+        total.add_(self._part(slot, start, total.numel()))
+
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Element by element."""
+        total.copy_(self._part(slot, start, total.numel()))
+
+    def _part(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor:
+        return slot[self.slot_bytes(start) : self.slot_bytes(start + num_elements)].view(self._dtype)
+
+
+class TopKWire:
+    """The elements of largest magnitude of every shard; what is not sent is added to the worker's next gradient.
+
+    Source: Aji & Heafield 2017, "Sparse Communication for Distributed Gradient Descent" (EMNLP, D17-1045), section 3;
+    as there, the threshold comes from a sample. Here one per shard, and never more elements than fit the slot.
+
+    Args:
+        fraction: of the elements of a shard that are sent.
+    """
+
+    has_blocks = False
+
+    def __init__(self, fraction: float) -> None:
+        assert 0 < fraction <= 1
+        self._fraction = fraction
+        self._residual: torch.Tensor | None = None
+        self._staged: dict[int, torch.Tensor] = {}
+
+    def slot_bytes(self, num_elements: int) -> int:
+        """The number of elements sent, then int32 positions, then float32 values."""
+        return _HEADER_BYTES + 8 * self._capacity(num_elements)
+
+    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
+        """Send the largest elements of gradient plus residual, keep the rest."""
+        if self._residual is None:
+            self._residual = torch.zeros_like(gradient)
+        residual = self._residual[shard.start : shard.stop].add_(gradient[shard.start : shard.stop])
+        positions = self._choose(residual)
+        values = residual[positions]
+        residual[positions] = 0
+        staged = self._staged[rank] = self._encode(positions.cpu(), values.cpu(), self._capacity(shard.size))
+        window.write(rank, offset, staged)
+
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Only what was sent is touched."""
+        assert start == 0
+        num_sent = int(slot[:8].view(torch.int64))
+        positions = slot[_HEADER_BYTES : _HEADER_BYTES + 4 * num_sent].view(torch.int32)
+        values = slot[_HEADER_BYTES + 4 * self._capacity(total.numel()) :][: 4 * num_sent].view(torch.float32)
+        total.index_add_(0, positions, values)
+
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Zero, then add."""
+        self.add(total.zero_(), slot, start)
+
+    def _capacity(self, num_elements: int) -> int:
+        # A sampled threshold lets some more through than the fraction; beyond that the rest stays in the residual.
+        return min(num_elements, math.ceil(1.25 * self._fraction * num_elements))
+
+    def _choose(self, values: torch.Tensor) -> torch.Tensor:
+        magnitude = values.abs()
+        step = max(1, values.numel() // _SAMPLE_ELEMENTS)
+        sample = magnitude[::step]
+        num_above = max(1, round(self._fraction * sample.numel()))
+        threshold = sample.topk(num_above, sorted=True).values[-1]
+        positions = torch.nonzero((magnitude >= threshold) & (magnitude > 0)).flatten()
+        capacity = self._capacity(values.numel())
+        if positions.numel() > capacity:
+            positions = positions[magnitude[positions].topk(capacity, sorted=False).indices]
+        return positions
+
+    def _encode(self, positions: torch.Tensor, values: torch.Tensor, capacity: int) -> torch.Tensor:
+        num_sent = positions.numel()
+        staged = torch.zeros(_HEADER_BYTES + 4 * (capacity + num_sent), dtype=torch.uint8)
+        staged[:8].view(torch.int64)[0] = num_sent
+        staged[_HEADER_BYTES : _HEADER_BYTES + 4 * num_sent].view(torch.int32).copy_(positions)
+        staged[_HEADER_BYTES + 4 * capacity :].view(torch.float32).copy_(values)
+        return staged
