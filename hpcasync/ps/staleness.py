@@ -4,7 +4,7 @@ The staleness of a gradient is the number of updates made between the version it
 applies it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 StalenessPolicy = Literal["wait", "drop", "scale"]
@@ -17,7 +17,7 @@ class Unbounded:
         """Whether a gradient of this staleness is applied at all (else it is dropped and counted)."""
         return True
 
-    def may_advance(self, behind: Collection[int]) -> bool:
+    def may_advance(self, behind: Iterable[int]) -> bool:
         """Whether the next update may be made now.
 
         Args:
@@ -44,7 +44,7 @@ class Wait(Unbounded):
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def may_advance(self, behind: Collection[int]) -> bool:
+    def may_advance(self, behind: Iterable[int]) -> bool:
         """Whether no worker would fall too far behind."""
         return all(staleness <= self._limit for staleness in behind)
 

@@ -169,8 +169,8 @@ class UpdateState:
         A group that can grow no more is complete too: at the end of the corpus, and where every worker that is still
         active waits for its push to be applied.
         """
-        computing = self._active - self._untold.keys()
-        behind = [self._version + 1 - self._basis[worker] for worker in computing]
+        computing = (worker for worker in self._active if worker not in self._untold)
+        behind = (self._version + 1 - self._basis[worker] for worker in computing)  # looked at only where it matters
         return self._is_complete() and self._staleness.may_advance(behind)
 
     def _is_complete(self) -> bool:
