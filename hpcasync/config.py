@@ -87,6 +87,13 @@ class StalenessConfig(_Section):
         return self
 
 
+class StragglerConfig(_Section):
+    """For experiments: one worker that is slower than the others."""
+
+    worker: int | None = Field(None, ge=0, description="the worker, counted from 0; default: none")
+    slowdown: float = Field(2.0, ge=1, description="how many times as long it takes to compute: it rests in between")
+
+
 class DataConfig(_Section):
     """Where the prepared corpus is and how it is cut into batches."""
 
@@ -240,6 +247,7 @@ class Config(_Section):
     accumulate: AccumulateConfig = AccumulateConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     staleness: StalenessConfig = StalenessConfig()
+    straggler: StragglerConfig = StragglerConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

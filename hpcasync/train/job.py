@@ -161,6 +161,8 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
     if setup.checkpoint is not None:
         recorder.note(f"resuming from {setup.checkpoint}")
     recorder.event("start", configuration=config.to_dict(), versions=collect_versions(), roles=setup.roles.describe())
+    if config.straggler.worker is not None:
+        recorder.note(f"worker {config.straggler.worker} is slowed down {config.straggler.slowdown:g} times")
     return Supervisor(config, config.output_dir, setup.flat, num_shards, writer, recorder, setup.state, setup.layout)
 
 
@@ -199,7 +201,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         supervisor.start()
     is_over = comm.bcast(supervisor is not None and supervisor.should_stop(), root=0)
     if not is_over:
-        run_worker(step, exchange, flat.parameters, flat.gradient, setup.timeline)
+        run_worker(step, exchange, flat.parameters, flat.gradient, setup.timeline, slowdown=_slowdown(setup))
     if supervisor is not None:
         request = supervisor.final_request()
         if request is not None:
@@ -208,6 +210,12 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
     wait_for_all(comm)
     hvd.shutdown()
     return supervisor
+
+
+def _slowdown(setup: _Setup) -> float:
+    straggler = setup.config.straggler
+    is_straggler = setup.roles.worker_ranks.index(setup.comm.rank) == straggler.worker
+    return straggler.slowdown if is_straggler else 1.0
 
 
 def _run_asynchronous(setup: _Setup) -> Supervisor | None:
@@ -281,7 +289,7 @@ def _work(setup: _Setup, engine: Engine) -> None:
         timeline=setup.timeline,
     )
     engine.start()
-    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient, setup.timeline)
+    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient, setup.timeline, slowdown=_slowdown(setup))
     exchange.close()
 
 
