@@ -60,17 +60,27 @@ choose_flags() {
     fi
 }
 
-# Runs a command and hands USR1, the signal for preemption (sbatch --signal=B:USR1@SECONDS), on to it; bash alone would
-# see it only when the command has ended.
+# Exit code of training that a signal made save and end; see hpcasync/exit_codes.py.
+EXIT_PREEMPTED=85
+
+# Runs a command and hands USR1, the warning before preemption and time limit (--signal=B:USR1@SECONDS), on to it; bash
+# alone would see it only when the command has ended. Where the command has saved and ended, the job goes back into the
+# queue, and from there on: see choose_flags.
 pass_signals() {
-    local child code is_interrupted=1
+    local child code is_interrupted=1 is_warned=0
     "$@" &
     child=$!
-    trap 'is_interrupted=1; kill -USR1 "$child" 2>/dev/null' USR1
+    trap 'is_interrupted=1; is_warned=1; kill -USR1 "$child" 2>/dev/null' USR1
     while ((is_interrupted)); do
         is_interrupted=0
         wait "$child" && code=0 || code=$?
     done
     trap - USR1
+    # 138: it had not got so far as to note the signal, and died of it.
+    if ((code == EXIT_PREEMPTED || (is_warned && code == 138))); then
+        echo "hpcasync: job $SLURM_JOB_ID goes back into the queue" >&2
+        scontrol requeue "$SLURM_JOB_ID" ||
+            echo "hpcasync: error: it cannot be requeued: submit it again with --resume" >&2
+    fi
     return "$code"
 }

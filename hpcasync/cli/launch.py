@@ -2,13 +2,14 @@
 
 import difflib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from hpcasync.errors import UserError
 
-_OWN_OPTIONS_WITH_VALUE = ("-n", "-np", "--np", "--ranks")
+_OWN_OPTIONS_WITH_VALUE = ("-n", "-np", "--np", "--ranks", "--max-restarts")
 _OWN_FLAGS = ("--dry-run", "-h", "--help")
 _COMMAND_KEY = "hpcasync.launch.command"
 _OPTIONS_KEY = "hpcasync.launch.options"
@@ -53,28 +54,51 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
 @click.option("num_ranks", "-n", "-np", "--np", "--ranks", type=click.IntRange(min=1), required=True, metavar="RANKS",
               help="Ranks to start: servers and workers together.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the mpirun line and start nothing.")
+@click.option("max_restarts", "--max-restarts", type=click.IntRange(min=0), default=0, metavar="K",
+              help="`train` only: go on from the newest checkpoint when the job dies, at most K times.")  # fmt: skip
 @click.pass_context
-def launch(ctx: click.Context, num_ranks: int, dry_run: bool) -> None:
+def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int) -> int:
     """Start an hpcasync command on several MPI ranks.
 
     Finds the mpirun that belongs to mpi4py's MPI library, adds what one machine needs (more ranks than cores, running
-    as root, no binding to single cores), prints the line, and passes signals and the exit code through. Other options
-    before `--` go to mpirun.
+    as root, no binding to single cores), prints the line, and passes signals and the exit code through. `train` saves
+    a checkpoint when INT or TERM asks it to end. Other options before `--` go to mpirun.
 
-    Example: hpcasync launch -n 5 -- train configs/multi30k.yaml mode=async-global
+    Example: hpcasync launch -n 5 --max-restarts 3 -- train configs/multi30k.yaml mode=async-global
     """
-    _check_command(ctx.meta[_COMMAND_KEY])
+    command = ctx.meta[_COMMAND_KEY]
+    _check_command(command)
+    if max_restarts and command[0] != "train":
+        raise UserError(f"--max-restarts goes on from checkpoints, and {command[0]} writes none: leave it out")
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.
     from hpcasync.launch.here import job_line_here
-    from hpcasync.launch.process import environment_of_ranks, supervise
+    from hpcasync.launch.process import SupervisedJob, environment_of_ranks, supervise
+    from hpcasync.launch.restarts import run_with_restarts
 
     environment = environment_of_ranks()
-    program = [sys.executable, "-m", "hpcasync", *ctx.meta[_COMMAND_KEY]]
-    line = job_line_here(num_ranks, program, environment=environment, options=ctx.meta[_OPTIONS_KEY])
-    click.echo(line, err=True)
-    if not dry_run:
-        sys.exit(supervise(line, environment))
+
+    def start(arguments: list[str]) -> SupervisedJob:
+        program = [sys.executable, "-m", "hpcasync", *arguments]
+        line = job_line_here(num_ranks, program, environment=environment, options=ctx.meta[_OPTIONS_KEY])
+        click.echo(line, err=True)
+        return SupervisedJob(0, ()) if dry_run else supervise(line, environment, saves_on_usr1=command[0] == "train")
+
+    if command[0] != "train" or dry_run:
+        return start(command).exit_code
+    return run_with_restarts(start, command, _run_dir(command[1:]), max_restarts)
+
+
+def _run_dir(arguments: list[str]) -> Path | None:
+    """The run directory of `train ARGUMENTS`; None where they are wrong, which train itself says better."""
+    from hpcasync.cli.train import train
+    from hpcasync.config import load_config
+
+    try:
+        values = train.make_context("train", list(arguments), resilient_parsing=True).params
+        return load_config(values["config"], tuple(values["overrides"])).output_dir
+    except (UserError, click.ClickException, TypeError, AttributeError):
+        return None
 
 
 def _check_command(command: list[str]) -> None:

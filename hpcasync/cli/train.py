@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hpcasync.config import load_config
+from hpcasync.train.stop_signals import note_stop_signals
 
 
 def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
@@ -22,15 +23,16 @@ def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool)
 @click.option("--keys", is_flag=True, is_eager=True, expose_value=False, callback=_print_keys, help="List all keys.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run of the same name, mode and seed.")
-def train(config: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool) -> None:
+def train(config: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool) -> int:
     """Train a model as the YAML file CONFIG says, with dotted KEY=VALUE overrides.
 
     Start it on several ranks: `mpirun -np 3 hpcasync train configs/multi30k.yaml mode=async-global`, or
     `hpcasync launch -n 3 -- train …`, which knows what one machine needs.
     """
+    note_stop_signals()
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     resolved = load_config(config, overrides)
     from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
 
-    run_training(resolved, resume=resume, overwrite=overwrite)
+    return run_training(resolved, resume=resume, overwrite=overwrite)

@@ -22,6 +22,9 @@ from hpcasync.launch.shared_memory import remove_left_segments
 JOB_VARIABLE = "HPCASYNC_JOB"
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Time for a checkpoint; batch systems and containers kill what is left after 10 to 30 seconds.
+SAVE_SECONDS = 20
 # mpirun ends its ranks on SIGTERM within about a second; then they are killed.
 _GRACE_SECONDS = 5.0
 
@@ -43,18 +46,49 @@ class FinishedJob:
     stragglers: tuple[str, ...]
 
 
-def supervise(line: JobLine, environment: Mapping[str, str]) -> int:
-    """Run a job on this terminal, hand signals on to mpirun, and return its exit code (128 + N for signal N)."""
+@dataclass(frozen=True)
+class SupervisedJob:
+    """How a job on this terminal ended.
+
+    Attributes:
+        exit_code: of mpirun; 128 + N when signal N ended it.
+        signals: what was handed on to it, in order.
+    """
+
+    exit_code: int
+    signals: tuple[int, ...]
+
+
+def supervise(line: JobLine, environment: Mapping[str, str], *, saves_on_usr1: bool = False) -> SupervisedJob:
+    """Run a job on this terminal and hand signals on to mpirun.
+
+    Args:
+        line: the job.
+        environment: of the ranks, beside what the line needs.
+        saves_on_usr1: the job saves and ends on USR1. The first INT or TERM is then handed on as such, for mpirun gives
+            ranks no time to save on others; it follows itself after SAVE_SECONDS, or at once if it comes again.
+    """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
+    received: list[int] = []
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def send(number: int) -> None:
         if process is None:
             early.append(number)
         elif process.poll() is None:
             process.send_signal(number)
 
+    def forward(number: int, _frame: FrameType | None) -> None:
+        is_first = not any(other in _ENDING_SIGNALS for other in received)
+        received.append(number)
+        if saves_on_usr1 and number in _ENDING_SIGNALS and is_first:
+            print("hpcasync: saving a checkpoint; once more to end at once", file=sys.stderr, flush=True)
+            signal.alarm(SAVE_SECONDS)
+            number = signal.SIGUSR1
+        send(number)
+
     previous = {number: signal.signal(number, forward) for number in _FORWARDED_SIGNALS}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda _number, _frame: send(signal.SIGTERM))
     job, started_at = uuid.uuid4().hex, time.time()
     try:
         # A session of its own, or a terminal's Ctrl-C would reach mpirun twice, which makes it kill rather than end.
@@ -65,13 +99,14 @@ def supervise(line: JobLine, environment: Mapping[str, str]) -> int:
             preexec_fn=_end_with_parent(),
         )
         for number in early:
-            forward(number, None)
+            send(number)
         code = _exit_code(process.wait())
     finally:
+        signal.alarm(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
         _clean_up(process, job, started_at)
-    return code
+    return SupervisedJob(code, tuple(received))
 
 
 def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: float) -> FinishedJob:

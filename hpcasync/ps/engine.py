@@ -29,7 +29,7 @@ from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import Link, LinkOptions
-from hpcasync.ps.server import Coordinator, Follower, Observer, SaveRequest, ShardSaver, initial_shard
+from hpcasync.ps.server import Coordinator, Follower, Observer, ShardSaver, initial_shard
 from hpcasync.ps.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.staleness import StalenessPolicy, make_policy
 from hpcasync.ps.state import PushCounts, UpdateState
@@ -41,9 +41,6 @@ class RunObserver(Observer, Protocol):
 
     def begin(self) -> None:
         """All ranks are ready: training begins."""
-
-    def final_request(self) -> SaveRequest | None:
-        """What to save of the last version, if anything."""
 
 
 @dataclass(frozen=True)

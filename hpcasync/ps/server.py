@@ -8,7 +8,7 @@ import enum
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from mpi4py import MPI
@@ -19,6 +19,7 @@ from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, decode_record, record_bytes
+from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.shard_state import ShardState, clip_factor
 from hpcasync.ps.state import Arrival, Update, UpdateState
 from hpcasync.timeline import Timeline
@@ -54,11 +55,14 @@ class Observer(Protocol):
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Keep an assembled [num_elements] float32 vector; it is the callee's own."""
 
-    def shard_saved(self, name: str) -> None:
-        """One of the servers has completed its part of a save."""
+    def shard_saved(self, saved: SavedShard) -> None:
+        """One of the servers has done its part of a save."""
 
     def should_stop(self) -> bool:
         """Whether training is over; asked often."""
+
+    def final_request(self) -> SaveRequest | None:
+        """Training is over; return what is still to be saved of the newest version."""
 
 
 class ShardSaver(Protocol):
@@ -67,10 +71,10 @@ class ShardSaver(Protocol):
     def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
         """Start to save copies of a shard's tensors, in the background."""
 
-    def poll(self) -> list[str]:
-        """Names of the saves that are complete since the last call."""
+    def poll(self) -> list[SavedShard]:
+        """What became of the saves that have ended since the last call."""
 
-    def wait(self) -> list[str]:
+    def wait(self) -> list[SavedShard]:
         """Like `poll`, after waiting for all saves that were started."""
 
 
@@ -263,9 +267,9 @@ class Follower(_ShardServer):
                 backoff.wait()
         self._report_saves(self._saver.wait())
 
-    def _report_saves(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._link.server_comm.send(name, dest=0, tag=_SAVED_TAG)
+    def _report_saves(self, results: Iterable[SavedShard]) -> None:
+        for saved in results:
+            self._link.server_comm.send(saved, dest=0, tag=_SAVED_TAG)
 
 
 class Coordinator(_ShardServer):
@@ -309,8 +313,8 @@ class Coordinator(_ShardServer):
     def finish(self) -> None:
         """End the other servers and wait until everything that was to be saved is."""
         self._order(_Order(_Kind.FINISH))
-        for name in self._saver.wait():
-            self._count_save(name)
+        for saved in self._saver.wait():
+            self._count_save(saved)
         while self._num_pending_saves:
             self._count_save(self._link.server_comm.recv(tag=_SAVED_TAG))
 
@@ -381,16 +385,20 @@ class Coordinator(_ShardServer):
             self._decisions.stop()
             self._order(_Order(_Kind.DISCARD))
             self._link.control.store(self._rank, ControlWords.STOP, 1)
+            # At once: workers may take long to notice, and what asked for the stop may leave little time.
+            request = self._observer.final_request()
+            if request is not None:
+                self.save(request)
 
     def _collect_saves(self) -> None:
-        for name in self._saver.poll():
-            self._count_save(name)
+        for saved in self._saver.poll():
+            self._count_save(saved)
         while self._link.server_comm.Iprobe(tag=_SAVED_TAG):
             self._count_save(self._link.server_comm.recv(tag=_SAVED_TAG))
 
-    def _count_save(self, name: Any) -> None:
+    def _count_save(self, saved: SavedShard) -> None:
         self._num_pending_saves -= 1
-        self._observer.shard_saved(name)
+        self._observer.shard_saved(saved)
 
 
 def initial_shard(vector: torch.Tensor, shard: Shard) -> torch.Tensor:

@@ -1,14 +1,21 @@
 """Records of a run: metrics.jsonl, TensorBoard events, and lines for people."""
 
+from __future__ import annotations
+
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hpcasync.train.console import Console
 from hpcasync.train.counters import Counters
+from hpcasync.train.run_files import explain
+
+if TYPE_CHECKING:
+    from hpcasync.train.tensorboard import ScalarFile
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -26,11 +33,13 @@ class Recorder:
         self._console = console
         self._every = every
         self._batches_per_epoch = batches_per_epoch
-        self._board: Any = None
+        self._unwritten: set[str] = set()
+        self._board: ScalarFile | None = None
         if tensorboard:
-            from torch.utils.tensorboard.writer import SummaryWriter
+            from hpcasync.train.tensorboard import ScalarFile
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+            with self._tolerant("tensorboard"):
+                self._board = ScalarFile(run_dir / "tensorboard")
         self._loss_sum = 0.0
         self._tokens = 0
         self._staleness: list[int] = []
@@ -41,8 +50,9 @@ class Recorder:
     def event(self, kind: str, **fields: object) -> None:
         """Write one record; numbers that are not finite are null in it."""
         finite = {key: None if _is_not_finite(value) else value for key, value in fields.items()}
-        self._metrics.write(json.dumps({"event": kind, "time": time.time(), **finite}) + "\n")
-        self._metrics.flush()
+        with self._tolerant(METRICS_FILE):
+            self._metrics.write(json.dumps({"event": kind, "time": time.time(), **finite}) + "\n")
+            self._metrics.flush()
 
     def note(self, text: str) -> None:
         """A line for people, recorded too."""
@@ -85,9 +95,8 @@ class Recorder:
         }
         self.event("update", **fields)
         self._console.update(fields)
-        if self._board is not None:
-            for key in ("loss", "learning_rate", "target_tokens_per_second", "staleness_mean", "staleness_max"):
-                self._board.add_scalar(f"train/{key}", fields[key], counters.num_updates)
+        keys = ("loss", "learning_rate", "target_tokens_per_second", "staleness_mean", "staleness_max")
+        self._scalars("train", keys, fields)
         self._loss_sum, self._tokens = 0.0, 0
         self._window_tokens, self._window_started = 0, counters.wall_seconds
         self._staleness.clear()
@@ -96,9 +105,7 @@ class Recorder:
         """The scores of a snapshot have come."""
         self.event("validation", is_best=is_best, **scores)
         self._console.validation(scores, is_best=is_best)
-        if self._board is not None:
-            for key in ("loss", "perplexity", "bleu", "chrf"):
-                self._board.add_scalar(f"validation/{key}", scores[key], scores["num_updates"])
+        self._scalars("validation", ("loss", "perplexity", "bleu", "chrf"), scores)
 
     def checkpoint(self, name: str) -> None:
         """A checkpoint is complete."""
@@ -107,9 +114,30 @@ class Recorder:
     def close(self) -> None:
         """Flush and close."""
         self._console.close()
+        for file in (self._board, self._metrics):
+            # What a full disk has refused before is refused again.
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
+
+    def _scalars(self, group: str, keys: Sequence[str], values: dict[str, Any]) -> None:
         if self._board is not None:
-            self._board.close()
-        self._metrics.close()
+            with self._tolerant("tensorboard"):
+                self._board.add({f"{group}/{key}": values[key] for key in keys}, values["num_updates"])
+
+    @contextmanager
+    def _tolerant(self, what: str) -> Iterator[None]:
+        """Training goes on where a record cannot be written (full disk); said once until it can be again."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._unwritten:
+                self._unwritten.add(what)
+                self._console.line(f"{what} cannot be written: {explain(error)}; training goes on")
+        else:
+            if what in self._unwritten:
+                self._unwritten.remove(what)
+                self._console.line(f"{what} can be written again")
 
 
 def _open_to_append(path: Path) -> IO[str]:

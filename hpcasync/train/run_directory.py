@@ -8,9 +8,9 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError
 from hpcasync.train.run_files import list_complete, read_state, write_text_atomically
+from hpcasync.train.run_state import RunState
 from hpcasync.train.scores import BestScore
 from hpcasync.train.summary import read_validations
-from hpcasync.train.supervisor import RunState
 
 
 def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:

@@ -1,6 +1,5 @@
 """summary.json: what a run was and what came out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ from hpcasync.nmt.run_evaluation import read_records
 from hpcasync.ps.state import PushCounts
 from hpcasync.train.counters import Counters
 from hpcasync.train.recorder import METRICS_FILE
-from hpcasync.train.run_files import write_text_atomically
 
 
-def write_summary(
-    run_dir: Path,
+def make_summary(
     config: Config,
     roles: Roles,
     counters: Counters,
@@ -22,11 +19,11 @@ def write_summary(
     versions: dict[str, str | None],
     **facts: object,
 ) -> dict[str, Any]:
-    """Write RUN_DIR/summary.json and return what it holds."""
+    """What RUN_DIR/summary.json holds of a run with this configuration."""
     num_gradients = sum(counts.staleness.values())
     staleness_sum = sum(staleness * number for staleness, number in counts.staleness.items())
-    scores = read_validations(run_dir)
-    summary: dict[str, Any] = {
+    scores = read_validations(config.output_dir)
+    return {
         "name": config.name,
         "mode": config.mode,
         "roles": {"servers": len(roles.server_ranks), "workers": len(roles.worker_ranks), "hosts": roles.describe()},
@@ -47,8 +44,6 @@ def write_summary(
         "seed": config.seed,
         "configuration_digest": config.digest,
     }
-    write_text_atomically(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
 
 
 def read_validations(run_dir: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import pytest
 
 from hpcasync.config import Config, parse_config
 from hpcasync.errors import UserError
+from hpcasync.exit_codes import PREEMPTED
 from hpcasync.slurm.__main__ import assignments, main
 from hpcasync.slurm.environment import Allocation, check_world_size
 from hpcasync.slurm.plan import JobPlan, plan_job
@@ -248,6 +249,41 @@ class TestRequeue:
     def test_a_restart_whose_first_start_left_no_mark_is_a_first_start(self, run_dir: Path) -> None:
         self.make_run(run_dir, "u00000010")
         assert self.start(run_dir, 1, "--overwrite") == "--overwrite"
+
+
+class TestPreemption:
+    """`pass_signals`: a command that has saved and ended is put back into the queue."""
+
+    def run(self, tmp_path: Path, command: str, *, requeue_code: int = 0) -> "subprocess.CompletedProcess[str]":
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(f'#!/bin/sh\necho "scontrol $*"; exit {requeue_code}\n')
+        scontrol.chmod(0o755)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return run_bash(f"pass_signals bash -c {shlex.quote(command)}", PATH=path)
+
+    def test_the_exit_code_is_that_of_training(self) -> None:
+        assert f"\nEXIT_PREEMPTED={PREEMPTED}\n" in (SCRIPTS / "common.sh").read_text()
+
+    def test_a_preempted_job_is_requeued(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, f"exit {PREEMPTED}")
+        assert (done.returncode, done.stdout) == (PREEMPTED, "scontrol requeue 7\n")
+
+    def test_a_job_that_died_of_the_signal_is_requeued(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, "kill -USR1 $PPID; sleep 0.3; kill -USR1 $$; sleep 9")
+        assert (done.returncode, done.stdout) == (138, "scontrol requeue 7\n")
+
+    @pytest.mark.parametrize("code", [0, 1, 86, 138])
+    def test_no_other_is(self, tmp_path: Path, code: int) -> None:
+        done = self.run(tmp_path, f"exit {code}")
+        assert (done.returncode, done.stdout) == (code, "")
+
+    def test_a_job_that_may_not_be_requeued_says_what_to_do(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, f"exit {PREEMPTED}", requeue_code=1)
+        assert done.returncode == PREEMPTED and "submit it again with --resume" in done.stderr
+
+    @pytest.mark.parametrize("name", ["train-async", "train-sync", "sweep"])
+    def test_training_is_warned(self, name: str) -> None:
+        assert "#SBATCH --signal=B:USR1@120\n" in (SCRIPTS / f"{name}.sbatch").read_text()
 
 
 class TestSignals:

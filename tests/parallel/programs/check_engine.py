@@ -25,6 +25,7 @@ from hpcasync.ps.client import Client
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import Link, LinkOptions
 from hpcasync.ps.record import PushRecord
+from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.server import Coordinator, Follower, SaveRequest, initial_shard
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.staleness import make_policy
@@ -92,7 +93,7 @@ class Recording:
     dropped: list[PushRecord] = field(default_factory=list)
     snapshots: dict[str, Vector] = field(default_factory=dict)
     saved: Counter[str] = field(default_factory=Counter)
-    started: list[str] = field(default_factory=list)
+    started: list[SavedShard] = field(default_factory=list)
     num_stale: int = 0
 
     def learning_rate(self, update: Update) -> float:
@@ -112,21 +113,24 @@ class Recording:
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         self.snapshots[request.name] = vector.numpy()
 
-    def shard_saved(self, name: str) -> None:
-        self.saved[name] += 1
+    def shard_saved(self, saved: SavedShard) -> None:
+        self.saved[saved.name] += 1
 
     def should_stop(self) -> bool:
         return bool(self.scenario.stop_after) and len(self.updates) >= self.scenario.stop_after
 
+    def final_request(self) -> SaveRequest | None:
+        return None
+
     def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
         assert tensors["parameters"].numel() == shard.size and tensors["optimizer.exp_avg"].numel() == shard.size
-        self.started.append(name)
+        self.started.append(SavedShard(name, f"shard-{server_index}"))
 
-    def poll(self) -> list[str]:
+    def poll(self) -> list[SavedShard]:
         """Half of the saves take until the end of the run."""
         return [self.started.pop()] if len(self.started) > 1 else []
 
-    def wait(self) -> list[str]:
+    def wait(self) -> list[SavedShard]:
         done, self.started = self.started, []
         return done
 

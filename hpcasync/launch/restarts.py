@@ -1,0 +1,108 @@
+"""Starting a training job again when it dies, as long as it gets forward."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcasync.exit_codes import DIVERGED, PREEMPTED
+from hpcasync.launch.process import SupervisedJob
+
+_FLAGS = ("--resume", "--overwrite")
+_PAUSE_SECONDS = 1.0
+_USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, and how it ended.
+
+    Attributes:
+        job: how it ended.
+        number: 1 for the first.
+        before, after: name of the newest complete checkpoint when it started and when it ended; empty: none.
+    """
+
+    job: SupervisedJob
+    number: int
+    before: str
+    after: str
+
+
+def run_with_restarts(
+    start: Callable[[list[str]], SupervisedJob], command: Sequence[str], run_dir: Path | None, max_restarts: int
+) -> int:
+    """Run `train`, and again with --resume when it dies; returns the exit code of the last start.
+
+    Args:
+        start: runs a job with these arguments of `hpcasync` to its end.
+        command: `train` and its arguments.
+        run_dir: the run directory; None: the arguments are wrong.
+        max_restarts: most starts after the first.
+    """
+    arguments, number = list(command), 0
+    began = time.time()
+    while True:
+        number += 1
+        before = newest_checkpoint(run_dir)
+        job = start(arguments)
+        attempt = Attempt(job, number, before, newest_checkpoint(run_dir))
+        reason = reason_to_end(attempt, max_restarts)
+        if reason is not None:
+            if reason:
+                _say(f"{reason}; {_describe(run_dir, attempt.after)}")
+            return job.exit_code
+        arguments = arguments_to_go_on(command, run_dir, began)
+        _say(f"the job ended with code {job.exit_code}; restart {number} of {max_restarts}: {' '.join(arguments)}")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def reason_to_end(attempt: Attempt, max_restarts: int) -> str | None:
+    """Why a job that ended is not started again; None if it is; empty where there is nothing to say."""
+    code = attempt.job.exit_code
+    if code in (0, _USER_ERROR, PREEMPTED, DIVERGED):
+        return ""
+    died = f"the job ended with code {code}"
+    if any(number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for number in attempt.job.signals):
+        return f"{died} after a signal to end it"
+    if attempt.number > max_restarts:
+        return f"{died}, after {max_restarts} restart(s)" if max_restarts else died
+    if attempt.number > 1 and attempt.after == attempt.before:
+        return f"{died}, and its last start brought no new checkpoint: giving up"
+    return None
+
+
+def arguments_to_go_on(command: Sequence[str], run_dir: Path | None, began: float) -> list[str]:
+    """The arguments of the next start: --resume where there is a checkpoint, else --overwrite.
+
+    A run directory from before `began` (seconds since 1970) is not the job's own: then the flags stay as they were.
+    """
+    if run_dir is None or not _is_newer(run_dir / "config.yaml", began):
+        return list(command)
+    flag = "--resume" if newest_checkpoint(run_dir) else "--overwrite"
+    return [*(word for word in command if word not in _FLAGS), flag]
+
+
+def newest_checkpoint(run_dir: Path | None) -> str:
+    """Name of the newest complete checkpoint of a run; empty if there is none."""
+    if run_dir is None:
+        return ""
+    found = [path.parent.name for path in (run_dir / "checkpoints").glob("u*/state.json")]
+    return max((name for name in found if name[1:].isdecimal()), default="")
+
+
+def _is_newer(path: Path, began: float) -> bool:
+    # Clocks of file systems are coarse, and a server's may be a little behind.
+    return path.is_file() and path.stat().st_mtime > began - 2
+
+
+def _describe(run_dir: Path | None, name: str) -> str:
+    if not name:
+        return "there is no checkpoint to go on from"
+    return f"`--resume` goes on from {run_dir}/checkpoints/{name}"
+
+
+def _say(text: str) -> None:
+    print(f"hpcasync: {text}", file=sys.stderr, flush=True)

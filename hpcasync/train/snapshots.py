@@ -1,0 +1,140 @@
+"""The snapshots of a run: written beside the training, scored, the best and the last named, old ones removed."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcasync.config import ValidationConfig
+from hpcasync.train.background_writer import BackgroundWriter
+from hpcasync.train.recorder import Recorder
+from hpcasync.train.retention import superseded
+from hpcasync.train.run_files import (
+    SavedSnapshot,
+    explain,
+    list_complete,
+    remove_complete,
+    write_snapshot,
+    write_text_atomically,
+)
+from hpcasync.train.scorer import Scorer
+from hpcasync.train.scores import BestScore
+from hpcasync.train.summary import read_validations
+
+
+class Snapshots:
+    """RUN_DIR/snapshots, and `best` and `last` beside it.
+
+    Args:
+        config: of validation.
+        run_dir: the run directory.
+        recorder: told of scores, and of what could not be written.
+        best: kept up to date.
+    """
+
+    def __init__(self, config: ValidationConfig, run_dir: Path, recorder: Recorder, best: BestScore) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._recorder = recorder
+        self._best = best
+        self._writer: BackgroundWriter[SavedSnapshot] = BackgroundWriter()
+        self._scorer = Scorer(run_dir) if config.score else None
+        self._pending: list[str] = []
+        self.failed: set[str] = set()
+
+    @property
+    def protected(self) -> set[str]:
+        """Names of the best one and of those that may yet turn out to be."""
+        return {self._best.name, *self._pending}
+
+    def go_on(self, num_updates: int) -> None:
+        """Take up a resumed run: `best` names its best, and what was not scored before it ended is scored now."""
+        if self._best.name:
+            self._point("best", self._best.name)
+        if self._scorer is None:
+            return
+        validated = {record["name"] for record in read_validations(self._run_dir)}
+        newest = max((name for name in validated if int(name[1:]) <= num_updates), default="")
+        for path in list_complete(self._run_dir / "snapshots"):
+            if newest < path.name and int(path.name[1:]) <= num_updates:
+                self._score(path.name)
+
+    def write(self, name: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        """Start to write a snapshot, and have it scored then."""
+        directory = self._run_dir / "snapshots" / name
+        self._writer.submit(lambda: write_snapshot(directory, arrays, state))
+
+    def poll(self) -> bool:
+        """Take note of what has been written and scored since the last call; return whether scores have come."""
+        self._written(self._writer.poll())
+        return self._collect_scores()
+
+    def wait_for_files(self) -> None:
+        """Wait until all that were started are on disk."""
+        self._written(self._writer.wait())
+
+    def wait_for_scores(self, should_give_up: Callable[[], bool]) -> None:
+        """Wait for scores unless told not to; then end the scoring process."""
+        if self._pending:
+            self._recorder.note(f"waiting for {len(self._pending)} snapshot(s) to be scored")
+        while self._pending and not should_give_up():
+            self._collect_scores()
+            time.sleep(0.05)
+        if self._scorer is not None:
+            self._scorer.close()
+
+    @property
+    def num_unscored(self) -> int:
+        """Snapshots whose scores have not come yet."""
+        return len(self._pending)
+
+    def _score(self, name: str) -> None:
+        if self._scorer is not None:
+            self._pending.append(name)
+            self._scorer.submit(name)
+
+    def _written(self, results: Iterable[SavedSnapshot]) -> None:
+        for saved in results:
+            if saved.error:
+                self.failed.add(saved.name)
+                self._recorder.note(f"the snapshot {saved.name} was not written: {saved.error}; training goes on")
+                continue
+            self.failed.discard(saved.name)
+            self._point("last", saved.name)
+            self._score(saved.name)
+            self._remove_old(saved.name)
+
+    def _remove_old(self, last: str) -> None:
+        directory = self._run_dir / "snapshots"
+        names = [path.name for path in list_complete(directory)]
+        for name in superseded(names, keep=self._config.keep, protected={*self.protected, last}):
+            try:
+                remove_complete(directory / name)
+            except OSError as error:
+                self._recorder.note(f"the old snapshot {name} cannot be removed: {explain(error)}")
+
+    def _point(self, pointer: str, name: str) -> None:
+        try:
+            write_text_atomically(self._run_dir / pointer, f"snapshots/{name}\n")
+        except OSError as error:
+            self._recorder.note(f"{self._run_dir / pointer} cannot be made to name {name}: {explain(error)}")
+
+    def _collect_scores(self) -> bool:
+        results = self._scorer.poll() if self._scorer is not None else []
+        for scores in results:
+            if "error" in scores:
+                self._pending.clear()
+                self._recorder.note(
+                    f"{scores['error']}: {scores['num_unscored']} snapshot(s) not scored; training goes on, score them "
+                    f"later with `hpcasync evaluate {self._run_dir} --all`"
+                )
+                continue
+            if scores["name"] in self._pending:
+                self._pending.remove(scores["name"])
+            is_best = self._best.update(scores["name"], scores[self._config.metric])
+            if is_best:
+                self._point("best", scores["name"])
+            self._recorder.validation(scores, is_best=is_best)
+        return bool(results)

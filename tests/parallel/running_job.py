@@ -1,0 +1,127 @@
+"""A training job under `hpcasync launch` that runs beside the test: watched, signalled, killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import pytest
+
+from hpcasync.config import Config, load_config
+from hpcasync.launch.restarts import newest_checkpoint
+
+# A launch takes five seconds on two idle cores; on busy ones the imports alone take a minute.
+_TIMEOUT_SECONDS = 240
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+class RunningJob:
+    """`hpcasync launch OPTIONS -- train CONFIG OVERRIDES`; a context manager that leaves nothing behind.
+
+    Args:
+        num_ranks: servers and workers.
+        config: file.
+        overrides: key=value, and flags of train.
+        options: of launch and mpirun.
+        log: file for all that the job prints.
+    """
+
+    def __init__(self, num_ranks: int, config: Path, *overrides: str, options: Sequence[str] = (), log: Path) -> None:
+        settings = tuple(word for word in overrides if not word.startswith("--"))
+        self.config: Config = load_config(config, settings)
+        self._log = log
+        self._offset = log.stat().st_size if log.exists() else 0
+        command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_ranks), *options, "--", "train"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*command, str(config), *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "RunningJob":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGHUP)  # ends the job at once
+            self.process.wait(30)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return self.config.output_dir
+
+    @property
+    def output(self) -> str:
+        """What the job has printed."""
+        return self._log.read_bytes()[self._offset :].decode(errors="replace")
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Complete records of metrics.jsonl."""
+        path = self.run_dir / "metrics.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [record for record in map(json.loads, lines) if record["event"] == kind]
+
+    @property
+    def num_updates(self) -> int:
+        """As of the last record."""
+        return max((record["num_updates"] for record in self.records("update")), default=0)
+
+    @property
+    def newest(self) -> str:
+        """Name of the newest complete checkpoint; empty if there is none."""
+        return newest_checkpoint(self.run_dir)
+
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Poll a condition; fail with the job's output where it ends before, or takes too long."""
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not condition():
+            if self.process.poll() is not None and not condition():
+                pytest.fail(f"the job ended with {self.process.returncode} before {what}:\n{self.output}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited in vain for {what}:\n{self.output}")
+            time.sleep(0.02)
+
+    def wait(self, timeout: float = _TIMEOUT_SECONDS) -> int:
+        """Wait for the end; returns the exit code."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout:g} s:\n{self.output}")
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process of a rank."""
+        return self.ranks()[number]
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes of the ranks that live."""
+        found = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                environment = process.environ()
+                is_train = "train" in process.cmdline()
+            except psutil.Error:
+                continue
+            name = next((name for name in _RANK_VARIABLES if name in environment), None)
+            if name and is_train:
+                found[int(environment[name])] = process
+        return found
+
+    def mpirun(self) -> psutil.Process:
+        """The process of mpirun."""
+        [process] = psutil.Process(self.process.pid).children()
+        return process
