@@ -45,25 +45,30 @@ def learning_figures(groups: Sequence[Group]) -> dict[str, go.Figure]:
 def throughput_figures(groups: Sequence[Group]) -> dict[str, go.Figure]:
     """Throughput of each group, and over training time."""
     figure = _figure("", "target tokens per second")
-    for group, colour in zip(groups, group_colours(groups), strict=True):
+    for index, (group, colour) in enumerate(zip(groups, group_colours(groups), strict=True)):
         speeds = [run.tokens_per_second for run in group.runs]
         known = [speed for speed in speeds if speed is not None]
         if known:
             figure.add_bar(
                 x=[group.label],
                 y=[sum(known) / len(known)],
+                legendgroup=str(index),
                 marker_color=colour,
-                width=0.55,
+                width=0.6,
+                text=[f"{sum(known) / len(known):,.0f}"],
+                textposition="inside",
+                insidetextanchor="middle",
+                insidetextfont={"color": "#ffffff"},
                 hovertemplate="%{x}<br>%{y:,.0f} tokens/s<extra></extra>",
             )
         if len(known) > 1:
             figure.add_scatter(
-                x=[group.label] * len(known), y=known, mode="markers",
+                x=[group.label] * len(known), y=known, mode="markers", legendgroup=str(index),
                 hovertemplate="%{y:,.0f} tokens/s<extra></extra>",
                 marker={"color": "#ffffff", "size": 8, "line": {"color": _INK, "width": 1.5}},
             )  # fmt: skip
-    figure.update_layout(showlegend=False, hovermode="closest")
-    figure.update_xaxes(showgrid=False, automargin=True)
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(showgrid=False, showticklabels=False, ticks="")
     figure.update_yaxes(rangemode="tozero", tickformat=",")
     over_time = _curves(
         groups, _updates, lambda r: r["wall_seconds"] / 60, "target_tokens_per_second", "training time (min)",
@@ -76,7 +81,8 @@ def throughput_figures(groups: Sequence[Group]) -> dict[str, go.Figure]:
 def threshold_figure(results: Sequence[Result]) -> go.Figure:
     """Mean time to each BLEU threshold, with the spread over seeds."""
     figure = _figure("BLEU (validation)", "training time to it (min)")
-    for result, colour in zip(results, group_colours([result.group for result in results]), strict=True):
+    colours = group_colours([result.group for result in results])
+    for index, (result, colour) in enumerate(zip(results, colours, strict=True)):
         points = [(bleu, reached) for bleu, reached in result.reached.items() if reached.seconds is not None]
         seconds = [reached.seconds for _, reached in points if reached.seconds is not None]
         if not points:
@@ -87,6 +93,7 @@ def threshold_figure(results: Sequence[Result]) -> go.Figure:
             error_y={"array": [(spread.deviation or 0.0) / 60 for spread in seconds], "thickness": 1, "width": 3},
             customdata=["" if r.ratio is None else f", {r.ratio:.2f} times as fast as sync" for _, r in points],
             name=result.group.label,
+            legendgroup=str(index),
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={"size": 7},
@@ -100,12 +107,12 @@ def threshold_figure(results: Sequence[Result]) -> go.Figure:
 def staleness_figure(groups: Sequence[Group]) -> go.Figure:
     """Share of gradients by staleness, over all runs of each group."""
     figure = _figure("staleness (updates)", "share of gradients")
-    for group, colour in zip(groups, group_colours(groups), strict=True):
+    for index, (group, colour) in enumerate(zip(groups, group_colours(groups), strict=True)):
         counts: dict[int, int] = {}
         for run in group.runs:
             for staleness, number in run.staleness_histogram.items():
                 counts[staleness] = counts.get(staleness, 0) + number
-        _add_histogram(figure, counts, group.label, colour)
+        _add_histogram(figure, counts, group.label, colour, str(index))
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(tickformat=".0%")
     figure.update_xaxes(dtick=1 if _largest_x(figure) <= 24 else None, showgrid=False)
@@ -127,6 +134,7 @@ def worker_staleness_figure(histograms: dict[int, dict[int, int]]) -> go.Figure:
         y=[f"worker {worker}" for worker in workers],
         colorscale=[[0, "#fbfaf8"], [1, "#0067a8"]],
         zmin=0,
+        zmax=max(max(row) for row in shares),
         colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0, "title": {"text": "share"}},
         hovertemplate="%{y}, staleness %{x}: %{z:.1%}<extra></extra>",
         xgap=2,
@@ -146,10 +154,9 @@ def _curves(
     x_title: str,
     y_title: str,
 ) -> go.Figure:
-    """A line per run; runs of a group share the colour, and the legend names the group once."""
+    """A line per run; runs of a group share the colour, and the legendgroup by which the page hides them."""
     figure = _figure(x_title, y_title)
     for index, (group, colour) in enumerate(zip(groups, group_colours(groups), strict=True)):
-        is_named = False
         for number, run in enumerate(group.runs):
             points = [record for record in records(run) if record.get(key) is not None]
             if not points:
@@ -159,39 +166,38 @@ def _curves(
                 y=[record[key] for record in points],
                 name=group.label,
                 legendgroup=str(index),
-                showlegend=not is_named,
                 mode="lines+markers" if len(points) <= 40 else "lines",
                 line={"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]},
                 marker={"size": 5},
                 hovertemplate=f"%{{y:.4~g}}<extra>{group.label}, seed {run.seed}</extra>",
             )
-            is_named = True
     return figure
 
 
 def _figure(x_title: str, y_title: str) -> go.Figure:
     axis: dict[str, Any] = {
         "gridcolor": _GRID, "zeroline": False, "linecolor": "#b9b3aa", "ticks": "outside", "tickcolor": "#b9b3aa",
-        "ticklen": 4, "title": {"font": {"size": 13}, "standoff": 10},
+        "ticklen": 4, "title": {"font": {"size": 13}, "standoff": 10}, "automargin": True,
     }  # fmt: skip
     figure = go.Figure()
     figure.update_layout(
         template="none",
         font={"family": _FONT, "size": 13, "color": _INK},
-        margin={"l": 64, "r": 16, "t": 8, "b": 48},
-        height=360,
+        margin={"l": 56, "r": 16, "t": 30, "b": 48},
+        height=340,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="x unified",
         hoverlabel={"bgcolor": "#ffffff", "bordercolor": "#d5cfc6", "font": {"family": _FONT}},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        showlegend=False,  # the page has one for all of them
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#c4bdb2", "activecolor": "#0067a8"},
         xaxis={**axis, "title": {**axis["title"], "text": x_title}},
         yaxis={**axis, "title": {**axis["title"], "text": y_title}},
     )
     return figure
 
 
-def _add_histogram(figure: go.Figure, counts: dict[int, int], name: str, colour: str) -> None:
+def _add_histogram(figure: go.Figure, counts: dict[int, int], name: str, colour: str, legendgroup: str) -> None:
     total = sum(counts.values())
     if total:
         keys = sorted(counts)
@@ -199,6 +205,7 @@ def _add_histogram(figure: go.Figure, counts: dict[int, int], name: str, colour:
             x=keys,
             y=[counts[key] / total for key in keys],
             name=name,
+            legendgroup=legendgroup,
             marker_color=colour,
             hovertemplate="%{y:.1%}<extra>%{fullData.name}</extra>",
         )

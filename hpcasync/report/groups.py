@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from hpcasync.config import Mode
 from hpcasync.report.run import Record, Run
 
 # Where a run was put and how it was watched is no part of what it was.
 _NOT_COMPARED = ("name", "run_dir", "seed", "logging", "checkpoint", "roles.server_threads", "roles.worker_threads")
 _WORKERS = "workers"
 _ABSENT = "\N{EN DASH}"
+_MODES = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group runs, in the order of the first of each group, and label the groups."""
+    """Group runs, in the order of modes and then of the first of each group, and label the groups."""
     by_settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         settings = compared_settings(run)
         by_settings.setdefault(tuple((key, str(value)) for key, value in settings.items()), []).append(run)
     members = [sorted(group, key=lambda run: run.seed) for group in by_settings.values()]
+    members.sort(key=lambda group: _MODES.index(group[0].mode) if group[0].mode in _MODES else len(_MODES))
     keys = [key for key in differing_keys([group[0] for group in members]) if key != "mode"]
     labels = [_label(group[0], keys) for group in members]
     counts = Counter(labels)
@@ -89,5 +92,7 @@ def _is_ignored_by_sync(key: str) -> bool:
 
 
 def _label(run: Run, keys: Sequence[str]) -> str:
-    named = [f"{key.rpartition('.')[2]} {value}" for key in keys if (value := setting(run, key)) != _ABSENT]
+    named = [
+        f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key in keys if (value := setting(run, key)) != _ABSENT
+    ]
     return ", ".join([run.mode, *named])

@@ -56,7 +56,7 @@ def write_image(report: Report, path: Path) -> None:
             Patch(color=colour, label=group.label)
             for group, colour in zip(report.groups, group_colours(report.groups), strict=True)
         ]
-        figure.legend(handles=handles, loc="outside upper left", bbox_to_anchor=(0.0, 0.97), ncols=3)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
         figure.savefig(path)
 
 

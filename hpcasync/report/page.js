@@ -15,6 +15,22 @@ function drawFigures() {
   }
 }
 
+// A click on a name hides its configuration in every plot.
+function connectLegend() {
+  const hidden = new Set();
+  for (const button of document.querySelectorAll("#legend button")) {
+    button.addEventListener("click", () => {
+      const group = button.dataset.group;
+      if (!hidden.delete(group)) hidden.add(group);
+      button.setAttribute("aria-pressed", String(!hidden.has(group)));
+      for (const place of document.querySelectorAll(".js-plotly-plot")) {
+        const indices = place.data.flatMap((trace, index) => (trace.legendgroup === group ? [index] : []));
+        if (indices.length) Plotly.restyle(place, { visible: !hidden.has(group) }, indices);
+      }
+    });
+  }
+}
+
 function unpack(text, Type) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   return new Type(bytes.buffer);
@@ -134,7 +150,7 @@ class Timeline {
       ...BASE_LAYOUT,
       barmode: "overlay", hovermode: "closest", height: 96 + 34 * names.length,
       margin: { l: 190, r: 16, t: 28, b: 44 },
-      xaxis: { ...BASE_AXIS, range: [this.begin, this.begin + this.seconds], title: { text: "seconds since the first span" } },
+      xaxis: { ...BASE_AXIS, range: [this.begin, this.begin + this.seconds], title: { text: "seconds since the first span", font: { size: 13 } } },
       yaxis: { type: "category", categoryorder: "array", categoryarray: names, range: [names.length - 0.5, -0.5], ticks: "", fixedrange: true },
       legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0 },
     }, PLOT_CONFIG);
@@ -158,9 +174,9 @@ class Timeline {
         });
       }
       const height = 1 / roles.length;
-      layout[`yaxis${suffix}`] = { ...BASE_AXIS, domain: [1 - (index + 1) * height + 0.06, 1 - index * height - 0.04], range: [0, 1], tickformat: ".0%", nticks: 3, title: { text: role.name } };
+      layout[`yaxis${suffix}`] = { ...BASE_AXIS, domain: [1 - (index + 1) * height + 0.06, 1 - index * height - 0.04], range: [0, 1], tickformat: ".0%", nticks: 3, title: { text: role.name, font: { size: 13 } } };
     });
-    layout.xaxis = { ...BASE_AXIS, anchor: roles.length > 1 ? "y2" : "y", range: [0, this.run.seconds], title: { text: "seconds since the first span; click to see that time below" } };
+    layout.xaxis = { ...BASE_AXIS, anchor: roles.length > 1 ? "y2" : "y", range: [0, this.run.seconds], title: { text: "seconds since the first span; click to see that time below", font: { size: 13 } } };
     const place = document.getElementById("timeline-overview");
     Plotly.react(place, traces, layout, PLOT_CONFIG).then(() => {
       place.removeAllListeners("plotly_click");
@@ -225,9 +241,11 @@ const BASE_LAYOUT = {
   font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: "#2b2a28" },
   paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   hoverlabel: { bgcolor: "#ffffff", bordercolor: "#d5cfc6" },
+  modebar: { bgcolor: "rgba(0,0,0,0)", color: "#c4bdb2", activecolor: "#0067a8" },
 };
 
 drawFigures();
+connectLegend();
 const timelines = readJson("timelines");
 if (timelines.length) new Timeline(timelines);
 document.body.dataset.drawn = "yes";

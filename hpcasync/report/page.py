@@ -54,6 +54,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         results=result_cells(report.results, report.threshold),
         times=time_cells(report.results),
         colours=group_colours(report.groups),
+        groups=[group.label for group in report.groups],
         settings=setting_cells(report.groups),
         runs=_run_cells(report.runs),
         configurations=[

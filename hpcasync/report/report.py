@@ -59,7 +59,11 @@ def make_report(paths: Sequence[Path], *, title: str = "", thresholds: Sequence[
 
 
 def main_threshold(results: Sequence[Result], thresholds: Sequence[float]) -> float | None:
-    """The highest threshold that every run reached; else the highest that any reached; else the lowest."""
-    everywhere = [t for t in thresholds if all(r.reached[t].num_reached == len(r.group.runs) for r in results)]
-    anywhere = [t for t in thresholds if any(r.reached[t].num_reached for r in results)]
-    return max(everywhere or anywhere, default=min(thresholds, default=None))
+    """The highest threshold that all runs of two groups reached; else that any run did; else the lowest."""
+
+    def num_groups(threshold: float) -> int:
+        return sum(result.reached[threshold].num_reached == len(result.group.runs) for result in results)
+
+    compared = [threshold for threshold in thresholds if num_groups(threshold) > 1]
+    anywhere = [threshold for threshold in thresholds if any(r.reached[threshold].num_reached for r in results)]
+    return max(compared or anywhere, default=min(thresholds, default=None))

@@ -14,6 +14,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 def result_cells(results: Sequence[Result], threshold: float | None) -> tuple[list[str], list[list[str]]]:
     """Titles and rows; `threshold` is the BLEU that times are told for."""
     titles = ["run", "seeds", "BLEU best", "BLEU final", "BLEU test", "target tokens/s", "staleness"]
+    has_test = any(result.test_bleu is not None for result in results)
     if threshold is not None:
         titles += [f"time to BLEU {threshold:g}", f"{TIMES} {BASELINE_MODE}"]
     rows = []
@@ -32,6 +33,8 @@ def result_cells(results: Sequence[Result], threshold: float | None) -> tuple[li
             reached = result.reached[threshold]
             row += [reached_text(reached, len(group.runs)), ratio_text(reached)]
         rows.append(row)
+    if not has_test:
+        titles, rows = _without(titles, rows, titles.index("BLEU test"))
     return titles, rows
 
 
@@ -80,11 +83,16 @@ def ratio_text(reached: Reached) -> str:
     return MISSING if reached.ratio is None else f"{reached.ratio:.2f}"
 
 
+def _without(titles: list[str], rows: list[list[str]], column: int) -> tuple[list[str], list[list[str]]]:
+    return titles[:column] + titles[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
+
+
 def _duration(seconds: Spread) -> str:
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds.mean >= 2 * length:
             deviation = None if seconds.deviation is None else seconds.deviation / length
-            return f"{Spread(seconds.mean / length, deviation, seconds.number).text(1)} {unit}"
+            spread = Spread(seconds.mean / length, deviation, seconds.number)
+            return f"{spread.text(2 if spread.mean < 10 else 1)} {unit}"
     return f"{seconds.text(0 if seconds.mean >= 10 else 1)} s"
 
 

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "timeline": set(),
     "ps": {"errors", "comm", "timeline"},
     "train": BASE | {"comm", "data", "nmt", "ps", "slurm", "timeline"},
-    "report": {"errors"},
+    "report": BASE,
     "experiment": BASE | {"report"},
     "launch": BASE,
     "slurm": BASE | {"launch"},

@@ -78,9 +78,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> Non
     assert [[run.seed for run in group.runs] for group in groups] == [[1, 2], [1], [1]]
     # Sync's own rate is the default one, 0.0005.
     assert [group.label for group in groups] == [
-        "sync, learning_rate 0.0005",
-        "async, learning_rate 0.001",
-        "async, learning_rate 0.002",
+        "sync, learning rate 0.0005",
+        "async, learning rate 0.001",
+        "async, learning rate 0.002",
     ]
 
 
@@ -136,7 +136,7 @@ def test_ratio_is_to_the_fastest_synchronous_group_and_needs_all_seeds(tmp_path:
         make_run(tmp_path / "d", "async", seed=2, scores=(1.0, 2.0)),
     ]
     groups = group_runs(load_run(path) for path in paths)
-    first, second, global_, plain = make_results(groups, [20.0, 50.0])
+    first, second, plain, global_ = make_results(groups, [20.0, 50.0])
     assert first.reached[20.0].ratio == pytest.approx(120 / 180) and second.reached[20.0].ratio == 1.0
     reached = global_.reached[20.0]
     assert reached.seconds is not None and reached.seconds.mean == 90.0 and reached.num_reached == 2
@@ -166,7 +166,7 @@ def test_the_table_tells_times_for_the_highest_score_that_all_reached(tmp_path: 
     assert made.threshold == 25.0
     titles, rows = result_cells(made.results, made.threshold)
     assert titles[-2:] == ["time to BLEU 25", "\N{MULTIPLICATION SIGN} sync"]
-    assert [row[-2:] for row in rows] == [["3.0 min", "1.00"], ["4.0 min", "0.75"]]
+    assert [row[-2:] for row in rows] == [["3.00 min", "1.00"], ["4.00 min", "0.75"]]
     assert rows[0][2:4] == ["31.00", "31.00"] and rows[1][2:4] == ["25.50", "25.50"]
     titles, rows = time_cells(made.results)
     assert titles == ["run", *(f"BLEU {n}" for n in (5, 10, 15, 20, 25, 30))]
@@ -185,7 +185,7 @@ def test_markdown_and_json(tmp_path: Path) -> None:
     made = make_report(paths, title="Mine", thresholds=[20.0])
     text = as_markdown(made)
     assert text.startswith("# Mine\n") and "| optimizer.learning_rate | 0.0005 | 0.1 |" in text
-    assert "| sync, learning_rate 0.0005 | 1 | 31.00 |" in text
+    assert "| sync, learning rate 0.0005 | 1 | 31.00 |" in text
     content = json.loads(as_json(made))
     assert [group["mode"] for group in content["groups"]] == ["sync", "async"]
     times = content["groups"][1]["time_to_bleu"]
