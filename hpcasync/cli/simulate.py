@@ -1,0 +1,183 @@
+"""`hpcasync simulate`: a training run, or its throughput alone, on a cluster in virtual time."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcasync.config import Config, load_config
+from hpcasync.errors import UserError
+
+if TYPE_CHECKING:
+    from hpcasync.simulate.cluster import ClusterConfig
+
+_PATH = click.Path(path_type=Path)
+_PREFIX = "cluster."
+
+
+def _parse_sizes(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(",")) if text else ()
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 4,16,64") from error
+    if any(size < 1 for size in sizes):
+        raise click.BadParameter("numbers of workers are 1 or more")
+    return sizes
+
+
+@click.command()
+@click.argument("config", type=_PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--cluster", "cluster_file", type=_PATH, metavar="FILE", help="Cluster description (docs/simulate.md).")
+@click.option("--fit", "fitted_run", type=_PATH, metavar="RUN_DIR", help="Cluster fitted to a run's timelines instead.")
+@click.option("--save-cluster", type=_PATH, metavar="FILE", help="Write the resolved cluster description.")
+@click.option("--workers", type=int, metavar="N", help="Short for cluster.workers=N.")
+@click.option("--no-gradients", is_flag=True, help="Throughput and staleness only: seconds for thousands of workers.")
+@click.option(
+    "--parameters", type=click.IntRange(min=1), metavar="N", help="Size of an imagined model; needs no corpus."
+)
+@click.option("--steps", type=click.IntRange(min=4), metavar="N", help="Pushes per worker without gradients.")
+@click.option("--search-servers", is_flag=True, help="Without gradients: how many servers to use.")
+@click.option("--sweep-workers", callback=_parse_sizes, metavar="N,N,...", help="sync beside async-global, by size.")
+@click.option("--staleness", default=0, type=click.IntRange(min=0), metavar="K",
+              help="mode=sync: compute every gradient from parameters K updates old.")  # fmt: skip
+@click.option("--staleness-warmup", default=0, type=click.IntRange(min=0), metavar="N",
+              help="Reach --staleness linearly over N updates.")  # fmt: skip
+@click.option("--json", "is_json", is_flag=True, help="Without gradients: write JSON.")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier simulated run of the same name, mode and seed.")
+def simulate(
+    config: Path,
+    overrides: tuple[str, ...],
+    cluster_file: Path | None,
+    fitted_run: Path | None,
+    save_cluster: Path | None,
+    workers: int | None,
+    staleness: int,
+    staleness_warmup: int,
+    overwrite: bool,
+    **options: Any,
+) -> int:
+    """Train as CONFIG says on a cluster that only exists in virtual time, in this one process.
+
+    Batches, gradients, the servers' decisions and optimizer steps are those of a real run; time is not. The run
+    directory is that of `hpcasync train`, its times virtual. KEY=VALUE overrides keys of CONFIG; those that begin with
+    `cluster.` override keys of the cluster description.
+
+    Example: hpcasync simulate configs/multi30k.yaml --workers 16 --no-gradients --parameters 200000000
+    """
+    _check_alone()
+    resolved = load_config(config, tuple(text for text in overrides if not text.startswith(_PREFIX)))
+    of_cluster = tuple(text.removeprefix(_PREFIX) for text in overrides if text.startswith(_PREFIX))
+    of_cluster += (f"workers={workers}",) if workers is not None else ()
+    if cluster_file is not None and fitted_run is not None:
+        raise click.UsageError("--cluster and --fit exclude each other")
+    cluster = _resolve_cluster(resolved, cluster_file, fitted_run, of_cluster)
+    if save_cluster is not None:
+        _write(save_cluster, cluster.to_yaml())
+    if options["no_gradients"] or options["sweep_workers"]:
+        if staleness or staleness_warmup:
+            raise click.UsageError("--staleness changes gradients: it goes without --no-gradients and --sweep-workers")
+        _without_gradients(resolved, cluster, **options)
+        return 0
+    for name in ("parameters", "steps", "search_servers", "is_json"):
+        if options[name]:
+            flag = "json" if name == "is_json" else name.replace("_", "-")
+            raise click.UsageError(f"--{flag} goes with --no-gradients")
+    if staleness_warmup and not staleness:
+        raise click.UsageError("--staleness-warmup goes with --staleness")
+    return _with_gradients(resolved, cluster, (staleness, staleness_warmup), overwrite=overwrite)
+
+
+def _check_alone() -> None:
+    from hpcasync.launch.ranks import rank_from_environment
+
+    if rank := rank_from_environment():
+        raise UserError(
+            f"`hpcasync simulate` is one process, and this is {rank}: start it without mpirun and `launch`",
+            everywhere=True,
+        )
+
+
+def _resolve_cluster(
+    config: Config, cluster_file: Path | None, fitted_run: Path | None, overrides: tuple[str, ...]
+) -> "ClusterConfig":
+    from hpcasync.simulate.cluster import load_cluster
+
+    if fitted_run is None:
+        cluster = load_cluster(cluster_file, overrides)
+    else:
+        from hpcasync.simulate.fit import fit_cluster
+
+        cluster = fit_cluster(fitted_run, overrides)
+    if "measured" in cluster.server.model_dump().values():
+        from hpcasync.simulate.server_speed import with_measured_speeds
+
+        cluster = with_measured_speeds(cluster, config.optimizer)
+    return cluster
+
+
+def _without_gradients(
+    config: Config,
+    cluster: "ClusterConfig",
+    *,
+    no_gradients: bool,
+    parameters: int | None,
+    steps: int | None,
+    search_servers: bool,
+    sweep_workers: tuple[int, ...],
+    is_json: bool,
+) -> None:
+    from hpcasync.simulate import show, sweep
+    from hpcasync.simulate.throughput import measure_throughput
+    from hpcasync.simulate.times import times_of
+    from hpcasync.simulate.workload import find_workload
+
+    workload, told = find_workload(config, parameters)
+    click.echo(told, err=is_json)
+    make_times = times_of(cluster)
+    if sweep_workers:
+        comparisons = sweep.compare_sizes(config, cluster, workload, make_times, sweep_workers, steps)
+        if is_json:
+            click.echo(json.dumps([comparison.to_dict() for comparison in comparisons], indent=1))
+        else:
+            show.show_comparisons(comparisons)
+        return
+    result = measure_throughput(config, cluster, workload, make_times, num_steps=steps)
+    best = None
+    if search_servers and config.mode != "sync":
+        best = sweep.search_servers(config, cluster, workload, make_times, steps)
+    if is_json:
+        found = {} if best is None else {"servers_to_use": best.to_dict()}
+        facts = {"cluster": cluster.to_dict(), "num_parameters": workload.num_elements}
+        click.echo(json.dumps({**result.to_dict(), **found, **facts}, indent=1))
+        return
+    for line in show.throughput_lines(result, cluster, workload.num_elements):
+        click.echo(line)
+    if best is not None:
+        click.echo(show.servers_line(best))
+
+
+def _with_gradients(config: Config, cluster: "ClusterConfig", forced: tuple[int, int], *, overwrite: bool) -> int:
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # the engine's modules import MPI, which a simulation does not start
+    from hpcasync.simulate.forced_staleness import ForcedStaleness
+    from hpcasync.simulate.job import run_simulated_training
+    from hpcasync.simulate.times import times_of
+
+    return run_simulated_training(
+        config,
+        cluster,
+        times_of(cluster),
+        delay=ForcedStaleness(*forced),
+        num_threads=config.roles.worker_threads,
+        overwrite=overwrite,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

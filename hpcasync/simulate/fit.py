@@ -1,0 +1,135 @@
+"""A cluster description fitted to the timelines of a real run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcasync.config import Config, load_config
+from hpcasync.errors import UserError
+from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
+from hpcasync.simulate.recorded import RankTimes, read_timelines
+from hpcasync.simulate.server_speed import measure_accumulate
+from hpcasync.simulate.workload import push_and_pull_bytes
+
+# Not to be told from the time of the elements by one run; as in `simulate.cluster`.
+_UPDATE_SECONDS = 1e-4
+
+
+def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig:
+    """The cluster that a run with `logging.timeline` ran on, as far as its times tell.
+
+    Computing: seconds per token and per batch by least squares over all workers, a speed for each worker, and the
+    spread of what remains as lognormal jitter. A synchronous run tells the bandwidth of its allreduce, an asynchronous
+    one that of pushes and pulls and the servers' speed.
+
+    Args:
+        run_dir: the run.
+        overrides: `key=value` on what was fitted.
+
+    Raises:
+        UserError: the run is not complete or has no timelines.
+    """
+    config, summary = load_config(run_dir / "config.yaml"), _read_summary(run_dir)
+    ranks = read_timelines(run_dir)
+    num_elements = int(summary["num_parameters"])
+    compute = _fit_compute(ranks, config.accumulate.local)
+    if config.mode == "sync":
+        network, server = _fit_allreduce(ranks, config, num_elements), {}
+        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements
+    else:
+        network = _fit_transfers(ranks, config, num_elements)
+        server = _fit_server(ranks, config, num_elements)
+    values = {"workers": summary["roles"]["workers"], "compute": compute, "network": network, "server": server}
+    return parse_cluster(values, f"the cluster fitted to {run_dir}", overrides)
+
+
+def _fit_compute(ranks: Sequence[RankTimes], num_local: int) -> dict[str, Any]:
+    workers = sorted((rank for rank in ranks if rank.role == "worker"), key=lambda rank: rank.index)
+    idle = [rank.index for rank in workers if not rank.computed]
+    if idle:
+        raise UserError(f"worker {idle[0]} computed too little to tell its speed: fit to a longer run")
+    samples = [np.asarray(rank.computed, np.float64) for rank in workers]
+    # Speed and line are told apart by turns: the line for speeds as they are, then the speeds for the line.
+    speeds = np.ones(len(workers))
+    for _ in range(20):
+        scaled = np.concatenate([rows * (1.0, speed) for rows, speed in zip(samples, speeds, strict=True)])
+        per_batch, per_token = _fit_line(scaled[:, 0], scaled[:, 1], num_local)
+        expected = [per_batch * num_local + per_token * rows[:, 0] for rows in samples]
+        speeds = np.array([line.sum() / rows[:, 1].sum() for line, rows in zip(expected, samples, strict=True)])
+        speeds /= speeds.max()
+    factors = np.concatenate(
+        [rows[:, 1] * speed / line for line, rows, speed in zip(expected, samples, speeds, strict=True)]
+    )
+    # Jitter is drawn for each batch; the sum of several is steadier.
+    cv = float(factors.std() / factors.mean()) * num_local**0.5
+    jitter = {"jitter": "lognormal", "cv": round(cv, 4)} if cv >= 1e-3 else {}
+    return {
+        "seconds_per_batch": float(per_batch * factors.mean()),
+        "seconds_per_token": float(per_token * factors.mean()),
+        "speeds": [round(float(speed), 4) for speed in speeds],
+        **jitter,
+    }
+
+
+def _fit_line(tokens: np.ndarray, seconds: np.ndarray, num_local: int) -> tuple[float, float]:
+    """Least squares of seconds = per_batch · num_local + per_token · tokens, neither negative."""
+    matrix = np.stack([np.full_like(tokens, num_local), tokens], axis=1)
+    per_batch, per_token = np.linalg.lstsq(matrix, seconds, rcond=None)[0]
+    if per_batch < 0:
+        return 0.0, float(tokens @ seconds / (tokens @ tokens))
+    if per_token < 0:
+        return float(seconds.mean() / num_local), 0.0
+    return float(per_batch), float(per_token)
+
+
+def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
+    """The last worker of a round waits for nobody: its allreduce is the shortest, and takes the time of moving."""
+    num_workers = len(ranks)
+    if num_workers == 1:
+        return {}
+    rounds = zip(*(rank.seconds.get("allreduce", ()) for rank in ranks), strict=False)
+    seconds = np.median([min(durations) for durations in rounds])
+    num_bytes, _ = push_and_pull_bytes(config, num_elements)
+    return {"bandwidth": float(2 * (num_workers - 1) / num_workers * num_bytes / seconds), "latency_seconds": 0.0}
+
+
+def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
+    push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
+    seconds = _mean(ranks, "push") + _mean(ranks, "pull")
+    return {"bandwidth": (push_bytes + pull_bytes) / seconds, "latency_seconds": 0.0}
+
+
+def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
+    """The time of an update is that of its sum, with the speed of this machine, and what remains."""
+    accumulate = measure_accumulate()
+    servers = [rank for rank in ranks if rank.role == "server"]
+    shard = num_elements / config.num_servers
+    num_pushes = np.mean([number for rank in servers for number in rank.num_pushes])
+    apply = (_mean(servers, "apply") - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
+    return {
+        "accumulate_seconds_per_element": accumulate,
+        "apply_seconds_per_element": max(0.0, float(apply)),
+        "push_seconds": _mean(servers, "accumulate"),
+        "update_seconds": _UPDATE_SECONDS,
+    }
+
+
+def _mean(ranks: Sequence[RankTimes], activity: str) -> float:
+    """Mean duration; medians would leave out waits that are part of every long run."""
+    durations = [duration for rank in ranks for duration in rank.seconds.get(activity, ())]
+    if not durations:
+        raise UserError(f"the timelines have no {activity!r} spans: fit to a longer run")
+    return float(np.mean(durations))
+
+
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir} has no readable summary.json ({error}): fit to a run that has ended") from error
+    if not isinstance(summary, dict) or not {"num_parameters", "roles"} <= summary.keys():
+        raise UserError(f"{run_dir}/summary.json is none of `hpcasync train`")
+    return summary

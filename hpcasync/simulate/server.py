@@ -1,0 +1,92 @@
+"""One server of a simulated cluster: its shard, with the real sum, optimizer, formats and compensation."""
+
+import torch
+
+from hpcasync.comm.shards import Shard
+from hpcasync.config import Config
+from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.group_sum import GroupSum
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.wire import Wire, make_wire
+from hpcasync.train.optimizers import optimizer_factory
+
+
+class SimulatedServer:
+    """A server without windows. In sync it holds the whole vector and stands for all workers.
+
+    Args:
+        config: of the run.
+        vector: [num_elements] float32 initial parameters.
+        shard: of this server.
+        num_workers: each has a wire of its own, which may keep a residual.
+    """
+
+    def __init__(self, config: Config, vector: torch.Tensor, shard: Shard, num_workers: int) -> None:
+        is_sync = config.mode == "sync"
+        optimizer, exchange, staleness = config.optimizer, config.exchange, config.staleness
+        self.shard = shard
+        self.state = ShardState(
+            vector[shard.start : shard.stop].clone(), optimizer_factory(optimizer), ema_decay=optimizer.ema_decay
+        )
+        gradients = "fp32" if is_sync else exchange.gradients
+        self._wires: list[Wire] = [make_wire(gradients, exchange.topk) for _ in range(num_workers)]
+        self._slot = _Slot(self._wires[0].slot_bytes(shard.size))
+        self._sum = GroupSum(shard.size, self._wires[0])
+        self._rounds_parameters = not is_sync and exchange.parameters == "bf16"
+        self._compensation: DelayCompensation | None = None
+        if not is_sync and staleness.compensation and staleness.limit is not None:
+            self._compensation = DelayCompensation(staleness.compensation, staleness.limit, self.state.parameters, 0)
+
+    @property
+    def averaged(self) -> torch.Tensor:
+        """[size] float32 that snapshots hold."""
+        return self.state.parameters if self.state.ema is None else self.state.ema
+
+    def published(self) -> torch.Tensor:
+        """A copy of the parameters as workers get them, [size] float32."""
+        parameters = self.state.parameters.detach()
+        return parameters.to(torch.bfloat16).float() if self._rounds_parameters else parameters.clone()
+
+    def write(self, worker: int, gradient: torch.Tensor) -> None:
+        """Put this shard of a [num_elements] float32 gradient into the slot, in its format."""
+        self._wires[worker].write(self._slot, 0, 0, gradient, self.shard)  # type: ignore[arg-type]
+
+    def accumulate(self, record: PushRecord) -> None:
+        """Add what is in the slot to the sum."""
+        if self._compensation is None:
+            self._sum.add_slot(self._slot.bytes)
+            self._sum.fold()
+            return
+        gradient = torch.empty(self.shard.size, dtype=torch.float32)
+        self._wires[0].copy(gradient, self._slot.bytes)
+        self._compensation.correct(gradient, record.num_tokens, record.version, self.state.parameters)
+        self._sum.add(gradient)
+
+    def squared_norm(self) -> float:
+        """Of the sum."""
+        return self._sum.squared_norm()
+
+    def apply(self, version: int, *, scale: float, learning_rate: float) -> None:
+        """Make the optimizer step and begin a new group."""
+        self.state.apply(self._sum.block, scale=scale, learning_rate=learning_rate, version=version)
+        self._sum.clear()
+        if self._compensation is not None:
+            self._compensation.remember(version, self.state.parameters)
+
+
+class _Slot:
+    """The memory of one push slot, with what a `ps.wire.Wire` needs of `comm.windows.DataWindow`."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.bytes = torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def is_local(self, rank: int) -> bool:
+        return True
+
+    def memory(self, rank: int) -> torch.Tensor:
+        return self.bytes
+
+    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
+        raw = values.view(torch.uint8)
+        self.bytes[offset : offset + raw.numel()].copy_(raw)

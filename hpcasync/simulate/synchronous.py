@@ -1,0 +1,111 @@
+"""Mode sync in virtual time: rounds that end with the slowest worker, an allreduce over a ring, the optimizer step.
+
+Batches are drawn, gradients counted and rounds ended as `train.allreduce.AllreduceExchange` does it. The sum is over
+workers in their order, so that random times do not change the result.
+"""
+
+from collections import deque
+from typing import Any
+
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.state import Arrival, PushCounts, Update
+from hpcasync.simulate.forced_staleness import ForcedStaleness
+from hpcasync.simulate.network import ring_allreduce_seconds
+from hpcasync.simulate.program import Program
+from hpcasync.simulate.timing import Costs, Usage
+
+
+class SynchronousCluster:
+    """Workers that make every step together.
+
+    Args:
+        costs: how long everything takes.
+        program: what is computed.
+        counts: of gradients; kept up to date.
+        num_local: accumulate.local.
+        delay: from which older version gradients are computed, for ablations.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        program: Program,
+        counts: PushCounts,
+        *,
+        num_local: int,
+        delay: ForcedStaleness | None = None,
+    ) -> None:
+        self._costs = costs
+        self._program = program
+        self._counts = counts
+        self._num_workers = costs.cluster.workers
+        self._num_local = num_local
+        self._delay = delay or ForcedStaleness()
+        self._versions: deque[Any] = deque([program.parameters], maxlen=self._delay.most + 1)
+        self._allreduce_seconds = ring_allreduce_seconds(costs.push_bytes, self._num_workers, costs.cluster.network)
+        self._version = 0
+        self._num_rounds = 0
+        self.now = 0.0
+        self.usage = Usage()
+
+    def run(self) -> None:
+        """Run until the corpus or the program ends."""
+        while not self._program.should_stop() and self._round():
+            pass
+
+    def _round(self) -> bool:
+        """One step of all workers; False if the corpus has no more batches."""
+        tickets = [self._tickets(worker) for worker in range(self._num_workers)]
+        seconds = [self._compute_seconds(worker, drawn) for worker, drawn in enumerate(tickets)]
+        slowest = max(seconds)
+        self.now += slowest + self._allreduce_seconds
+        self.usage.compute += sum(seconds)
+        self.usage.waiting += self._num_workers * slowest - sum(seconds)
+        self.usage.moving += self._num_workers * self._allreduce_seconds
+        self._num_rounds += 1
+        accepted = [
+            arrival
+            for worker, drawn in enumerate(tickets)
+            if drawn and (arrival := self._gradient(worker, drawn, seconds[worker])) is not None
+        ]
+        if accepted:
+            self._apply(tuple(accepted))
+        return any(tickets)
+
+    def _gradient(self, worker: int, tickets: tuple[int, ...], seconds: float) -> Arrival | None:
+        staleness = min(self._delay.at(self._version), len(self._versions) - 1)
+        parameters = self._versions[-1 - staleness]
+        record = self._program.gradient(worker, self._version - staleness, parameters, tickets, seconds)
+        self._counts.num_pushed += 1
+        if not record.num_tokens:
+            self._reject(record)
+            return None
+        self._program.accumulate(record)
+        return Arrival(worker, self._num_rounds, record)
+
+    def _reject(self, record: PushRecord) -> None:
+        self._counts.num_dropped += 1
+        self._program.after_drop(record, is_stale=False)
+
+    def _apply(self, arrivals: tuple[Arrival, ...]) -> None:
+        self._version += 1
+        update = Update(self._version, arrivals)
+        self.now += self._costs.step_seconds
+        self.usage.server += self._costs.step_seconds
+        self._program.apply(update)
+        self._versions.append(self._program.parameters)
+        self._counts.num_applied += len(arrivals)
+        self._counts.staleness.update(update.staleness)
+        self._program.after_update(update, self.now)
+
+    def _compute_seconds(self, worker: int, tickets: tuple[int, ...]) -> float:
+        end = self.now
+        for ticket in tickets:
+            end += self._costs.times.seconds(worker, self._program.num_tokens(ticket), end)
+        return end - self.now
+
+    def _tickets(self, worker: int) -> tuple[int, ...]:
+        first = self._num_rounds * self._num_local * self._num_workers + worker
+        numbers = range(first, first + self._num_local * self._num_workers, self._num_workers)
+        drawn = (self._program.ticket(number) for number in numbers)
+        return tuple(ticket for ticket in drawn if ticket is not None)

@@ -1,0 +1,86 @@
+"""The times of one cluster and one model, and how long each resource was busy."""
+
+import math
+from dataclasses import dataclass
+
+from hpcasync.simulate.cluster import ClusterConfig
+from hpcasync.simulate.compute_time import ComputeTimes
+
+# Of `comm.waiting.Backoff`, which cannot be imported without MPI: each sleep is longer than the one before.
+_LONGEST_SLEEP_SECONDS = 1e-3
+_SLEEP_GROWTH_SECONDS = 2e-5
+
+
+def polling_delay(waited_seconds: float) -> float:
+    """How much later, on average, a rank that has waited so long sees what it waited for: half of its present sleep.
+
+    Sleeps of g, 2g, 3g, … add up to t when the last one is sqrt(2 g t).
+    """
+    return min(_LONGEST_SLEEP_SECONDS, math.sqrt(2 * _SLEEP_GROWTH_SECONDS * waited_seconds)) / 2
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What moves and what is computed per update.
+
+    Attributes:
+        cluster: latencies and rates.
+        times: of the workers' computation.
+        num_servers: servers that share the parameters equally; at least 1.
+        num_elements: length of the flat parameter vector.
+        push_bytes, pull_bytes: of the whole vector, as it travels.
+    """
+
+    cluster: ClusterConfig
+    times: ComputeTimes
+    num_servers: int
+    num_elements: int
+    push_bytes: float
+    pull_bytes: float
+
+    @property
+    def accumulate_seconds(self) -> float:
+        """A server's time for reading a gradient and adding it to the sum."""
+        server = self.cluster.server
+        assert not isinstance(server.accumulate_seconds_per_element, str)
+        return server.accumulate_seconds_per_element * self.num_elements / self.num_servers
+
+    @property
+    def apply_seconds(self) -> float:
+        """A server's time for an update, without the sum."""
+        server = self.cluster.server
+        assert not isinstance(server.apply_seconds_per_element, str)
+        return server.update_seconds + server.apply_seconds_per_element * self.num_elements / self.num_servers
+
+    @property
+    def step_seconds(self) -> float:
+        """A synchronous worker's time for the optimizer step on all elements."""
+        per_element = self.cluster.compute.step_seconds_per_element
+        if per_element is None:
+            assert not isinstance(self.cluster.server.apply_seconds_per_element, str)
+            per_element = self.cluster.server.apply_seconds_per_element
+        return per_element * self.num_elements
+
+
+@dataclass
+class Usage:
+    """Seconds in which something was busy, summed over all that are alike, since the start.
+
+    Attributes:
+        compute: workers computing.
+        waiting: workers waiting: for a server, for a slot (asynchronous) or for the slowest worker (sync).
+        moving: workers pushing and pulling, or in the allreduce.
+        server: one server accumulating and applying; in sync: one worker's optimizer steps.
+        to_server, from_server: one server's link, by direction.
+        worker_links: all workers' links, both directions.
+        num_pull_retries: pulls that were repeated because the servers had moved on (a number, not seconds).
+    """
+
+    compute: float = 0.0
+    waiting: float = 0.0
+    moving: float = 0.0
+    server: float = 0.0
+    to_server: float = 0.0
+    from_server: float = 0.0
+    worker_links: float = 0.0
+    num_pull_retries: int = 0

@@ -1,0 +1,84 @@
+"""What is trained, as far as time depends on it: sizes of batches and of the model, and what travels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hpcasync.config import Config
+from hpcasync.data.batches import BatchPlan
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
+from hpcasync.nmt.build import build_model
+
+# Batches of one data epoch stand for those of all, and of a large corpus the first ones for the others.
+_MOST_BATCHES = 5000
+_BYTES = {"fp32": 4.0, "bf16": 2.0}
+# Of an element that topk sends: position and value; its message has room for a quarter more positions.
+_TOPK_BYTES = 1.25 * 4 + 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sizes.
+
+    Attributes:
+        batch_tokens: target tokens of batches, in the order of their tickets; repeated from there on.
+        num_elements: length of the flat parameter vector.
+    """
+
+    batch_tokens: tuple[int, ...]
+    num_elements: int
+
+
+def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload, str]:
+    """The sizes of a configuration's corpus and model, and a line that says where they are from.
+
+    Args:
+        config: of the training run.
+        num_parameters: of an imagined model instead of the configured one. Then the corpus may be missing: every batch
+            has data.batch_tokens target tokens.
+
+    Raises:
+        UserError: there is no corpus, and no number of parameters to do without.
+    """
+    if num_parameters is not None and not config.data.path.exists():
+        tokens = config.data.batch_tokens
+        told = f"{config.data.path} is not there: every batch has {tokens:,} target tokens (data.batch_tokens)"
+        return Workload((tokens,), num_parameters), told
+    try:
+        corpus = PreparedCorpus.open(config.data.path)
+    except UserError as error:
+        raise UserError(f"{error}; or give --parameters N to simulate without a corpus") from error
+    batch_tokens = _batch_tokens(config, corpus)
+    num_elements = _count_parameters(config, corpus) if num_parameters is None else num_parameters
+    told = f"{len(batch_tokens):,} batches of {np.mean(batch_tokens):,.0f} target tokens on average, from {corpus.path}"
+    return Workload(batch_tokens, num_elements), told
+
+
+def target_tokens(corpus: PreparedCorpus, plan: BatchPlan, ticket: int) -> int:
+    """Target tokens of a batch, ends of sentences included, without reading its sentences."""
+    indices, offsets = plan.indices(ticket), corpus.train.target_file.offsets
+    return int((offsets[indices + 1] - offsets[indices]).sum()) + len(indices)
+
+
+def push_and_pull_bytes(config: Config, num_elements: int) -> tuple[float, float]:
+    """Bytes of a gradient and of the parameters on their way; in sync of what the allreduce sums."""
+    if config.mode == "sync":
+        return num_elements * _BYTES["fp32"], 0.0
+    exchange = config.exchange
+    per_element = exchange.topk * _TOPK_BYTES if exchange.gradients == "topk" else _BYTES[exchange.gradients]
+    return num_elements * per_element, num_elements * _BYTES[exchange.parameters]
+
+
+def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:
+    vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
+    plan = BatchPlan(corpus.train, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    return tuple(target_tokens(corpus, plan, ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
+
+
+def _count_parameters(config: Config, corpus: PreparedCorpus) -> int:
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    with torch.device("meta"):
+        model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,306 @@
+"""Throughput in virtual time: against cycles worked out by hand, and what must hold of any cluster."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from hpcasync.config import Config, parse_config
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.state import PushCounts, Update
+from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
+from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
+from hpcasync.simulate.compute_time import ModelledTimes
+from hpcasync.simulate.result import Throughput, bottleneck
+from hpcasync.simulate.sweep import compare_sizes, search_servers, with_servers
+from hpcasync.simulate.throughput import fewest_servers, make_decisions, measure_throughput
+from hpcasync.simulate.timing import Costs
+from hpcasync.simulate.workload import Workload, push_and_pull_bytes
+
+WORKLOAD = Workload((90, 100, 110), 1_000_000)
+MODES: dict[str, dict[str, Any]] = {
+    "sync": {},
+    "async": {},
+    "async-local": {"accumulate": {"local": 3}},
+    "async-global": {"accumulate": {"global": 4}},
+    "async-combined": {"accumulate": {"local": 2, "global": 3}},
+}
+
+
+def config_of(mode: str = "async-global", **more: Any) -> Config:
+    base: dict[str, Any] = {"data": {"path": "corpus"}, "stop": {"updates": 1}, "mode": mode}
+    return parse_config({**base, **MODES[mode], **more}, "test")
+
+
+def cluster_of(workers: int = 4, **more: Any) -> ClusterConfig:
+    compute = {"seconds_per_token": 1e-3, "jitter": "lognormal", "cv": 0.3}
+    return parse_cluster({"workers": workers, "compute": compute, **more}, "test")
+
+
+def measure(config: Config, cluster: ClusterConfig, workload: Workload = WORKLOAD, steps: int = 40) -> Throughput:
+    return measure_throughput(config, cluster, workload, ModelledTimes, num_steps=steps)
+
+
+def rate(config: Config, **cluster: Any) -> float:
+    return measure(config, cluster_of(**cluster)).target_tokens_per_second
+
+
+def test_a_cycle_of_one_worker_by_hand() -> None:
+    """Long waits are seen half a millisecond late; 21 latencies: draw 4, slot 4, push 3, handled 4, pull 6."""
+    cluster = parse_cluster(
+        {
+            "workers": 1,
+            "compute": {"seconds_per_batch": 2.0, "seconds_per_token": 0},
+            "network": {"latency_seconds": 0.01, "bandwidth": 1e6},
+            "server": {
+                "accumulate_seconds_per_element": 2e-7,
+                "apply_seconds_per_element": 1e-6,
+                "push_seconds": 0.03,
+                "update_seconds": 0.05,
+            },
+        },
+        "test",
+    )
+    result = measure(config_of("async"), cluster, Workload((100,), 100_000))
+    served = 0.03 + 0.05 + 0.02 + 0.1
+    cycle = 2.0 + served + 2 * 0.4 + 21 * 0.01 + 2 * 0.0005
+    assert result.target_tokens_per_second == pytest.approx(100 / cycle, rel=1e-6)
+    assert result.efficiency == pytest.approx(2.0 / cycle, rel=1e-6)
+    assert result.server == pytest.approx(served / cycle, rel=1e-6)
+    assert result.to_server == result.from_server == pytest.approx(0.4 / cycle, rel=1e-6)
+    assert result.staleness == {0: result.num_updates}
+
+
+def test_a_synchronous_round_by_hand() -> None:
+    cluster = parse_cluster(
+        {
+            "workers": 4,
+            "compute": {"seconds_per_batch": 1.0, "seconds_per_token": 0, "speeds": [1, 1, 1, 0.5]},
+            "network": {"latency_seconds": 0.01, "bandwidth": 1e6},
+            "server": {"apply_seconds_per_element": 1e-6},
+        },
+        "test",
+    )
+    result = measure(config_of("sync", accumulate={"local": 2}), cluster, Workload((100,), 100_000))
+    allreduce = 1.5 * 0.4 + 6 * 0.01
+    round_seconds = 4.0 + allreduce + 0.1
+    assert result.target_tokens_per_second == pytest.approx(800 / round_seconds)
+    assert result.efficiency == pytest.approx((3 * 2.0 + 4.0) / (4 * round_seconds))
+    assert result.waiting == pytest.approx(3 * 2.0 / (4 * round_seconds))
+    assert result.moving == pytest.approx(allreduce / round_seconds)
+    assert result.server == pytest.approx(0.1 / round_seconds)
+
+
+def test_a_full_link_carries_its_bandwidth() -> None:
+    """8 workers that compute in no time to speak of: a push takes 0.4 s of the server's link, a pull half of that."""
+    cluster = parse_cluster(
+        {
+            "workers": 8,
+            "compute": {"seconds_per_batch": 1e-3, "seconds_per_token": 0},
+            "network": {"bandwidth": 1e6, "worker_bandwidth": 1e9},
+            "server": {"accumulate_seconds_per_element": 0, "apply_seconds_per_element": 0},
+        },
+        "test",
+    )
+    config = config_of(accumulate={"global": 8}, exchange={"parameters": "bf16"})
+    result = measure(config, cluster, Workload((100,), 100_000), steps=40)
+    assert result.target_tokens_per_second == pytest.approx(100 / 0.4, rel=0.05)
+    assert result.to_server > 0.95
+    assert bottleneck(result).startswith("the servers' links, towards them (pushes)")
+    double = measure(with_servers(config, 2), cluster, Workload((100,), 100_000), steps=40)
+    assert double.target_tokens_per_second == pytest.approx(2 * result.target_tokens_per_second, rel=0.1)
+
+
+def test_a_full_server_is_named() -> None:
+    cluster = cluster_of(32, server={"apply_seconds_per_element": 1e-6})
+    result = measure(config_of("async"), cluster)
+    assert result.server > 0.95
+    assert bottleneck(result).startswith("the servers' processors")
+    assert result.target_tokens_per_second == pytest.approx(100 / (1 + 1e-4 + 5e-5 + 1e-3), rel=0.02)
+
+
+def test_computation_is_the_bottleneck_of_a_small_cluster() -> None:
+    result = measure(config_of(), cluster_of(2))
+    assert result.efficiency > 0.9
+    assert bottleneck(result).startswith("computation; next the servers' processors, busy")
+    assert "waiting for the slowest worker" in bottleneck(measure(config_of("sync"), cluster_of(16)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("jitter", [{"jitter": "lognormal", "cv": 0.5}, {"jitter": "pareto", "tail": 1.5}])
+def test_bit_for_bit_repeatable(mode: str, jitter: dict[str, Any]) -> None:
+    stalls = {"every_seconds": 5, "seconds": 1}
+    compute = {"seconds_per_token": 1e-3, **jitter, "stalls": stalls}
+    cluster = cluster_of(5, compute=compute)
+    first, second = (json.dumps(measure(config_of(mode), cluster).to_dict()) for _ in range(2))
+    assert first == second
+    assert json.dumps(measure(config_of(mode), cluster.changed(seed=7)).to_dict()) != first
+
+
+class Observed:
+    """A program that notes what becomes of every ticket."""
+
+    parameters = None
+
+    def __init__(self, num_tickets: int, stop_after: int, rejected: int = -1) -> None:
+        self.drawn: list[int] = []
+        self.applied: list[int] = []
+        self.dropped: list[int] = []
+        self.num_accumulated = 0
+        self._num_tickets, self._stop_after, self._rejected = num_tickets, stop_after, rejected
+
+    def ticket(self, number: int) -> int | None:
+        if number >= self._num_tickets:
+            return None
+        self.drawn.append(number)
+        return number
+
+    def num_tokens(self, ticket: int) -> int:
+        return 50 + ticket % 7
+
+    def gradient(
+        self, worker: int, version: int, parameters: Any, tickets: tuple[int, ...], compute_seconds: float
+    ) -> PushRecord:
+        tokens = 0 if self._rejected in tickets else sum(map(self.num_tokens, tickets))
+        return PushRecord(version, tokens, 0.0, 0, compute_seconds, tickets)
+
+    def accumulate(self, record: PushRecord) -> None:
+        self.num_accumulated += 1
+
+    def apply(self, update: Update) -> None:
+        assert len(update.pushes) <= self.num_accumulated
+        self.num_accumulated -= len(update.pushes)
+
+    def after_update(self, update: Update, now: float) -> None:
+        self.applied += [ticket for push in update.pushes for ticket in push.record.tickets]
+
+    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
+        self.dropped += record.tickets
+
+    def should_stop(self) -> bool:
+        return len(self.applied) >= self._stop_after
+
+
+def run_observed(config: Config, program: Observed, workers: int = 4) -> PushCounts:
+    cluster = cluster_of(workers)
+    costs = Costs(cluster, ModelledTimes(cluster), 1, 1000, *push_and_pull_bytes(config, 1000))
+    counts = PushCounts()
+    decisions = make_decisions(config, workers, counts)
+    AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config)).run()
+    return counts
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
+@pytest.mark.parametrize("pull", ["latest", "handled", "applied"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_every_batch_of_the_corpus_is_applied_once(mode: str, pull: str, slots: int) -> None:
+    program = Observed(num_tickets=101, stop_after=10**9, rejected=33)
+    counts = run_observed(config_of(mode, exchange={"pull": pull, "slots": slots}), program)
+    assert sorted(program.applied + program.dropped) == list(range(101))
+    assert 33 in program.dropped
+    assert counts.num_pushed == counts.num_applied + counts.num_dropped
+    assert counts.num_dropped == 1
+    assert sum(counts.staleness.values()) == counts.num_applied
+    if pull == "applied":
+        assert set(counts.staleness) == {0} or mode in ("async", "async-local", "async-combined")
+
+
+@pytest.mark.parametrize("mode", ["async", "async-global", "async-combined"])
+def test_pushes_are_conserved_when_training_is_stopped(mode: str) -> None:
+    program = Observed(num_tickets=10**9, stop_after=60)
+    counts = run_observed(config_of(mode), program)
+    assert counts.num_pushed == counts.num_applied + counts.num_dropped
+    assert 60 <= len(program.applied) < 70
+    assert not set(program.applied) & set(program.dropped)
+    assert len(program.applied) == len(set(program.applied))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_the_limit_of_staleness_holds(limit: int) -> None:
+    program = Observed(num_tickets=200, stop_after=10**9)
+    config = config_of("async", staleness={"limit": limit, "policy": "wait"})
+    counts = run_observed(config, program, workers=6)
+    assert max(counts.staleness) <= limit
+    assert counts.num_applied == 200
+
+
+@pytest.mark.parametrize("mode", ["sync", "async-global"])
+def test_more_latency_or_less_bandwidth_or_slower_workers_never_help(mode: str) -> None:
+    config = config_of(mode)
+    compute = {"seconds_per_token": 1e-3}
+
+    def rates(key: str, values: list[float]) -> list[float]:
+        return [rate(config, compute=compute, network={key: value}) for value in values]
+
+    for worse in (
+        rates("latency_seconds", [0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1]),
+        rates("bandwidth", [1e12, 1e10, 1e9, 1e8, 1e7, 1e6]),
+        [rate(config, compute={**compute, "speeds": [1, speed]}) for speed in (1, 0.9, 0.5, 0.1)],
+        [rate(config, compute={"seconds_per_token": 1e-3, **({"jitter": "lognormal", "cv": cv} if cv else {})})
+         for cv in ((0, 0.2, 0.6, 1.2) if mode == "sync" else ())],
+    ):  # fmt: skip
+        assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(worse)), worse
+
+
+def test_uneven_workers_cost_synchronous_training_more() -> None:
+    compute = {"seconds_per_token": 1e-3, "speeds": [1, 1, 1, 0.5]}
+    sync, asynchronous = (measure(config_of(mode), cluster_of(4, compute=compute)) for mode in ("sync", "async-global"))
+    # Three workers wait half of their time for the fourth: 4 · 0.5 against 3 + 0.5.
+    ratio = asynchronous.target_tokens_per_second / sync.target_tokens_per_second
+    assert ratio == pytest.approx(3.5 / 2, rel=0.1)
+
+
+def test_staleness_of_async_is_the_number_of_other_workers() -> None:
+    even = {"seconds_per_token": 1e-3}
+    result = measure(config_of("async"), cluster_of(8, compute=even), Workload((100,), 1000), steps=60)
+    assert result.staleness_mean == pytest.approx(7, abs=0.5)
+    grouped = measure(config_of(accumulate={"global": 8}), cluster_of(8, compute=even), Workload((100,), 1000))
+    assert grouped.staleness_mean < 1.1
+
+
+def test_the_search_finds_the_fewest_servers_that_are_enough() -> None:
+    tried = []
+
+    def measured(num_servers: int) -> Throughput:
+        tried.append(num_servers)
+        return throughput_of(num_servers, min(num_servers, 11) * 10.0)
+
+    assert fewest_servers(measured, 64).num_servers == 11
+    assert len(tried) == len(set(tried)) <= 10
+    assert fewest_servers(lambda number: throughput_of(number, 10.0 * number), 6).num_servers == 6
+    assert fewest_servers(lambda number: throughput_of(number, 5.0), 64).num_servers == 1
+
+
+def throughput_of(num_servers: int, tokens_per_second: float) -> Throughput:
+    return Throughput("async", 8, num_servers, 1.0, 1, tokens_per_second, 1, 0, 0, 0, 0, 0, 0, {0: 1}, 0)
+
+
+def test_more_servers_are_found_where_links_are_slow() -> None:
+    cluster = cluster_of(16, network={"bandwidth": 1e8, "worker_bandwidth": 1e10})
+    best = search_servers(config_of(accumulate={"global": 16}), cluster, WORKLOAD, ModelledTimes, 20)
+    one = measure(config_of(accumulate={"global": 16}), cluster, steps=20)
+    assert 1 < best.num_servers < 16
+    assert best.target_tokens_per_second > 1.5 * one.target_tokens_per_second
+
+
+def test_sizes_are_compared() -> None:
+    first, second = compare_sizes(config_of(), cluster_of(), WORKLOAD, ModelledTimes, (2, 8), 12)
+    assert (first.sync.num_workers, first.asynchronous.num_workers, second.sync.num_workers) == (2, 2, 8)
+    assert second.sync.mode == "sync" and second.asynchronous.mode == "async-global"
+    assert second.speedup > first.speedup > 1, "the slowest of more workers is slower"
+    assert json.loads(json.dumps(second.to_dict()))["async-global"]["num_workers"] == 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "exchange", "expected"),
+    [
+        ("sync", {}, (4000.0, 0.0)),
+        ("async", {}, (4000.0, 4000.0)),
+        ("async", {"gradients": "bf16"}, (2000.0, 4000.0)),
+        ("async", {"parameters": "bf16"}, (4000.0, 2000.0)),
+        ("async", {"gradients": "topk", "topk": 0.1}, (900.0, 4000.0)),
+    ],
+)
+def test_what_travels(mode: str, exchange: dict[str, Any], expected: tuple[float, float]) -> None:
+    assert push_and_pull_bytes(config_of(mode, exchange=exchange), 1000) == pytest.approx(expected)

@@ -1,0 +1,313 @@
+"""Training in virtual time: ordinary training where it should be, the same run twice, a run directory like a real one.
+
+tests/parallel/test_simulate_equivalence.py compares with real jobs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny_run import TinyRun
+
+from hpcasync.config import Config, parse_config
+from hpcasync.data.batches import BatchPlan
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
+from hpcasync.nmt.build import build_model
+from hpcasync.nmt.snapshots import list_snapshots
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.simulate.cluster import parse_cluster
+from hpcasync.simulate.forced_staleness import ForcedStaleness
+from hpcasync.simulate.job import run_simulated_training
+from hpcasync.simulate.times import times_of
+from hpcasync.train.counters import Counters
+from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.schedule import learning_rate
+from hpcasync.train.step import GradientStep
+
+NUM_UPDATES = 8
+LAST = f"u{NUM_UPDATES:08d}"
+
+
+class Simulator:
+    """Trains on the tiny corpus in a directory of its own."""
+
+    def __init__(self, directory: Path, corpus: Path) -> None:
+        self._directory = directory
+        self._corpus = corpus
+        self._number = 0
+
+    def config(self, **more: Any) -> Config:
+        self._number += 1
+        model = {"dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.2}
+        values: dict[str, Any] = {
+            "name": f"run{self._number}",
+            "run_dir": str(self._directory),
+            "data": {"path": str(self._corpus), "batch_tokens": 120},
+            "model": {**model, "max_length": 64},
+            "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "ema_decay": 0.9, "eps": 1e-5},
+            "schedule": {"warmup": 5},
+            "stop": {"updates": NUM_UPDATES},
+            "validation": {"score": False},
+            "logging": {"every": 1, "tensorboard": False},
+        }
+        return parse_config({**values, **more}, "test")
+
+    def __call__(
+        self,
+        *,
+        workers: int = 3,
+        delay: ForcedStaleness | None = None,
+        cluster: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Config:
+        config = self.config(**more)
+        described = parse_cluster({"workers": workers, **(cluster or {})}, "test")
+        code = run_simulated_training(
+            config, described, times_of(described), delay=delay or ForcedStaleness(), num_threads=1, overwrite=False
+        )
+        assert code == 0
+        return config
+
+
+@pytest.fixture
+def simulate(tmp_path: Path, tiny_run: TinyRun) -> Simulator:
+    return Simulator(tmp_path, tiny_run.corpus)
+
+
+def records(config: Config, kind: str = "update") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines if line["event"] == kind]
+
+
+def summary(config: Config) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((config.output_dir / "summary.json").read_text())
+    return read
+
+
+def parameters(config: Config, name: str = LAST) -> dict[str, np.ndarray]:
+    return dict(load_file(config.output_dir / "snapshots" / name / "parameters.safetensors"))
+
+
+def losses(config: Config) -> list[float]:
+    return [record["loss"] for record in records(config)]
+
+
+def assert_same(first: Config, second: Config, name: str = LAST) -> None:
+    assert losses(first) == losses(second)
+    one, two = parameters(first, name), parameters(second, name)
+    assert one.keys() == two.keys()
+    for key, array in one.items():
+        np.testing.assert_array_equal(array, two[key], err_msg=key)
+
+
+def local_training(config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The parts of a worker and a server in a plain loop: losses, averaged parameters."""
+    corpus = PreparedCorpus.open(config.data.path)
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    torch.manual_seed(config.seed)
+    flat = FlatParameters(model := build_model(config.model, len(source), len(target), source.pad_id, target.pad_id))
+    step = GradientStep(config, model, flat, plan)
+    state = ShardState(flat.parameters, optimizer_factory(config.optimizer), ema_decay=config.optimizer.ema_decay)
+    counters, computed = Counters(), []
+    for number in range(NUM_UPDATES):
+        tickets = iter([number])
+        done = step.run(lambda tickets=tickets: next(tickets, None))  # type: ignore[misc]
+        counters.num_updates += 1
+        rate = learning_rate(config.optimizer, config.schedule, counters)
+        scale = 1 / done.target_tokens
+        scale *= clip_factor(scale * squared_norm(flat.gradient) ** 0.5, config.optimizer.clip_norm)
+        state.apply(blocks_of(flat.gradient), scale=scale, learning_rate=rate, version=number + 1)
+        computed.append(done.loss_sum / done.target_tokens)
+    assert state.ema is not None
+    return computed, flat.named_arrays(state.ema)
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("pull", ["handled", "applied"])
+def test_one_worker_is_local_training(simulate: Simulator, mode: str, pull: str) -> None:
+    config = simulate(workers=1, mode=mode, exchange={"pull": pull})
+    expected, averaged = local_training(config)
+    assert losses(config) == expected
+    assert expected[-1] < expected[0]
+    for name, array in parameters(config).items():
+        np.testing.assert_array_equal(array, averaged[name], err_msg=name)
+    assert summary(config)["staleness"]["max"] == 0
+
+
+JITTER = {"compute": {"jitter": "lognormal", "cv": 0.5, "seconds_per_token": 0.01}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mode": "sync"},
+        {"mode": "async"},
+        {"mode": "async-local", "accumulate": {"local": 2}},
+        {"mode": "async-global", "accumulate": {"global": 3}, "roles": {"servers": 2}},
+        {"mode": "async-combined", "accumulate": {"local": 2, "global": 2}, "exchange": {"pull": "latest"}},
+    ],
+    ids=lambda more: more["mode"],
+)
+def test_bit_for_bit_repeatable_in_every_mode(simulate: Simulator, more: dict[str, Any]) -> None:
+    first, second = (simulate(cluster=JITTER, **more) for _ in range(2))
+    assert_same(first, second)
+    assert records(first) == records(second), "virtual times and staleness too"
+    for key in ("staleness", "gradients_pushed", "gradients_applied", "gradients_dropped", "wall_seconds"):
+        assert summary(first)[key] == summary(second)[key]
+    counts = summary(first)
+    assert counts["gradients_pushed"] == counts["gradients_applied"] + counts["gradients_dropped"]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int) -> None:
+    """accumulate.global = workers, pull applied. Three gradients are summed in the order of arrival, not of workers."""
+    together = simulate(mode="sync", workers=workers)
+    waiting = simulate(
+        mode="async-global", workers=workers, accumulate={"global": workers}, exchange={"pull": "applied"}
+    )
+    if workers == 2:
+        assert_same(together, waiting)
+    np.testing.assert_allclose(losses(together), losses(waiting), 1e-5)
+    for name, array in parameters(together).items():
+        np.testing.assert_allclose(array, parameters(waiting)[name], 1e-4, 1e-5, err_msg=name)
+    assert summary(together)["staleness"] == summary(waiting)["staleness"]
+
+
+def test_servers_do_not_change_the_result(simulate: Simulator) -> None:
+    one, three = (
+        simulate(
+            mode="async-global", accumulate={"global": 2}, roles={"servers": servers}, optimizer={"clip_norm": 0.0}
+        )
+        for servers in (1, 3)
+    )
+    assert_same(one, three)
+
+
+def test_jitter_changes_the_order_and_not_what_synchronous_training_learns(simulate: Simulator) -> None:
+    even, uneven = (simulate(mode="sync", cluster=cluster) for cluster in ({}, JITTER))
+    assert_same(even, uneven)
+    assert summary(even)["wall_seconds"] != summary(uneven)["wall_seconds"]
+    even, uneven = (simulate(mode="async", cluster=cluster) for cluster in ({}, JITTER))
+    assert losses(even) != losses(uneven)
+
+
+def test_forced_staleness(simulate: Simulator) -> None:
+    fresh, stale = simulate(mode="sync"), simulate(mode="sync", delay=ForcedStaleness(2))
+    warm = simulate(mode="sync", delay=ForcedStaleness(2, warmup=4))
+    # The first versions have no older ones.
+    assert summary(stale)["staleness"]["histogram"] == {"0": 3, "1": 3, "2": 3 * (NUM_UPDATES - 2)}
+    assert summary(warm)["staleness"]["histogram"] == {"0": 6, "1": 6, "2": 3 * (NUM_UPDATES - 4)}
+    assert summary(stale)["simulated"]["forced_staleness"] == 2
+    assert losses(fresh)[0] == losses(stale)[0] and losses(fresh)[1:] != losses(stale)[1:]
+
+
+def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> None:
+    """Delay 1 with one worker: the update of version v + 1 has the gradient at version v - 1, worked out here."""
+    config = simulate(mode="sync", workers=1, delay=ForcedStaleness(1), optimizer={"learning_rate": 0.003})
+    corpus = PreparedCorpus.open(config.data.path)
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    torch.manual_seed(config.seed)
+    flat = FlatParameters(model := build_model(config.model, len(source), len(target), source.pad_id, target.pad_id))
+    step = GradientStep(config, model, flat, plan)
+    vector = flat.parameters.clone()
+    state = ShardState(vector, optimizer_factory(config.optimizer))
+    versions, expected = [vector.clone()], []
+    for number in range(NUM_UPDATES):
+        flat.parameters.copy_(versions[max(0, number - 1)])
+        tickets = iter([number])
+        done = step.run(lambda tickets=tickets: next(tickets, None))  # type: ignore[misc]
+        rate = learning_rate(config.optimizer, config.schedule, Counters(num_updates=number + 1))
+        state.apply(blocks_of(flat.gradient), scale=1 / done.target_tokens, learning_rate=rate, version=number + 1)
+        versions.append(vector.clone())
+        expected.append(done.loss_sum / done.target_tokens)
+    assert losses(config) == expected
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"exchange": {"gradients": "bf16", "parameters": "bf16"}},
+        {"exchange": {"gradients": "topk", "topk": 0.1}},
+        {"staleness": {"limit": 1, "policy": "drop"}},
+        {"staleness": {"limit": 1, "policy": "scale"}},
+        {"staleness": {"limit": 2, "policy": "wait", "compensation": 0.5}},
+    ],
+    ids=lambda more: str(next(iter(more.values()))),
+)
+def test_formats_and_staleness_policies(simulate: Simulator, more: dict[str, Any]) -> None:
+    plain = simulate(mode="async", cluster=JITTER)
+    other = simulate(mode="async", cluster=JITTER, **more)
+    assert len(losses(other)) == NUM_UPDATES and losses(plain) != losses(other)
+    assert losses(other)[-1] < losses(other)[0]
+    limit = more.get("staleness", {}).get("limit", 99)
+    if more.get("staleness", {}).get("policy") != "scale":
+        assert summary(other)["staleness"]["max"] <= limit
+
+
+def test_the_run_directory_is_that_of_a_real_run(simulate: Simulator) -> None:
+    config = simulate(mode="async-global", accumulate={"global": 2}, validation={"score": True, "every": 4, "beam": 1})
+    run_dir = config.output_dir
+    snapshots = list_snapshots(run_dir)
+    assert [snapshot.num_updates for snapshot in snapshots] == [4, 8]
+    walls = [record["wall_seconds"] for record in records(config)]
+    assert walls == sorted(walls) and walls[3] == snapshots[0].wall_seconds
+    assert [record["num_updates"] for record in records(config, "validation")] == [4, 8]
+    assert records(config, "validation")[1]["wall_seconds"] == snapshots[1].wall_seconds
+    told = summary(config)
+    assert told["wall_seconds"] == pytest.approx(walls[-1])
+    assert told["roles"]["workers"] == 3 and told["simulated"]["cluster"]["workers"] == 3
+    assert 0 < told["simulated"]["efficiency"] <= 1
+    assert (run_dir / "best").is_file() and (run_dir / "last").is_file() and (run_dir / "cluster.yaml").is_file()
+    assert (run_dir / "checkpoints" / LAST / "state.json").is_file()
+
+
+def test_virtual_time_ends_training(simulate: Simulator) -> None:
+    cluster = {"compute": {"seconds_per_batch": 10.0, "seconds_per_token": 0}}
+    for mode in ("sync", "async"):
+        config = simulate(mode=mode, stop={"seconds": 45}, cluster=cluster)
+        assert summary(config)["stop_reason"] == "stop.seconds=45 reached"
+        assert summary(config)["num_updates"] == (5 if mode == "sync" else 12)
+
+
+def test_each_epoch_covers_the_corpus_once(simulate: Simulator) -> None:
+    config = simulate(mode="async", stop={"epochs": 1}, cluster=JITTER)
+    state = json.loads(next((config.output_dir / "checkpoints").glob("u*/state.json")).read_text())
+    counts = summary(config)
+    assert state["tickets"]["above"] == [] and state["tickets"]["low"] == counts["num_batches"]
+    assert counts["gradients_dropped"] == 0 and counts["stop_reason"] == "end of the corpus"
+
+
+@pytest.mark.parametrize(
+    ("workers", "delay", "more", "expected"),
+    [
+        (65, 0, {}, "cluster.workers=65: with gradients at most 64"),
+        (2, 3, {"mode": "async"}, "--staleness forces the staleness of mode=sync"),
+        (2, 0, {"stop": {"patience": 2}, "validation": {"every": 1}}, "stop.patience counts scores"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(
+    simulate: Simulator, workers: int, delay: int, more: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        simulate(workers=workers, delay=ForcedStaleness(delay), **more)
+
+
+def test_a_real_run_is_not_overwritten(simulate: Simulator, tmp_path: Path) -> None:
+    config = simulate.config()
+    config.output_dir.mkdir(parents=True)
+    config.save(config.output_dir / "config.yaml")
+    cluster = parse_cluster({"workers": 1}, "test")
+    for overwrite, expected in ((False, "holds a run already"), (True, "holds a run that was not simulated")):
+        with pytest.raises(UserError, match=expected):
+            run_simulated_training(
+                config, cluster, times_of(cluster), delay=ForcedStaleness(), num_threads=1, overwrite=overwrite
+            )
+    assert (config.output_dir / "config.yaml").is_file()
