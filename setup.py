@@ -56,6 +56,7 @@ setup(
         "sacrebleu>=2.4",
         "safetensors",
         "sentencepiece>=0.2",
+        "simpy>=4.1",
         "tensorboard",
         "torch>=2.4",
         "tqdm",

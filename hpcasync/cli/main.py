@@ -17,6 +17,7 @@ COMMANDS = {
     "launch": ("hpcasync.cli.launch", "launch", "Start an MPI job on this machine with the right mpirun and options."),
     "slurm": ("hpcasync.cli.slurm", "slurm", "Print or submit batch scripts for a configuration."),
     "report": ("hpcasync.cli.report", "report", "Compare runs: a page of plots, a table, a picture."),
+    "simulate": ("hpcasync.cli.simulate", "simulate", "Train or plan on any cluster in virtual time."),
     "train": ("hpcasync.cli.train", "train", "Train a model; run it under mpirun or `hpcasync launch`."),
     "translate": ("hpcasync.cli.translate", "translate", "Translate a file or standard input."),
 }

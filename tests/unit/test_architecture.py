@@ -26,11 +26,12 @@ ALLOWED: dict[str, set[str]] = {
     "launch": BASE,
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
+    "simulate": BASE | {"comm", "data", "nmt", "ps", "train"},
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
     "bench": BASE | {"comm", "launch", "ps", "train"},
     "cli": BASE
     | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
-    | {"report", "experiment"},
+    | {"report", "simulate", "experiment"},
     "__main__": {"errors", "cli", "launch"},
     "__init__": set(),
 }
