@@ -25,6 +25,7 @@ ACTIVITY_COLOURS = {
     "apply": "#34506b",
     "save": "#8b5fbf",
     "drop": "#b3261e",
+    "other": "#a9a29a",
 }
 OUTSIDE_COLOUR = "#f1efec"
 

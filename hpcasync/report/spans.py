@@ -10,8 +10,9 @@ import numpy as np
 
 from hpcasync.errors import UserError
 
-# The order in which they are named and coloured; "drop" is rare.
-ACTIVITIES = ("compute", "push", "wait", "pull", "allreduce", "accumulate", "apply", "save", "drop")
+# The order in which they are named and coloured; the last stands for all that have no name here.
+ACTIVITIES = ("compute", "push", "wait", "pull", "allreduce", "accumulate", "apply", "save", "drop", "other")
+_INDICES = {name: index for index, name in enumerate(ACTIVITIES)}
 NO_DETAIL = -1
 
 
@@ -109,7 +110,7 @@ class _RankFile:
         details = line[3] if len(line) > 3 else {}
         self.starts.append(self.facts["opened"] + start)
         self._durations.append(duration)
-        self._activities.append(ACTIVITIES.index(activity))
+        self._activities.append(_INDICES.get(activity, _INDICES["other"]))
         self._details.append(details.get("version", details.get("worker", NO_DETAIL)))
         if self.facts["index"] == 0:
             for worker, staleness in details.get("staleness", ()):

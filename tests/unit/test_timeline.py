@@ -85,9 +85,14 @@ def test_ranks_share_a_time_axis_and_servers_come_first(tmp_path: Path) -> None:
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
-    write_timeline(tmp_path, 0, "worker", 0, 0.0, [["compute", 0.0, 1.0], ["dance", 1.0, 1.0], ["pull", 2.0, 1.0]])
+    write_timeline(tmp_path, 0, "worker", 0, 0.0, [["compute", 0.0, 1.0], ["wait"], ["pull", 2.0, 1.0]])
     with pytest.raises(UserError, match=r"timeline-0000\.jsonl, line 4 is no span"):
         read_timelines(tmp_path)
+
+
+def test_an_activity_without_a_name_here_is_other(tmp_path: Path) -> None:
+    write_timeline(tmp_path, 0, "worker", 0, 0.0, [["dance", 0.0, 1.0]])
+    assert [ACTIVITIES[index] for index in read_timelines(tmp_path)[0].activity] == ["other"]
 
 
 def test_shares_of_time_per_bin(tmp_path: Path) -> None:
