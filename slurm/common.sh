@@ -32,12 +32,11 @@ train_job() {
     done
     ((${#settings[@]})) || fail "usage: sbatch slurm/NAME.sbatch CONFIG.yaml [key=value …]"
     [[ $kind != sync ]] || settings=("${settings[0]}" mode=sync "${settings[@]:1}")
-    # Sets run_dir, num_ranks, placement and overrides; see hpcasync/slurm/plan.py.
-    plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" "${settings[@]}") || exit
+    # Sets run_dir, step and overrides; see hpcasync/slurm/plan.py and step.py.
+    plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
     eval "$plan"
     choose_flags
-    pass_signals hpcasync launch -n "$num_ranks" "${placement[@]}" -- \
-        train "${settings[@]}" "${overrides[@]}" "${flags[@]}"
+    pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}"
     rm -f "$started"
 }
 

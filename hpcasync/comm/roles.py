@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hpcasync.errors import UserError
+
+Placement = Literal["spread", "first"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ class Roles:
         return lines
 
 
-def assign_roles(hosts: Sequence[str], num_servers: int) -> Roles:
+def assign_roles(hosts: Sequence[str], num_servers: int, placement: Placement = "spread") -> Roles:
     """Give the servers to the hosts in turn, the first rank of each host first, so that their links share the load.
 
     Args:
         hosts: host name of each world rank.
         num_servers: 0 for synchronous training, where every rank is a worker.
+        placement: "first": the first ranks are the servers, wherever they are. That is for jobs which start some ranks
+            on hosts for servers alone.
 
     Raises:
         UserError: no rank is left to be a worker.
@@ -66,6 +71,8 @@ def assign_roles(hosts: Sequence[str], num_servers: int) -> Roles:
             f"`hpcasync launch -n {num_servers + 2} -- train …`. (If the job was started with more, mpirun and the MPI "
             "library of mpi4py differ: see `hpcasync doctor`.)"
         )
+    if placement == "first":
+        return Roles(tuple(hosts), tuple(range(num_servers)), tuple(range(num_servers, len(hosts))))
     by_host: dict[str, list[int]] = {}
     for rank, host in enumerate(hosts):
         by_host.setdefault(host, []).append(rank)

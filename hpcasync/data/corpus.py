@@ -36,9 +36,18 @@ class TokenFile:
 
     @classmethod
     def open(cls, directory: Path, side: str, record: SideRecord) -> "TokenFile":
-        """Map the files of one side, "source" or "target"."""
+        """Map the files of one side, "source" or "target".
+
+        Raises:
+            UserError: the offsets do not fit the tokens.
+        """
         tokens = np.memmap(directory / train_file(side, "tokens"), dtype=record.dtype, mode="r")
         offsets = np.memmap(directory / train_file(side, "offsets"), dtype="<u8", mode="r")
+        if offsets[0] != 0 or offsets[-1] != len(tokens):
+            raise UserError(
+                f"{directory / train_file(side, 'offsets')} does not fit {train_file(side, 'tokens')}; copy it again "
+                "or prepare the corpus again"
+            )
         return cls(np.asarray(tokens), np.asarray(offsets), record.max_length)  # plain views slice faster
 
     def __len__(self) -> int:
@@ -103,12 +112,12 @@ class PreparedCorpus:
     @cached_property
     def source_vocabulary(self) -> Vocabulary:
         """Vocabulary of the source language."""
-        return Vocabulary.load(self.path / vocabulary_file("source"))
+        return self._vocabulary("source")
 
     @cached_property
     def target_vocabulary(self) -> Vocabulary:
         """Vocabulary of the target language; has the same ids as the source's where `manifest.joint`."""
-        return Vocabulary.load(self.path / vocabulary_file("target"))
+        return self._vocabulary("target")
 
     @cached_property
     def train(self) -> ParallelTokens:
@@ -148,6 +157,15 @@ class PreparedCorpus:
         wrong = [name for name, record in self.manifest.files.items() if file_digest(self.path / name) != record.sha256]
         if wrong:
             raise UserError(f"{self.path}: the content of {', '.join(wrong)} has changed; prepare the corpus again")
+
+    def _vocabulary(self, side: str) -> Vocabulary:
+        name = vocabulary_file(side)
+        if file_digest(self.path / name) != self.manifest.files[name].sha256:
+            raise UserError(
+                f"{self.path / name} is not the SentencePiece model that the corpus was prepared with; copy it again "
+                "or prepare the corpus again"
+            )
+        return Vocabulary.load(self.path / name)
 
     def _check_sizes(self) -> None:
         for name, record in self.manifest.files.items():

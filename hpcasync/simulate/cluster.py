@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hpcasync.strict import apply_overrides, read_values, validate
 
 MOST_WORKERS = 4096
 # With gradients, each of them is computed here, one after the other.

@@ -1,14 +1,18 @@
-"""`python -m hpcasync.slurm sync|async|any CONFIG [key=value …]`: the plan of a job, as assignments for its shell."""
+"""`python -m hpcasync.slurm sync|async|any CONFIG [key=value …]`: how a batch script starts its job, for its shell."""
 
 import argparse
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcasync.config import load_config
 from hpcasync.errors import UserError
-from hpcasync.slurm.environment import Allocation
+from hpcasync.launch.locate import find_library
+from hpcasync.slurm.environment import Allocation, read_allocation
 from hpcasync.slurm.plan import JobPlan, plan_job
+from hpcasync.slurm.step import step_command
 
 
 def main(arguments: list[str]) -> int:
@@ -16,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpcasync.slurm", description=__doc__)
     parser.add_argument("kind", choices=("sync", "async", "any"))
     parser.add_argument("--suffix", default="", help="Of the run's name.")
+    parser.add_argument("--scripts", type=Path, default=Path("slurm"), help="Where srun-agent is.")
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -26,25 +31,34 @@ def main(arguments: list[str]) -> int:
         if given.suffix:
             name = (f"name={config.name}{given.suffix}",)
             config = load_config(given.config, overrides + name)
-        plan = plan_job(config, Allocation.from_environment(), given.kind)
+        groups = read_allocation()
+        plan = plan_job(config, groups, given.kind)
+        step = step_command(plan, find_library().flavour, _hosts(groups), given.scripts)
     except UserError as error:
         print(f"hpcasync: error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"hpcasync: {plan.description}", file=sys.stderr)
-    print(assignments(plan, name))
+    print(assignments(plan, step, name))
     return 0
 
 
-def assignments(plan: JobPlan, name: tuple[str, ...] = ()) -> str:
-    """The plan in bash: run_dir, num_ranks, and the arrays placement and overrides."""
+def assignments(plan: JobPlan, step: Sequence[str], name: tuple[str, ...] = ()) -> str:
+    """The plan in bash: run_dir, and the arrays step and overrides."""
     return "\n".join(
         [
             f"run_dir={shlex.quote(str(plan.run_dir))}",
-            f"num_ranks={plan.num_ranks}",
-            f"placement=({shlex.join(plan.placement)})",
+            f"step=({shlex.join(step)})",
             f"overrides=({shlex.join(name + plan.overrides)})",
         ]
     )
+
+
+def _hosts(groups: Sequence[Allocation]) -> list[list[str]]:
+    """The nodes of each component; not looked up where there is one only, which mpirun and srun know."""
+    if len(groups) == 1:
+        return [[]]
+    command = ("scontrol", "show", "hostnames")
+    return [subprocess.check_output([*command, group.node_list], text=True).split() for group in groups]
 
 
 if __name__ == "__main__":

@@ -13,17 +13,20 @@ _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 @dataclass(frozen=True)
 class Allocation:
-    """What SLURM gave to the job of this batch script.
+    """What SLURM gave to the job of this batch script, or to one component of a heterogeneous job.
 
     Attributes:
         tasks_per_node: tasks that were asked for, by node.
         cpus_per_node: CPUs of the job, by node.
-        gpus_per_node: GPUs of the job on the node of the batch script; taken to be the same on the others.
+        gpus_per_node: GPUs of the job on the node of the batch script; taken to be the same on the others. Not known of
+            heterogeneous jobs.
+        node_list: the nodes as SLURM abbreviates them, for example "node[1-4]".
     """
 
     tasks_per_node: tuple[int, ...]
     cpus_per_node: tuple[int, ...]
-    gpus_per_node: int
+    gpus_per_node: int = 0
+    node_list: str = ""
 
     @property
     def num_nodes(self) -> int:
@@ -35,23 +38,30 @@ class Allocation:
         """Tasks of the job on all nodes."""
         return sum(self.tasks_per_node)
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Allocation":
-        """Read the allocation of a batch script.
 
-        Raises:
-            UserError: this is no batch script of SLURM.
-        """
-        if "SLURM_JOB_ID" not in environment:
-            raise UserError("this is no job of SLURM (SLURM_JOB_ID is not set): start the script with sbatch")
-        tasks = _expand(environment, "SLURM_TASKS_PER_NODE")
-        cpus = _expand(environment, "SLURM_JOB_CPUS_PER_NODE")
-        if len(tasks) != len(cpus):
-            raise UserError(
-                f"SLURM_TASKS_PER_NODE and SLURM_JOB_CPUS_PER_NODE speak of {len(tasks)} and {len(cpus)} nodes: "
-                "submit the job from a shell that is not itself inside an allocation"
-            )
-        return cls(tasks, cpus, int(environment.get("SLURM_GPUS_ON_NODE") or 0))
+def read_allocation(environment: Mapping[str, str] = os.environ) -> tuple[Allocation, ...]:
+    """The allocation of a batch script, by component of the job: one, unless the job is heterogeneous.
+
+    Raises:
+        UserError: this is no batch script of SLURM.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        raise UserError("this is no job of SLURM (SLURM_JOB_ID is not set): start the script with sbatch")
+    size = environment.get("SLURM_HET_SIZE", "")
+    if not size.isdecimal():
+        return (_read_component(environment, "", int(environment.get("SLURM_GPUS_ON_NODE") or 0)),)
+    return tuple(_read_component(environment, f"_HET_GROUP_{index}", 0) for index in range(int(size)))
+
+
+def _read_component(environment: Mapping[str, str], suffix: str, num_gpus: int) -> Allocation:
+    tasks = _expand(environment, f"SLURM_TASKS_PER_NODE{suffix}")
+    cpus = _expand(environment, f"SLURM_JOB_CPUS_PER_NODE{suffix}")
+    if len(tasks) != len(cpus):
+        raise UserError(
+            f"SLURM_TASKS_PER_NODE{suffix} and SLURM_JOB_CPUS_PER_NODE{suffix} speak of {len(tasks)} and {len(cpus)} "
+            "nodes: submit the job from a shell that is not itself inside an allocation"
+        )
+    return Allocation(tasks, cpus, num_gpus, environment.get(f"SLURM_JOB_NODELIST{suffix}", ""))
 
 
 def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:

@@ -1,5 +1,6 @@
 """How a training job fills the allocation of a batch script: arithmetic on configuration and allocation alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,60 +18,101 @@ class JobPlan:
 
     Attributes:
         run_dir: the directory of the run.
-        num_ranks: ranks on all nodes.
-        placement: options that mpirun needs to put them there.
+        ranks_per_node: ranks, by node, in the order of the allocation.
+        is_changed: whether these are not the tasks that SLURM was asked for.
         overrides: `key=value` for what the allocation decides.
         description: for the job's log, one line.
     """
 
     run_dir: Path
-    num_ranks: int
-    placement: tuple[str, ...]
+    ranks_per_node: tuple[int, ...]
+    is_changed: bool
     overrides: tuple[str, ...]
     description: str
 
+    @property
+    def num_ranks(self) -> int:
+        """Ranks on all nodes."""
+        return sum(self.ranks_per_node)
 
-def plan_job(config: Config, allocation: Allocation, kind: Kind) -> JobPlan:
+
+def plan_job(config: Config, groups: Sequence[Allocation], kind: Kind) -> JobPlan:
     """Choose ranks, servers and threads.
 
-    One rank for each task that was asked for; where the job has GPUs, at least so many that each GPU has a worker.
-    One server beside the workers of each node, unless the configuration says how many. The CPUs that are not the
-    servers' are shared by the workers as threads, unless the configuration says how many.
+    One rank for each task that was asked for. In a job of one component, where the job has GPUs, at least so many that
+    each GPU has a worker; and one server beside the workers of each node, unless the configuration says how many. In a
+    heterogeneous job the tasks of the first component are the servers, those of the second the workers. The CPUs that
+    are not the servers' are shared by the workers as threads, unless the configuration says how many.
 
     Args:
         config: the resolved configuration.
-        allocation: what SLURM gave.
+        groups: what SLURM gave, by component of the job.
         kind: modes that the script is for.
 
     Raises:
         UserError: the mode is another script's, or the ranks do not suffice.
     """
     _check_mode(config, kind)
+    return _plan_together(config, groups[0]) if len(groups) == 1 else _plan_apart(config, groups)
+
+
+def is_set(config: Config, key: str) -> bool:
+    """Whether the configuration sets a key of `roles`."""
+    return key in config.roles.model_fields_set and getattr(config.roles, key) is not None
+
+
+def _plan_together(config: Config, allocation: Allocation) -> JobPlan:
     num_nodes = allocation.num_nodes
     is_sync = config.mode == "sync"
-    num_servers = 0 if is_sync else config.roles.servers if _is_set(config, "servers") else num_nodes
+    num_servers = 0 if is_sync else config.roles.servers if is_set(config, "servers") else num_nodes
     servers = _spread(num_servers, num_nodes)
     num_gpus = 0 if config.device == "cpu" else allocation.gpus_per_node
     ranks = allocation.tasks_per_node
-    placement: tuple[str, ...] = ()
     if num_gpus and min(ranks) < num_gpus + servers[0]:
-        per_node = max(*ranks, num_gpus + servers[0])
-        ranks = (per_node,) * num_nodes
-        # SLURM's tasks, which mpirun takes for slots, are fewer.
-        placement = ("--map-by", f"ppr:{per_node}:node:oversubscribe")
+        ranks = (max(*ranks, num_gpus + servers[0]),) * num_nodes
     _check_room(ranks, num_servers)
     overrides = [] if is_sync else [f"roles.servers={num_servers}"]
-    if not _is_set(config, "worker_threads"):
+    if not is_set(config, "worker_threads"):
         reserved = config.roles.server_threads
         overrides.append(f"roles.worker_threads={_worker_threads(ranks, servers, allocation.cpus_per_node, reserved)}")
     return JobPlan(
         run_dir=config.output_dir,
-        num_ranks=sum(ranks),
-        placement=placement,
+        ranks_per_node=ranks,
+        is_changed=ranks != allocation.tasks_per_node,
         overrides=tuple(overrides),
         description=f"{num_nodes} node(s), ranks per node {_list(ranks)}: {num_servers} server(s) and "
         f"{sum(ranks) - num_servers} worker(s); CPUs per node {_list(allocation.cpus_per_node)}, GPUs {num_gpus}; "
         f"{' '.join(overrides)}",
+    )
+
+
+def _plan_apart(config: Config, groups: Sequence[Allocation]) -> JobPlan:
+    """Servers on the nodes of the first component, workers on those of the second."""
+    if len(groups) != 2:
+        raise UserError(f"this job has {len(groups)} components: give two, for the servers and for the workers")
+    if config.mode == "sync":
+        raise UserError(
+            "mode=sync has no servers for the first component: use slurm/train-sync.sbatch, or another mode"
+        )
+    servers, workers = groups
+    if is_set(config, "servers") and config.roles.servers != servers.num_tasks:
+        raise UserError(
+            f"roles.servers={config.roles.servers}, but the first component of the job, for the servers, has "
+            f"{servers.num_tasks} task(s): leave roles.servers out, or change --ntasks-per-node before the `:`"
+        )
+    overrides = [f"roles.servers={servers.num_tasks}", "roles.placement=first"]
+    if not is_set(config, "worker_threads"):
+        none = (0,) * workers.num_nodes
+        threads = _worker_threads(workers.tasks_per_node, none, workers.cpus_per_node, 0)
+        overrides.append(f"roles.worker_threads={threads}")
+    return JobPlan(
+        run_dir=config.output_dir,
+        ranks_per_node=servers.tasks_per_node + workers.tasks_per_node,
+        is_changed=False,
+        overrides=tuple(overrides),
+        description=f"{servers.num_nodes} node(s) of {_list(servers.tasks_per_node)} server(s), {workers.num_nodes} "
+        f"node(s) of {_list(workers.tasks_per_node)} worker(s); CPUs per node {_list(servers.cpus_per_node)} and "
+        f"{_list(workers.cpus_per_node)}; {' '.join(overrides)}",
     )
 
 
@@ -86,12 +128,8 @@ def _check_room(ranks: tuple[int, ...], num_servers: int) -> None:
         per_node = num_servers // len(ranks) + 2
         raise UserError(
             f"{sum(ranks)} rank(s) on {len(ranks)} node(s) cannot hold {num_servers} server(s) and a worker: submit "
-            f"with more tasks, for example sbatch --ntasks-per-node {per_node} …, or set roles.servers"
+            f"with more tasks, for example --ntasks-per-node {per_node}, or set roles.servers"
         )
-
-
-def _is_set(config: Config, key: str) -> bool:
-    return key in config.roles.model_fields_set and getattr(config.roles, key) is not None
 
 
 def _spread(count: int, num_nodes: int) -> tuple[int, ...]:

@@ -28,6 +28,20 @@ def choose_device(config: Config, roles: Roles, world_rank: int) -> torch.device
     return torch.device("cuda", neighbours.index(world_rank) % torch.cuda.device_count())
 
 
+def check_scoring_device(config: Config, roles: Roles, world_rank: int) -> None:
+    """Refuse to score on a GPU that the coordinator's host, which scores, does not have.
+
+    Raises:
+        UserError: on the coordinator alone.
+    """
+    is_wanted = config.validation.score and config.validation.device == "cuda"
+    if is_wanted and world_rank == roles.coordinator_rank and not torch.cuda.is_available():
+        raise UserError(
+            f"validation.device=cuda, but torch sees no GPU on {roles.hosts[world_rank]}, where snapshots are scored: "
+            "use validation.device=cpu or validation.device=auto, or see `hpcasync doctor`"
+        )
+
+
 def choose_threads(config: Config, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:
     """Intra-op threads of this rank: unless configured, a worker's share of the cores that it may use.
 

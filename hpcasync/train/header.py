@@ -8,6 +8,7 @@ from hpcasync.config import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.ps.flat import FlatParameters
+from hpcasync.train.resources import Resources
 
 
 def effective_batch(config: Config, roles: Roles, tokens_per_batch: float) -> float:
@@ -22,15 +23,15 @@ def header_lines(
     corpus: PreparedCorpus,
     plan: BatchPlan,
     flat: FlatParameters,
-    num_threads: int,
+    resources: Resources,
     window_bytes: int,
 ) -> Iterator[str]:
-    """Roles, libraries, sizes, and the effective batch."""
+    """Roles, the cores and devices of ranks (`resources`), libraries, sizes, and the effective batch."""
     yield f"{config.name}: mode {config.mode}, seed {config.seed}, configuration {config.digest}"
     yield f"  run directory: {config.output_dir}"
-    for line in roles.describe():
+    for line in [*roles.describe(), *resources.lines]:
         yield f"  {line}"
-    yield f"  MPI: {library_name()}, {thread_level()}; {num_threads} thread(s) per worker"
+    yield f"  MPI: {library_name()}, {thread_level()}; {resources.worker_threads} thread(s) per worker"
     model = config.model
     yield (
         f"  model: {model.architecture}, {model.encoder_layers}+{model.decoder_layers} layers of {model.dim}, "

@@ -14,6 +14,7 @@ from hpcasync.config import load_config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
+from hpcasync.train.cores import unbind
 from hpcasync.train.run_files import PARAMETERS_FILE, read_state
 
 # Below the training's own processes: on a busy machine scores may come late, but training keeps its pace.
@@ -23,6 +24,7 @@ _NICENESS = 10
 def main(run_dir: Path) -> None:
     """Score snapshots until standard input ends."""
     os.nice(_NICENESS)
+    unbind()
     # Scores alone go to what was standard output; whatever a library prints joins the errors.
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,7 +1,7 @@
 """A real SLURM for the tests: munged, slurmctld and three slurmd on this machine, gone without a trace afterwards.
 
 The three nodes share one host name, so a job must stay on one of them: Open MPI would take ranks of two nodes for
-neighbours that share memory.
+neighbours that share memory. For jobs of several nodes each can be a network host of its own.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+from network_hosts import NetworkHosts
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 NODES = ("n0", "n1", "n2")
@@ -52,9 +53,13 @@ class SlurmCluster:
     """A context manager: inside it, `environment` makes SLURM's commands talk to this cluster.
 
     After it, `left_behind` has the command lines of processes that SLURM did not end and that were killed.
+
+    Args:
+        hosts: where the nodes are, if not all on this one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: NetworkHosts | None = None) -> None:
+        self._hosts = hosts
         self._directory = Path(tempfile.mkdtemp(prefix="hpcasync-slurm-"))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.left_behind: list[str] = []
@@ -146,7 +151,7 @@ class SlurmCluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         ports = _free_ports(1 + len(NODES))
-        (self._directory / "slurm.conf").write_text(_configuration(self._directory, munge, ports))
+        (self._directory / "slurm.conf").write_text(_configuration(self._directory, munge, ports, self._hosts))
         (self._directory / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in _GPU_DEVICES))
         files = {"--socket": munge, "--key-file": key}
         files |= {f"--{kind}-file": self._directory / f"munged.{kind}" for kind in ("log", "pid", "seed")}
@@ -156,11 +161,13 @@ class SlurmCluster:
         self._daemon("slurmctld", "-D")
         for node in NODES:
             (self._directory / f"spool.{node}").mkdir()
-            self._daemon("slurmd", "-D", "-N", node)
+            command = ("slurmd", "-D", "-N", node)
+            self._daemon(*(self._hosts.on(NODES.index(node), command) if self._hosts else command))
         self.wait_until(self._is_idle, _START_SECONDS, "three idle nodes")
 
     def _daemon(self, *command: str) -> None:
-        name = "-".join([command[0], *(word for word in command if word in NODES)])
+        program = next(Path(word).name for word in command if Path(word).name in PROGRAMS)
+        name = "-".join([program, *(word for word in command if word in NODES)])
         with (self._directory / f"{name}.out").open("wb") as log:
             self._daemons[name] = subprocess.Popen(
                 command,
@@ -177,9 +184,10 @@ class SlurmCluster:
         if ended:
             raise SlurmError(f"{', '.join(ended)} ended: {self._logs()}")
         try:
-            return self.run("sinfo", "--noheader", "--states", "idle", "--format", "%D").strip() == str(len(NODES))
+            idle = self.run("sinfo", "--noheader", "--states", "idle", "--partition", "cpu", "--format", "%D")
         except SlurmError:
             return False
+        return idle.strip() == str(len(NODES))
 
     def _stop(self) -> None:
         if "slurmctld" in self._daemons:
@@ -225,16 +233,19 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _configuration(directory: Path, munge: Path, ports: Sequence[int]) -> str:
+def _configuration(directory: Path, munge: Path, ports: Sequence[int], hosts: NetworkHosts | None) -> str:
     host = socket.gethostname().partition(".")[0]
+    places = [f"NodeHostname={host} NodeAddr=127.0.0.1"] * len(NODES)
+    if hosts:
+        places = [f"NodeHostname={name} NodeAddr={address}" for name, address in hosts.addresses.items()]
     nodes = "\n".join(
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={_CPUS_PER_NODE} RealMemory=4000 "
-        f"Gres=gpu:{len(_GPU_DEVICES)} State=UNKNOWN"
-        for node, port in zip(NODES, ports[1:], strict=True)
+        f"NodeName={node} {place} Port={port} CPUs={_CPUS_PER_NODE} RealMemory=4000 Gres=gpu:{len(_GPU_DEVICES)} "
+        "State=UNKNOWN"
+        for node, place, port in zip(NODES, places, ports[1:], strict=True)
     )
     return f"""\
 ClusterName=hpcasync
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({hosts.outside if hosts else "127.0.0.1"})
 SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
@@ -262,4 +273,5 @@ KillWait=5
 MinJobAge=600
 {nodes}
 PartitionName=cpu Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes={NODES[0]} MaxTime=0:10:00 State=UP
 """

@@ -2,91 +2,22 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from slurm_cluster import SlurmCluster, SlurmError
+from submitter import CONFIG, NUM_UPDATES, ROOT, Job, Submitter, completed, events_of, make_directory, summary_of
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "slurm"
-NUM_UPDATES = 12
 # Longer than any of them takes, for a machine that is busy with other things.
 pytestmark = pytest.mark.timeout(240)
-
-WORDS = {"the": "das", "house": "Haus", "dog": "Tier", "sees": "sieht", "big": "große", "red": "rote", "and": "und"}
-CONFIG: dict[str, Any] = {
-    "name": "tiny",
-    "data": {"path": "data/tiny", "batch_tokens": 128},
-    "accumulate": {"global": 2},
-    "model": {"dim": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1},
-    "stop": {"updates": NUM_UPDATES},
-    "validation": {"every": NUM_UPDATES // 2, "score": False},
-    "logging": {"every": 4, "tensorboard": False},
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is left of a job that has ended."""
-
-    state: str
-    exit_code: str
-    restarts: int
-    output: str
-
-
-class Submitter:
-    """`sbatch slurm/NAME.sbatch ARGUMENTS` in a directory of its own, as a user does."""
-
-    def __init__(self, cluster: SlurmCluster, directory: Path) -> None:
-        self.cluster = cluster
-        self.directory = directory
-
-    def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
-        """Start a job and return its id."""
-        options = ("--nodes=1", *options)
-        return self.cluster.submit(SCRIPTS / script, *arguments, options=options, cwd=self.directory)
-
-    def run(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> list[Job]:
-        """Run a job, or an array of jobs, to the end."""
-        return self.finish(self.submit(script, *arguments, options=options))
-
-    def finish(self, job: str) -> list[Job]:
-        """Wait for the end of a job."""
-        records = self.cluster.wait(job, timeout=180)
-        return [
-            Job(
-                record["JobState"],
-                record["ExitCode"],
-                int(record["Restarts"]),
-                Path(record["StdOut"]).read_text(),
-            )
-            for record in sorted(records, key=lambda record: int(record.get("ArrayTaskId", 0)))
-        ]
-
-
-def completed(jobs: list[Job]) -> list[Job]:
-    """Fail with the log of the first job that did not end well."""
-    for job in jobs:
-        assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.output
-    return jobs
 
 
 @pytest.fixture(scope="module")
 def submitter(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Submitter:
     """A user's directory with a configuration and text."""
     directory = tmp_path_factory.mktemp("slurm")
-    (directory / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
-    nouns, adjectives = ("house", "dog"), ("big", "red")
-    phrases = [f"the {adjective} {noun}" for adjective in adjectives for noun in nouns]
-    sentences = [f"{a} sees {b} and {c}" for a in phrases for b in phrases for c in phrases]
-    for split, lines in (("train", sentences * 3), ("valid", sentences[:6])):
-        translated = [" ".join(WORDS[word] for word in line.split()) for line in lines]
-        (directory / f"{split}.en").write_text("".join(f"{line}\n" for line in lines))
-        (directory / f"{split}.de").write_text("".join(f"{line}\n" for line in translated))
+    make_directory(directory)
     return Submitter(slurm, directory)
 
 
@@ -101,18 +32,6 @@ def prepared(submitter: Submitter) -> Job:
 def trained(submitter: Submitter, prepared: Job) -> Job:
     """The end of train-async.sbatch, and its run."""
     return completed(submitter.run("train-async.sbatch", "tiny.yaml", options=("--ntasks-per-node=3",)))[0]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    """RUN_DIR/summary.json."""
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    return summary
-
-
-def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of one kind in RUN_DIR/metrics.jsonl."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line.get("event") == kind]
 
 
 def test_prepare_makes_a_corpus(submitter: Submitter, prepared: Job) -> None:

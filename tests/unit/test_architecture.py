@@ -9,11 +9,12 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"errors", "config", "exit_codes"}
+BASE = {"errors", "strict", "config", "exit_codes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
-    "config": {"errors"},
+    "strict": {"errors"},
+    "config": {"errors", "strict"},
     "config_reference": BASE,
     "comm": {"errors"},
     "data": BASE,

@@ -66,3 +66,9 @@ def test_every_rank_has_one_role_and_hosts_share_the_servers(hosts: list[str], d
     for host, number in on_host.items():
         # A host with fewer servers than another one has no rank left to give.
         assert number + 1 >= max(on_host.values()) or number == hosts.count(host)
+
+
+def test_servers_on_the_first_ranks() -> None:
+    roles = assign_roles(["c0", "c0", "g0", "g0"], 2, "first")
+    assert (roles.server_ranks, roles.worker_ranks) == ((0, 1), (2, 3))
+    assert assign_roles(["c0", "c0", "g0", "g0"], 2, "spread").server_ranks == (0, 2)

@@ -15,8 +15,9 @@ from hpcasync.config import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.slurm.__main__ import assignments, main
-from hpcasync.slurm.environment import Allocation, check_world_size
+from hpcasync.slurm.environment import Allocation, check_world_size, read_allocation
 from hpcasync.slurm.plan import JobPlan, plan_job
+from hpcasync.slurm.step import step_command
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 ALL_SCRIPTS = sorted(SCRIPTS.glob("*.sbatch"))
@@ -40,13 +41,13 @@ class TestAllocation:
             "SLURM_JOB_CPUS_PER_NODE": "8(x3)",
             "SLURM_GPUS_ON_NODE": "2",
         }
-        allocation = Allocation.from_environment(environment)
+        (allocation,) = read_allocation(environment)
         assert allocation == Allocation((4, 4, 1), (8, 8, 8), 2)
         assert (allocation.num_nodes, allocation.num_tasks) == (3, 9)
 
     def test_has_no_gpus_unless_slurm_says_so(self) -> None:
         environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_JOB_CPUS_PER_NODE": "1"}
-        assert Allocation.from_environment(environment).gpus_per_node == 0
+        assert read_allocation(environment)[0].gpus_per_node == 0
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -55,12 +56,13 @@ class TestAllocation:
             ({"SLURM_TASKS_PER_NODE": None}, "SLURM_TASKS_PER_NODE=''"),
             ({"SLURM_JOB_CPUS_PER_NODE": "many"}, "SLURM_JOB_CPUS_PER_NODE='many'"),
             ({"SLURM_TASKS_PER_NODE": "2(x2)"}, "speak of 2 and 1 nodes"),
+            ({"SLURM_HET_SIZE": "2"}, "SLURM_TASKS_PER_NODE_HET_GROUP_0=''"),
         ],
     )
     def test_refuses_what_sbatch_does_not_set(self, changes: dict[str, str | None], message: str) -> None:
         environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_JOB_CPUS_PER_NODE": "1", **changes}
         with pytest.raises(UserError, match=message):
-            Allocation.from_environment({name: value for name, value in environment.items() if value is not None})
+            read_allocation({name: value for name, value in environment.items() if value is not None})
 
 
 class TestWorldSize:
@@ -98,8 +100,8 @@ class TestWorldSize:
 
 class TestPlan:
     def test_one_server_beside_the_workers_of_each_node(self) -> None:
-        plan = plan_job(make_config(), Allocation((5, 5), (20, 20), 0), "async")
-        assert (plan.num_ranks, plan.placement) == (10, ())
+        plan = plan_job(make_config(), [Allocation((5, 5), (20, 20), 0)], "async")
+        assert (plan.num_ranks, plan.is_changed) == (10, False)
         # 20 CPUs less the server's one, for four workers.
         assert plan.overrides == ("roles.servers=2", "roles.worker_threads=4")
         assert "ranks per node 5: 2 server(s) and 8 worker(s)" in plan.description
@@ -107,34 +109,33 @@ class TestPlan:
 
     def test_what_the_configuration_says_stands(self) -> None:
         roles = {"servers": 3, "worker_threads": 2}
-        plan = plan_job(make_config(roles=roles), Allocation((5, 5), (20, 20), 0), "async")
+        plan = plan_job(make_config(roles=roles), [Allocation((5, 5), (20, 20), 0)], "async")
         assert plan.overrides == ("roles.servers=3",)
 
     def test_the_threads_suit_the_fullest_node(self) -> None:
         # Node 0: 1 server and 3 workers on 9 CPUs, (9 - 2) // 3. Node 1: 1 server and 1 worker on 4, (4 - 2) // 1.
         config = make_config(roles={"server_threads": 2})
-        assert "roles.worker_threads=2" in plan_job(config, Allocation((4, 2), (9, 4), 0), "async").overrides
+        assert "roles.worker_threads=2" in plan_job(config, [Allocation((4, 2), (9, 4), 0)], "async").overrides
 
     def test_a_worker_has_a_thread_at_least(self) -> None:
-        assert "roles.worker_threads=1" in plan_job(make_config(), Allocation((4,), (1,), 0), "async").overrides
+        assert "roles.worker_threads=1" in plan_job(make_config(), [Allocation((4,), (1,), 0)], "async").overrides
 
     def test_each_gpu_has_a_worker(self) -> None:
-        plan = plan_job(make_config(), Allocation((2, 2), (16, 16), 4), "async")
-        assert plan.num_ranks == 10
-        assert plan.placement == ("--map-by", "ppr:5:node:oversubscribe")
+        plan = plan_job(make_config(), [Allocation((2, 2), (16, 16), 4)], "async")
+        assert (plan.ranks_per_node, plan.is_changed) == ((5, 5), True)
         assert plan.overrides == ("roles.servers=2", "roles.worker_threads=3")
 
     def test_sync_has_a_rank_per_gpu(self) -> None:
-        plan = plan_job(make_config(mode="sync"), Allocation((1, 1), (8, 8), 4), "sync")
+        plan = plan_job(make_config(mode="sync"), [Allocation((1, 1), (8, 8), 4)], "sync")
         assert (plan.num_ranks, plan.overrides) == (8, ("roles.worker_threads=2",))
 
     def test_more_tasks_than_gpus_stand(self) -> None:
-        plan = plan_job(make_config(mode="sync"), Allocation((4,), (8,), 2), "sync")
-        assert (plan.num_ranks, plan.placement) == (4, ())
+        plan = plan_job(make_config(mode="sync"), [Allocation((4,), (8,), 2)], "sync")
+        assert (plan.num_ranks, plan.is_changed) == (4, False)
 
     def test_gpus_do_not_count_for_training_on_the_cpu(self) -> None:
-        plan = plan_job(make_config(device="cpu"), Allocation((2,), (8,), 4), "async")
-        assert (plan.num_ranks, plan.placement) == (2, ())
+        plan = plan_job(make_config(device="cpu"), [Allocation((2,), (8,), 4)], "async")
+        assert (plan.num_ranks, plan.is_changed) == (2, False)
 
     @pytest.mark.parametrize(
         ("values", "allocation", "kind", "message"),
@@ -147,15 +148,74 @@ class TestPlan:
     )
     def test_refuses_what_cannot_run(self, values: Any, allocation: Allocation, kind: Any, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            plan_job(make_config(**values), allocation, kind)
+            plan_job(make_config(**values), [allocation], kind)
+
+
+class TestServersApart:
+    """A heterogeneous job: the first component for the servers."""
+
+    GROUPS = (Allocation((1, 1), (2, 2), node_list="c[0-1]"), Allocation((4, 3), (32, 32), node_list="g[0-1]"))
+
+    def test_the_first_component_holds_the_servers(self) -> None:
+        plan = plan_job(make_config(), self.GROUPS, "async")
+        assert (plan.ranks_per_node, plan.num_ranks, plan.is_changed) == ((1, 1, 4, 3), 9, False)
+        assert plan.overrides == ("roles.servers=2", "roles.placement=first", "roles.worker_threads=8")
+
+    @pytest.mark.parametrize(
+        ("values", "groups", "message"),
+        [
+            ({"roles": {"servers": 3}}, GROUPS, r"roles.servers=3, but the first component .* 2 task"),
+            ({"mode": "sync"}, GROUPS, "mode=sync has no servers for the first component"),
+            ({}, GROUPS * 2, "4 components: give two"),
+        ],
+    )
+    def test_refuses_what_cannot_run(self, values: Any, groups: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            plan_job(make_config(**values), groups, "any")
+
+    def test_reads_the_components(self) -> None:
+        environment = {"SLURM_JOB_ID": "1", "SLURM_HET_SIZE": "2", "SLURM_GPUS_ON_NODE": "9"}
+        for index, (tasks, cpus, nodes) in enumerate((("1(x2)", "2(x2)", "c[0-1]"), ("4,3", "32(x2)", "g[0-1]"))):
+            for name, value in (("TASKS_PER_NODE", tasks), ("JOB_CPUS_PER_NODE", cpus), ("JOB_NODELIST", nodes)):
+                environment[f"SLURM_{name}_HET_GROUP_{index}"] = value
+        assert read_allocation(environment) == self.GROUPS
+
+
+class TestStep:
+    """The command before `train …`."""
+
+    PLAN = JobPlan(Path("runs/x"), (2, 2), False, (), "")
+    CHANGED = JobPlan(Path("runs/x"), (5, 5), True, (), "")
+    APART = JobPlan(Path("runs/x"), (1, 4), False, (), "")
+    MPICH = ("srun", "--mpi=pmi2", "--kill-on-bad-exit=1", "--cpu-bind=none")
+
+    def step(self, plan: JobPlan, flavour: Any, hosts: Any = ((),)) -> tuple[str, ...]:
+        return step_command(plan, flavour, hosts, Path("/opt/slurm"))
+
+    def test_open_mpi_is_started_by_mpirun(self) -> None:
+        assert self.step(self.PLAN, "openmpi") == ("hpcasync", "launch", "-n", "4", "--")
+        expected = ("hpcasync", "launch", "-n", "10", "--map-by", "ppr:5:node:oversubscribe", "--")
+        assert self.step(self.CHANGED, "openmpi") == expected
+
+    def test_mpich_is_started_by_srun(self) -> None:
+        assert self.step(self.PLAN, "mpich") == (*self.MPICH, "hpcasync")
+        ranks = ("--ntasks=10", "--ntasks-per-node=5", "--overcommit")
+        assert self.step(self.CHANGED, "mpich") == (*self.MPICH, *ranks, "hpcasync")
+
+    def test_a_heterogeneous_job_is_one_job_of_mpi(self) -> None:
+        hosts = (("c0",), ("g0",))
+        assert self.step(self.APART, "mpich", hosts) == (*self.MPICH, "--het-group=0,1", "hpcasync")
+        words = self.step(self.APART, "openmpi", hosts)
+        assert words[words.index("--host") + 1] == "c0:1,g0:4"
+        assert words[words.index("plm_ssh_agent") + 1] == "/opt/slurm/srun-agent"
 
 
 class TestCommand:
     def test_assignments_survive_the_shell(self) -> None:
         run_dir, overrides = Path("runs/it's $HOME"), ("a=[1, 2]", "b=*")
-        shell = assignments(JobPlan(run_dir, 3, ("--map-by", "ppr:3:node"), overrides, ""), ("name=x y",))
-        done = run_bash(f'{shell}\nprintf "%s\\n" "$run_dir" "$num_ranks" "${{placement[@]}}" "${{overrides[@]}}"')
-        assert done.stdout.splitlines() == [str(run_dir), "3", "--map-by", "ppr:3:node", "name=x y", *overrides]
+        shell = assignments(JobPlan(run_dir, (3,), False, overrides, ""), ("srun", "-n 3"), ("name=x y",))
+        done = run_bash(f'{shell}\nprintf "%s\\n" "$run_dir" "${{step[@]}}" "${{overrides[@]}}"')
+        assert done.stdout.splitlines() == [str(run_dir), "srun", "-n 3", "name=x y", *overrides]
 
     def test_prints_the_plan_and_adds_to_the_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -166,7 +226,8 @@ class TestCommand:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         assert main(["async", "--suffix=-3", str(config), "seed=2"]) == 0
-        assert "run_dir=runs/base-3-async-global-seed2" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "run_dir=runs/base-3-async-global-seed2" in printed and "step=(" in printed
         assert main(["sync", str(config)]) == 2
         assert "train-async.sbatch" in capsys.readouterr().err
 
@@ -182,9 +243,9 @@ class TestScripts:
 
     def test_all_find_the_common_part_in_the_same_way(self) -> None:
         starts = {
-            path.read_text().split("#SBATCH --requeue\n")[1].split("prepare_environment\n")[0] for path in ALL_SCRIPTS
+            path.read_text().split("# sbatch runs a copy")[1].split("prepare_environment\n")[0] for path in ALL_SCRIPTS
         }
-        assert len(ALL_SCRIPTS) == 5
+        assert len(ALL_SCRIPTS) == 6
         assert len(starts) == 1
 
     def test_a_job_without_hpcasync_says_where_to_put_it_right(self, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`hpcasync slurm`: batch scripts from a configuration, printed or submitted."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpcasync.errors import UserError
+from hpcasync.slurm.jobs import KINDS, Kind, Request, plan_jobs
+from hpcasync.slurm.script import BatchJob, render
+from hpcasync.slurm.submit import check_jobs, submit_jobs
+from hpcasync.slurm.sweep import read_sweep
+from hpcasync.slurm.times import parse_time
+
+_COUNT = click.IntRange(min=1)
+_OPTIONS = (
+    click.option("--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
+    click.option("--ntasks-per-node", "tasks_per_node", type=_COUNT, help="Ranks on a node; default: a worker for each "
+                 "GPU, or one, and the servers beside them."),
+    click.option("--cpus-per-task", default=1, show_default=True, type=_COUNT, help="CPUs of a rank."),
+    click.option("--gpus-per-node", "--gpus", default=0, type=click.IntRange(min=0), help="GPUs of a node."),
+    click.option("--servers", type=_COUNT, help="Servers on all nodes; default: as configured, else one a node."),
+    click.option("--server-nodes", default=0, type=click.IntRange(min=0), help="Nodes of their own for the servers: a "
+                 "heterogeneous job."),
+    click.option("--server-partition", default="", help="Partition of those nodes."),
+    click.option("--time", default="", help="Time limit, as sbatch takes it."),
+    click.option("--partition", default="", help="As sbatch takes it; so --account, --mem and --constraint."),
+    click.option("--account", default=""),
+    click.option("--mem", "memory", default=""),
+    click.option("--constraint", default=""),
+    click.option("--requeue/--no-requeue", default=True, show_default=True, help="Whether SLURM may start it again."),
+    click.option("--chain", default="train", show_default=True, help=f"Jobs, each after the one before it has ended "
+                 f"well: {','.join(KINDS)}."),
+    click.option("--prepare", default="", help="Arguments of `hpcasync data prepare` but for --out, in quotes."),
+    click.option("--evaluate", default="", help="Arguments of `hpcasync evaluate RUN_DIR --all`, in quotes."),
+    click.option("--array", "sweep", type=click.Path(path_type=Path), help="A YAML file of keys with lists of values: "
+                 "an array with a run for each combination."),
+)  # fmt: skip
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    return click.argument("config", type=click.Path(path_type=Path))(overrides(command))
+
+
+@click.group()
+def slurm() -> None:
+    """Batch scripts from a configuration: printed, or submitted."""
+
+
+@slurm.command("render")
+@_with_options
+def render_scripts(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Print the batch scripts for the YAML file CONFIG, with KEY=VALUE overrides. Asks no SLURM whether they fit."""
+    click.echo("\n".join(render(job, _scripts()) for job in _plan(config, overrides, options)), nl=False)
+
+
+@slurm.command()
+@_with_options
+@click.option("--check", "is_check", is_flag=True, help="Only find out whether the jobs fit this cluster.")
+def submit(config: Path, overrides: tuple[str, ...], is_check: bool, **options: Any) -> None:
+    """Submit the batch scripts for the YAML file CONFIG, with KEY=VALUE overrides, after a check that they fit."""
+    jobs = _plan(config, overrides, options)
+    check_jobs(jobs)
+    for job in jobs:
+        for note in job.notes:
+            click.echo(f"{job.name}: {note}")
+    if is_check:
+        click.echo(f"{len(jobs)} job(s) fit this cluster")
+        return
+    for job, job_id in zip(jobs, submit_jobs(jobs, _scripts()), strict=True):
+        click.echo(f"Submitted {job.kind} as job {job_id}: {job.name}")
+
+
+def _plan(config: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> tuple[BatchJob, ...]:
+    sweep, chain = options.pop("sweep"), options.pop("chain")
+    if options["time"]:
+        parse_time(options["time"])
+    request = Request(
+        chain=_kinds(chain),
+        prepare=_words("--prepare", options.pop("prepare")),
+        evaluate=_words("--evaluate", options.pop("evaluate")),
+        sweep=read_sweep(sweep) if sweep else (),
+        **options,
+    )
+    return plan_jobs(config, overrides, request)
+
+
+def _kinds(chain: str) -> tuple[Kind, ...]:
+    names = {str(kind): kind for kind in KINDS}
+    for name in chain.split(","):
+        if name not in names:
+            raise UserError(f"--chain {chain}: there is no job {name!r}; choose from {', '.join(KINDS)}")
+    return tuple(names[name] for name in chain.split(","))
+
+
+def _words(option: str, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"{option} {text!r}: {error}; quote its words as in a shell") from error
+
+
+def _scripts() -> Path:
+    """The directory of common.sh and site.sh, in a checkout."""
+    scripts = Path(__file__).resolve().parents[2] / "slurm"
+    if not (scripts / "common.sh").is_file():
+        raise UserError(
+            f"there is no {scripts}/common.sh, which batch scripts need: install hpcasync with pip install -e CHECKOUT"
+        )
+    return scripts

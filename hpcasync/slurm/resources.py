@@ -1,0 +1,52 @@
+"""What a job asks SLURM for, as lines of its script."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job, or one component of a heterogeneous job, asks for.
+
+    Attributes:
+        nodes: nodes.
+        tasks_per_node: tasks, that is MPI ranks, on each.
+        cpus_per_task: CPUs of a task.
+        gpus_per_node: GPUs of each node; 0: none.
+        partition, account, memory, constraint: SLURM's options of these names (--mem); empty: SLURM's default.
+    """
+
+    nodes: int = 1
+    tasks_per_node: int = 1
+    cpus_per_task: int = 1
+    gpus_per_node: int = 0
+    partition: str = ""
+    account: str = ""
+    memory: str = ""
+    constraint: str = ""
+
+    @property
+    def cpus_per_node(self) -> int:
+        """CPUs of each node."""
+        return self.tasks_per_node * self.cpus_per_task
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks on all nodes."""
+        return self.nodes * self.tasks_per_node
+
+    def options(self) -> Iterator[str]:
+        """Options of sbatch."""
+        yield f"--nodes={self.nodes}"
+        yield f"--ntasks-per-node={self.tasks_per_node}"
+        yield f"--cpus-per-task={self.cpus_per_task}"
+        if self.gpus_per_node:
+            yield f"--gpus-per-node={self.gpus_per_node}"
+        for name, value in (
+            ("partition", self.partition),
+            ("account", self.account),
+            ("mem", self.memory),
+            ("constraint", self.constraint),
+        ):
+            if value:
+                yield f"--{name}={value}"

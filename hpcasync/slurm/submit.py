@@ -1,0 +1,91 @@
+"""Submitting jobs: all are checked before the first, and none stays behind when a later one is refused."""
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hpcasync.errors import UserError
+from hpcasync.slurm.partition import SINFO, check_fit, parse_sinfo
+from hpcasync.slurm.script import BatchJob, render
+
+_TIMEOUT_SECONDS = 60
+
+
+def check_jobs(jobs: Sequence[BatchJob], environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse jobs that the cluster can never start, going by its `sinfo` and by SBATCH_* of the environment.
+
+    Raises:
+        UserError: a job does not fit, or there is no SLURM here.
+    """
+    partitions = parse_sinfo(_run(SINFO))
+    for job in jobs:
+        for component in job.components:
+            partition = component.partition or environment.get("SBATCH_PARTITION", "")
+            wanted = dataclasses.replace(component, partition=partition)
+            try:
+                check_fit(wanted, job.time or environment.get("SBATCH_TIMELIMIT", ""), partitions)
+            except UserError as error:
+                raise UserError(f"the job {job.name} cannot start: {error}") from error
+
+
+def submit_jobs(jobs: Sequence[BatchJob], scripts: Path) -> list[str]:
+    """Submit each job to begin when the one before it has ended well; returns their ids.
+
+    Raises:
+        UserError: sbatch refuses one; those before it are cancelled.
+    """
+    ids: list[str] = []
+    before: BatchJob | None = None
+    for job in jobs:
+        options = dependency(before, job, ids[-1]) if before and ids else []
+        try:
+            printed = _run(["sbatch", "--parsable", *options], render(job, scripts), _environment(job))
+        except UserError as error:
+            if ids:
+                _run(["scancel", *ids])
+            raise UserError(f"{error}; none of the {len(jobs)} job(s) is left") from error
+        ids.append(printed.strip().partition(";")[0])
+        before = job
+    return ids
+
+
+def dependency(before: BatchJob, job: BatchJob, job_id: str) -> list[str]:
+    """Options of sbatch: begin after another job; task by task where both are arrays; never, if that one fails."""
+    kind = "aftercorr" if before.settings and job.settings else "afterok"
+    return [f"--dependency={kind}:{job_id}", "--kill-on-invalid-dep=yes"]
+
+
+def _environment(job: BatchJob) -> dict[str, str]:
+    """Without variables that would win over what the script says."""
+    component = job.components[0]
+    said = {
+        "SBATCH_PARTITION": component.partition,
+        "SBATCH_ACCOUNT": component.account,
+        "SBATCH_MEM_PER_NODE": component.memory,
+        "SBATCH_CONSTRAINT": component.constraint,
+        "SBATCH_TIMELIMIT": job.time,
+        "SBATCH_ARRAY_INX": "array" if job.settings else "",
+        "SBATCH_REQUEUE": "requeue",
+        "SBATCH_NO_REQUEUE": "requeue",
+    }
+    return {name: value for name, value in os.environ.items() if not said.get(name)}
+
+
+def _run(command: Sequence[str], text: str = "", environment: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=environment
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no {command[0]} on PATH: `hpcasync slurm submit` needs SLURM's commands; "
+            "`hpcasync slurm render` prints the scripts without"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{command[0]} gave no answer for {_TIMEOUT_SECONDS} s: is slurmctld running?") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise UserError(f"{command[0]} refused: {said}")
+    return done.stdout

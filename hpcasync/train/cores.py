@@ -1,0 +1,87 @@
+"""Cores of its own for each rank of a host, so that servers and workers do not take them from each other."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from hpcasync.comm.roles import Roles
+
+Cores = frozenset[int]
+
+# For child processes that are no ranks: the cores from before, as numbers with commas between them.
+UNBOUND_VARIABLE = "HPCASYNC_UNBOUND_CORES"
+
+
+def share_cores(roles: Roles, threads_of_ranks: Sequence[int], cores_of_ranks: Sequence[Cores]) -> list[Cores]:
+    """The cores that each world rank should keep to.
+
+    The ranks of a host are given neighbouring cores, servers first as many as they have threads, and the workers equal
+    shares of the others. They keep what they have where a scheduler has given them different cores already, or where
+    there are more threads than cores.
+
+    Args:
+        roles: of the job.
+        threads_of_ranks: intra-op threads of each world rank.
+        cores_of_ranks: the cores that each world rank may run on, as numbered on its host.
+    """
+    shares = list(cores_of_ranks)
+    for host in dict.fromkeys(roles.hosts):
+        ranks = roles.ranks_on_host(host)
+        is_shared = len({cores_of_ranks[rank] for rank in ranks}) == 1
+        if is_shared and sum(threads_of_ranks[rank] for rank in ranks) <= len(cores_of_ranks[ranks[0]]):
+            for rank, cores in _deal(roles, ranks, threads_of_ranks, sorted(cores_of_ranks[ranks[0]])).items():
+                shares[rank] = cores
+    return shares
+
+
+def bind(cores: Cores, environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Keep this thread, and those it will start, to some cores."""
+    before = frozenset(os.sched_getaffinity(0))
+    if cores != before:
+        environment[UNBOUND_VARIABLE] = ",".join(map(str, sorted(before)))
+        os.sched_setaffinity(0, cores)
+
+
+def unbind(environment: Mapping[str, str] = os.environ) -> None:
+    """In a child process: use all cores that the rank which started it had before `bind`."""
+    if text := environment.get(UNBOUND_VARIABLE):
+        os.sched_setaffinity(0, {int(core) for core in text.split(",")})
+
+
+def describe_cores(roles: Roles, cores_of_ranks: Sequence[Cores]) -> list[str]:
+    """What was decided: a line for each host whose ranks have cores of their own."""
+    lines = []
+    for host in dict.fromkeys(roles.hosts):
+        ranks = roles.ranks_on_host(host)
+        all_cores = frozenset().union(*(cores_of_ranks[rank] for rank in ranks))
+        if sum(len(cores_of_ranks[rank]) for rank in ranks) == len(all_cores):
+            shares = ", ".join(f"rank {rank} {number_ranges(cores_of_ranks[rank])}" for rank in ranks)
+            lines.append(f"cores of {host}: {shares}")
+        else:
+            lines.append(f"cores of {host}: {len(cores_of_ranks[ranks[0]])}, shared by its {len(ranks)} ranks")
+    return lines
+
+
+def number_ranges(numbers: Cores) -> str:
+    """For example 0-3,8."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _deal(roles: Roles, ranks: Sequence[int], threads: Sequence[int], cores: list[int]) -> dict[int, Cores]:
+    servers = [rank for rank in ranks if roles.is_server(rank)]
+    workers = [rank for rank in ranks if not roles.is_server(rank)]
+    num_left = len(cores) - sum(threads[rank] for rank in servers)
+    sizes = {rank: threads[rank] for rank in servers}
+    sizes |= {
+        rank: num_left // len(workers) + (position < num_left % len(workers)) for position, rank in enumerate(workers)
+    }
+    dealt, position = {}, 0
+    for rank, size in sizes.items():
+        dealt[rank] = frozenset(cores[position : position + size])
+        position += size
+    return dealt

@@ -1,0 +1,28 @@
+"""The corpus of a run, refused before anything starts where training would fail on it later."""
+
+from hpcasync.config import Config
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
+
+
+def open_corpus(config: Config) -> PreparedCorpus:
+    """Open the corpus that a run is to be trained on.
+
+    Raises:
+        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text where some is needed, or
+            sentences that the model cannot hold.
+    """
+    corpus = PreparedCorpus.open(config.data.path)
+    if config.validation.score and not corpus.has_split("valid"):
+        raise UserError(
+            f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
+            "validation.score=false"
+        )
+    longest = 1 + max(corpus.manifest.source.max_length, corpus.manifest.target.max_length)
+    limit = config.model.max_length
+    if longest > limit:
+        raise UserError(
+            f"model.max_length={limit} is less than the longest sentence of the corpus {corpus.path}, {longest} with "
+            f"its end: raise it, or prepare the corpus with --max-length {limit - 1}"
+        )
+    return corpus

@@ -1,0 +1,60 @@
+"""Cores of their own for the ranks of a host."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hpcasync.comm.roles import assign_roles
+from hpcasync.train.cores import describe_cores, share_cores
+
+ALL = frozenset(range(8))
+
+
+def shares(hosts: str, num_servers: int, threads: list[int], cores: list[frozenset[int]]) -> list[set[int]]:
+    return [set(share) for share in share_cores(assign_roles(list(hosts), num_servers), threads, cores)]
+
+
+def test_servers_come_first_and_workers_share_the_rest() -> None:
+    assert shares("aaa", 1, [1, 3, 3], [ALL] * 3) == [{0}, {1, 2, 3, 4}, {5, 6, 7}]
+
+
+def test_each_host_is_dealt_out_for_itself() -> None:
+    low, high = frozenset(range(4)), frozenset(range(10, 14))
+    assert shares("aabb", 2, [1, 3, 1, 3], [low, low, high, high]) == [{0}, {1, 2, 3}, {10}, {11, 12, 13}]
+
+
+def test_a_host_for_servers_alone() -> None:
+    assert shares("ab", 1, [2, 8], [ALL, ALL]) == [{0, 1}, set(ALL)]
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores"),
+    [
+        ([1, 8], [ALL, ALL]),  # more threads than cores
+        ([1, 1], [frozenset({0, 1}), frozenset({2, 3})]),  # a scheduler has done it
+    ],
+)
+def test_what_does_not_fit_or_is_done_already_stays(threads: list[int], cores: list[frozenset[int]]) -> None:
+    assert shares("aa", 1, threads, cores) == [set(mine) for mine in cores]
+
+
+def test_says_what_was_decided() -> None:
+    roles = assign_roles(list("aab"), 1)
+    dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL])
+    assert describe_cores(roles, dealt) == ["cores of a: rank 0 0, rank 1 1-7", "cores of b: rank 2 0-7"]
+    assert describe_cores(roles, [ALL] * 3)[0] == "cores of a: 8, shared by its 2 ranks"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_child_process_can_have_all_cores_again() -> None:
+    child = "import os; from hpcasync.train.cores import unbind; unbind(); print(len(os.sched_getaffinity(0)))"
+    program = (
+        "import os, subprocess, sys; from hpcasync.train.cores import bind\n"
+        "cores = sorted(os.sched_getaffinity(0))\n"
+        "bind(frozenset(cores[:1]))\n"
+        "assert os.sched_getaffinity(0) == {cores[0]}\n"
+        f"assert int(subprocess.check_output([sys.executable, '-c', {child!r}])) == len(cores)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,204 @@
+"""`hpcasync slurm`: the scripts word for word, what they refuse, and how they are submitted."""
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hpcasync.cli.slurm import slurm
+from hpcasync.errors import UserError
+from hpcasync.slurm.partition import Node, Partition, check_fit, parse_sinfo
+from hpcasync.slurm.resources import Resources
+from hpcasync.slurm.script import BatchJob
+from hpcasync.slurm.submit import dependency
+from hpcasync.slurm.sweep import read_sweep
+from hpcasync.slurm.times import parse_time
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
+CONFIG = "name: mine\ndata: {path: data/mine}\nstop: {updates: 100}\n"
+SWEEP = "optimizer.learning_rate: [0.001, 0.003]\noptimizer.betas: [[0.9, 0.98], [0.9, 0.999]]\n"
+SCRIPTS = {
+    "async-cpu": "mine.yaml --ntasks-per-node 9 --cpus-per-task 4 --time 12:00:00 accumulate.global=8",
+    "async-gpu": "mine.yaml --nodes 2 --gpus 4 --cpus-per-task 8 --partition gpu --account project --mem 200G",
+    "sync-gpu": "mine.yaml mode=sync --nodes 2 --gpus 4 --cpus-per-task 8 --no-requeue",
+    "servers-apart": "mine.yaml --nodes 2 --gpus 4 --cpus-per-task 8 --partition gpu --server-nodes 2 --servers 4 "
+    "--server-partition cpu",
+    "chain": "mine.yaml --chain prepare,train,evaluate --cpus-per-task 4 "
+    "--prepare 'train.en train.de --valid v.en v.de' --evaluate '--split test'",
+    "sweep": "mine.yaml --array sweep.yaml --chain train,evaluate --servers 2 --ntasks-per-node 4 name=ab",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a configuration and a sweep; the scripts' own directory is where everybody has it."""
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hpcasync.cli.slurm._scripts", lambda: Path("/opt/hpcasync/slurm"))
+    return tmp_path
+
+
+def run(line: str) -> str:
+    """`hpcasync slurm LINE`; a UserError is raised."""
+    result = CliRunner().invoke(slurm, shlex.split(line))
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def rendered(name: str) -> str:
+    return run(f"render {SCRIPTS[name]}")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_is_that_of_the_golden_file(name: str) -> None:
+    assert rendered(name) == (GOLDEN / f"{name}.sbatch").read_text()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_is_bash(name: str) -> None:
+    subprocess.run(["bash", "-n"], input=rendered(name), text=True, check=True)
+
+
+def test_a_task_of_an_array_gets_its_settings(tmp_path: Path) -> None:
+    common = tmp_path / "common.sh"
+    common.write_text(
+        'prepare_environment() { :; }\ntrain_job() { printf "%s\\n" "$@"; }\nfail() { echo "$@"; exit 2; }\n'
+    )
+    script = run("render mine.yaml --array sweep.yaml").replace("/opt/hpcasync/slurm/common.sh", str(common))
+    words = ["any", "mine.yaml", "roles.servers=1", "optimizer.learning_rate=0.003", "optimizer.betas=[0.9, 0.98]"]
+    for index, expected in ((3, [*words, "name=mine-3"]), (5, ["this array has no task 5"])):
+        done = subprocess.run(
+            ["bash"], input=script, env={"SLURM_ARRAY_TASK_ID": str(index)}, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines() == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("mine.yaml --servers 4 --ntasks-per-node 2 --nodes 2", "4 rank.* cannot hold 4 server.*--ntasks-per-node"),
+        ("mine.yaml --servers 3 --nodes 2 --gpus 4", "3 servers on 2 nodes .*multiple of --nodes 2"),
+        ("mine.yaml --servers 3 --server-nodes 2", "--servers 3 on --server-nodes 2: give a multiple"),
+        ("mine.yaml mode=sync --server-nodes 2", "mode=sync has no servers"),
+        ("mine.yaml --array sweep.yaml --server-nodes 1", "no arrays of heterogeneous jobs"),
+        ("mine.yaml --array absent.yaml", "cannot read the sweep absent.yaml"),
+        ("mine.yaml --chain evaluate,train", "in this order"),
+        ("mine.yaml --chain train,score", "no job 'score'; choose from prepare, train, evaluate"),
+        ("mine.yaml --chain prepare,train", "--chain with prepare and --prepare belong together"),
+        ("mine.yaml --prepare 'a b'", "--chain with prepare and --prepare belong together"),
+        ("mine.yaml --chain prepare --prepare 'a b --out c'", "--prepare has an --out"),
+        ("mine.yaml --evaluate '--split test'", "add evaluate to it"),
+        ('mine.yaml --chain evaluate --evaluate "\'"', "No closing quotation; quote its words"),
+        ("mine.yaml --time tomorrow", "'tomorrow' is no time limit .*HOURS:MINUTES:SECONDS"),
+        ("mine.yaml sed=3", "unknown key sed: did you mean seed"),
+        ("absent.yaml", "cannot read the configuration absent.yaml"),
+    ],
+)
+def test_refuses_before_it_asks_slurm(line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(f"render {line}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: 3", "seed needs a list of values to try"),
+        ("seed: []", "seed needs a list of values to try"),
+        ("[]", "must hold a mapping of keys to lists"),
+        ("- 3", "task 1 must be a mapping"),
+        ("a: [", "no valid YAML"),
+    ],
+)
+def test_sweeps_that_are_none(place: Path, content: str, message: str) -> None:
+    (place / "bad.yaml").write_text(content)
+    with pytest.raises(UserError, match=f"bad.yaml.*{message}"):
+        read_sweep(place / "bad.yaml")
+
+
+def test_every_setting_of_a_sweep_is_checked(place: Path) -> None:
+    (place / "bad.yaml").write_text("- {seed: 1}\n- {seed: 2, sead: 3}\n")
+    with pytest.raises(UserError, match="unknown key sead: did you mean seed"):
+        run("render mine.yaml --array bad.yaml")
+    (place / "bad.yaml").write_text("- {name: same}\n- {name: same}\n")
+    with pytest.raises(UserError, match="two tasks of the sweep would write the run directory runs/same"):
+        run("render mine.yaml --array bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-2", 93600), ("1-0:30", 88200), ("1-0:0:5", 86405),
+     ("infinite", None), ("UNLIMITED", None)],
+)  # fmt: skip
+def test_time_limits(text: str, seconds: int | None) -> None:
+    assert parse_time(text) == seconds
+
+
+SINFO = """\
+cpu*|n0|4|(null)|infinite
+cpu*|n1|8+|(null)|infinite
+gpu|g0|32|gpu:a100:4(S:0-1),mps:400|2:00:00
+gpu|g1|16|gpu:2|2:00:00
+"""
+
+
+def test_partitions_from_sinfo() -> None:
+    assert parse_sinfo(SINFO) == [
+        Partition("cpu", True, "infinite", None, (Node("n0", 4, 0), Node("n1", 8, 0))),
+        Partition("gpu", False, "2:00:00", 7200, (Node("g0", 32, 4), Node("g1", 16, 2))),
+    ]
+    with pytest.raises(UserError, match="sinfo said"):
+        parse_sinfo("slurm_load_partitions: error\n")
+
+
+def resources(**values: Any) -> Resources:
+    return Resources(**{"partition": "gpu", **values})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "time"),
+    [
+        (resources(nodes=2, gpus_per_node=2, tasks_per_node=4, cpus_per_task=4), "2:00:00"),
+        (resources(nodes=1, gpus_per_node=4, cpus_per_task=32), "90"),
+        (resources(partition="", nodes=2, tasks_per_node=4), "365-0"),
+    ],
+)
+def test_what_fits(wanted: Resources, time: str) -> None:
+    check_fit(wanted, time, parse_sinfo(SINFO))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "time", "message"),
+    [
+        (resources(), "2:00:01", "--time 2:00:01 is over the limit of partition gpu, 2:00:00"),
+        (resources(), "infinite", "--time infinite is over the limit"),
+        (resources(nodes=3), "", "--nodes 3: partition gpu has 2"),
+        (resources(gpus_per_node=8), "", "--gpus-per-node 8: 0 node.*the best has 4"),
+        (resources(gpus_per_node=4, nodes=2), "", "--gpus-per-node 4: 1 node.*2 are asked for"),
+        (resources(partition="cpu", gpus_per_node=1), "", "--gpus-per-node 1: 0 node.*the best has 0"),
+        (resources(tasks_per_node=8, cpus_per_task=4, nodes=2), "", "8 rank.*of 4 CPU.*--cpus-per-task"),
+        (resources(partition="gpus"), "", "--partition gpus: there is no such partition; did you mean gpu?"),
+    ],
+)
+def test_what_can_never_start(wanted: Resources, time: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_fit(wanted, time, parse_sinfo(SINFO))
+
+
+def test_a_job_waits_for_the_one_before_it() -> None:
+    one = BatchJob("train", "a", (Resources(),), ("true",))
+    many = BatchJob("train", "a", (Resources(),), ("true",), settings=(("seed=1",),))
+    assert dependency(one, one, "7") == ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
+    assert dependency(many, one, "7")[0] == "--dependency=afterok:7"
+    assert dependency(many, many, "7")[0] == "--dependency=aftercorr:7"
+
+
+def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"no sinfo on PATH.*hpcasync slurm render"):
+        run("submit mine.yaml")
