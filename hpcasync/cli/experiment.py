@@ -74,7 +74,7 @@ def _execute(described: "Experiment", todo: "list[tuple[PlannedRun, Status]]", j
     jobs = choose_jobs(jobs, [run for run, _ in todo], num_cores)
     work = [(run, commands(described, run, status, threads_of(run, jobs, num_cores))) for run, status in todo]
     outcomes = Executor(experiment_directory(described) / "logs", jobs, click.echo).run_all(work)
-    return [outcome for outcome in outcomes if outcome.code]
+    return [outcome for outcome in outcomes if outcome.is_failed]
 
 
 def _finish(described: "Experiment", runs: "list[PlannedRun]") -> None:

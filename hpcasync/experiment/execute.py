@@ -15,11 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 from hpcasync.errors import UserError
+from hpcasync.exit_codes import DIVERGED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.experiment.status import Status
 
 _NOT_STARTED = -1
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ERROR_MARK = "hpcasync: error:"
 
 
@@ -38,6 +40,11 @@ class Outcome:
     code: int
     log: Path
     seconds: float
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether there is no result; that a run has diverged is one."""
+        return self.code not in (0, DIVERGED)
 
     @property
     def reason(self) -> str:
@@ -108,7 +115,8 @@ class Executor:
     def run_all(self, work: Sequence[tuple[PlannedRun, list[list[str]]]]) -> list[Outcome]:
         """Run everything and return what became of it, in the order given.
 
-        SIGINT and SIGTERM end the runs that are under way, and no other is started; they can go on later.
+        At SIGINT, SIGTERM or SIGUSR1 the runs that are under way save a checkpoint and end, and no other is started; at
+        a second one they end at once.
 
         Raises:
             UserError: the logs cannot be written.
@@ -139,7 +147,7 @@ class Executor:
                 if code:
                     break
         outcome = Outcome(run, code, log, time.perf_counter() - started)
-        end = "done" if code == 0 else f"ended with code {code}: {outcome.reason}"
+        end = {0: "done", DIVERGED: "diverged"}.get(code, f"ended with code {code}: {outcome.reason}")
         self._say(f"{number} {run.name}: {end} after {outcome.seconds:,.0f} s")
         return outcome
 
@@ -167,13 +175,14 @@ class Executor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def stop(_number: int, _frame: FrameType | None) -> None:
-            # Not under the lock, which this very thread may hold; a process that is missed sees the flag.
+            # Not under the lock, which a thread may hold; a process that is missed sees the flag.
+            chosen = signal.SIGTERM if self._is_stopping else signal.SIGUSR1
             self._is_stopping = True
             for process in list(self._processes):
                 if process.poll() is None:
-                    process.terminate()
+                    process.send_signal(chosen)
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
         try:
             yield
         finally:

@@ -1,11 +1,14 @@
 """Where a planned run stands, by what is in its directory."""
 
 import enum
+import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hpcasync.errors import UserError
+from hpcasync.exit_codes import PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.report.groups import flatten
 
@@ -36,10 +39,20 @@ def status_of(run: PlannedRun, *, can_resume: bool = True) -> Status:
     if not (directory / "config.yaml").is_file():
         return Status.NEW
     _check_same(run)
-    if (directory / "summary.json").is_file():
+    if _has_ended(directory / "summary.json"):
         return Status.FINISHED
     has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
     return Status.INTERRUPTED if has_checkpoint and can_resume else Status.BROKEN_OFF
+
+
+def _has_ended(summary: Path) -> bool:
+    """Whether a run came to an end of its own; divergence is one."""
+    if not summary.is_file():
+        return False
+    try:
+        return bool(json.loads(summary.read_text()).get("exit_code", 0) != PREEMPTED)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"cannot read {summary}: {error}; remove it, and the run goes on") from error
 
 
 def _check_same(run: PlannedRun) -> None:

@@ -108,10 +108,11 @@ class _RankFile:
             return
         activity, start, duration = line[:3]
         details = line[3] if len(line) > 3 else {}
+        detail = details.get("version", details.get("worker", NO_DETAIL))
         self.starts.append(self.facts["opened"] + start)
         self._durations.append(duration)
         self._activities.append(_INDICES.get(activity, _INDICES["other"]))
-        self._details.append(details.get("version", details.get("worker", NO_DETAIL)))
+        self._details.append(detail)
         if self.facts["index"] == 0:
             for worker, staleness in details.get("staleness", ()):
                 self._staleness.setdefault(worker, Counter())[staleness] += 1

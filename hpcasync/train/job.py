@@ -302,6 +302,7 @@ def _end(setup: _Setup, supervisor: Supervisor) -> None:
         setup.state.counts,
         collect_versions(),
         stop_reason=supervisor.stop_reason,
+        exit_code=supervisor.exit_code,
         num_parameters=setup.flat.num_trainable,
     )
     supervisor.report_end(summary)

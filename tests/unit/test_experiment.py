@@ -1,5 +1,9 @@
 """Experiments: axes become runs, each is looked up in its directory, and becomes a command or a line of an array."""
 
+import json
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from recorded_runs import make_run
 from hpcasync.cli.experiment import experiment as experiment_command
 from hpcasync.errors import UserError
 from hpcasync.experiment.array import make_arrays
-from hpcasync.experiment.execute import choose_jobs, commands, threads_of
+from hpcasync.experiment.execute import Executor, choose_jobs, commands, threads_of
 from hpcasync.experiment.outcome import collect, make_table
 from hpcasync.experiment.plan import PlannedRun, experiment_directory, plan_runs
 from hpcasync.experiment.schema import Experiment, load_experiment
@@ -123,8 +127,13 @@ def test_where_a_run_stands(tmp_path: Path) -> None:
     (directory / "checkpoints" / "u00000010.partial").rename(directory / "checkpoints" / "u00000010")
     assert status_of(run) is Status.INTERRUPTED
     assert status_of(run, can_resume=False) is Status.BROKEN_OFF
-    (directory / "summary.json").write_text("{}")
-    assert status_of(run) is Status.FINISHED
+    summary = directory / "summary.json"
+    for exit_code, expected in ((0, Status.FINISHED), (86, Status.FINISHED), (85, Status.INTERRUPTED)):
+        summary.write_text(json.dumps({"exit_code": exit_code}))
+        assert status_of(run) is expected
+    summary.write_text("{")
+    with pytest.raises(UserError, match=r"summary.json: .*remove it"):
+        status_of(run)
 
 
 def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
@@ -166,6 +175,24 @@ def test_simulated_runs(tmp_path: Path) -> None:
     assert runs[1].name == "trial-cv0.5-async-seed1"
     with pytest.raises(UserError, match="--slurm is for real runs"):
         make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+
+
+def test_a_signal_ends_what_runs_and_starts_no_other(tmp_path: Path) -> None:
+    _, runs = plan(tmp_path, axes={"seed": [1, 2]}, set={"mode": "sync"})
+    # Anything that would run on: a reader of a pipe that nobody writes to.
+    os.mkfifo(tmp_path / "pipe")
+    waiting = ["evaluate", str(tmp_path / "pipe"), str(tmp_path / "pipe")]
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    first, second = Executor(tmp_path / "logs", 1, say).run_all([(run, [waiting]) for run in runs])
+    assert (first.code, first.is_failed) == (128 + signal.SIGUSR1, True)
+    assert second.is_failed and second.reason == "not started"
+    assert first.log.read_text().startswith("$ hpcasync evaluate")
 
 
 def test_jobs_and_threads_share_the_cores(tmp_path: Path) -> None:
