@@ -35,10 +35,12 @@ def learning_figures(groups: Sequence[Group]) -> dict[str, go.Figure]:
         return float(record["target_tokens"]) / 1e6
 
     title = "target tokens (million)"
+    rates = _curves(groups, _updates, tokens, "learning_rate", title, "learning rate")
+    rates.update_yaxes(exponentformat="e", rangemode="tozero")
     return {
         "loss-train": _curves(groups, _updates, tokens, "loss", title, "training loss (nats per token)"),
         "loss-valid": _curves(groups, _validations, tokens, "loss", title, "validation loss (nats per token)"),
-        "learning-rate": _curves(groups, _updates, tokens, "learning_rate", title, "learning rate"),
+        "learning-rate": rates,
     }
 
 

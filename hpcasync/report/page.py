@@ -48,7 +48,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         plotly=Markup(get_plotlyjs()),
         figures=_script_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
         timelines=_script_json(packed),
-        sections=_sections(has_scores=has_scores, has_staleness=has_staleness, has_timeline=bool(packed)),
+        sections=_sections(report, has_scores=has_scores, has_staleness=has_staleness, has_timeline=bool(packed)),
         facts=_facts(report),
         notes=_notes(report),
         results=result_cells(report.results, report.threshold),
@@ -80,11 +80,11 @@ def _figures(report: Report) -> dict[str, Any]:
     return {name: figure for name, figure in figures.items() if figure.data}
 
 
-def _sections(*, has_scores: bool, has_staleness: bool, has_timeline: bool) -> list[tuple[str, str]]:
+def _sections(report: Report, *, has_scores: bool, has_staleness: bool, has_timeline: bool) -> list[tuple[str, str]]:
     sections = [
         ("results", "Results", True),
         ("scores", "BLEU", has_scores),
-        ("times", "Time to BLEU", has_scores),
+        ("times", "Time to BLEU", report.threshold is not None),
         ("throughput-section", "Throughput", True),
         ("staleness-section", "Staleness", has_staleness),
         ("learning", "Learning curves", True),
