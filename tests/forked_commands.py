@@ -70,5 +70,5 @@ class ForkedCommands:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        texts = (path.read_text(errors="replace") for path in (self._stdout, self._stderr))
-        return FinishedCommand(answer["returncode"], *texts, seconds=answer["seconds"])
+        stdout, stderr = (path.read_text(errors="replace") for path in (self._stdout, self._stderr))
+        return FinishedCommand(answer["returncode"], stdout, stderr, answer["seconds"])

@@ -21,8 +21,9 @@ def step_command(plan: JobPlan, flavour: Flavour, hosts: Sequence[Sequence[str]]
         scripts: the directory of srun-agent.
     """
     if flavour == "mpich":
-        options = ("--mpi=pmi2", "--kill-on-bad-exit=1", "--cpu-bind=none")  # ranks choose their cores themselves
-        return ("srun", *options, *_srun_options(plan, len(hosts)), "hpcasync")
+        # No binding: ranks choose their cores themselves.
+        srun = ("srun", "--mpi=pmi2", "--kill-on-bad-exit=1", "--cpu-bind=none")
+        return (*srun, *_srun_options(plan, len(hosts)), "hpcasync")
     launch = ("hpcasync", "launch", "-n", str(plan.num_ranks))
     if len(hosts) > 1:
         names = [host for component in hosts for host in component]

@@ -5,6 +5,7 @@ stderr (paths), timeout. Each is run by a fork as `python -m hpcasync ARGUMENTS`
 Answers with a line {"returncode": …, "seconds": …}; a returncode of null: the command had to be killed.
 """
 
+import gc
 import json
 import os
 import signal
@@ -76,6 +77,8 @@ def finish(child: int, timeout: float) -> int | None:
 
 def main() -> None:
     """Serve until standard input ends."""
+    gc.collect()
+    gc.freeze()  # a fork that collects garbage would copy all that it looks at
     # Not by iterating over standard input, whose buffer a fork would share.
     while line := sys.stdin.readline():
         request = json.loads(line)

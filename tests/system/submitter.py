@@ -52,7 +52,7 @@ class Submitter:
 
     def finish(self, job: str) -> list[Job]:
         """Wait for the end of a job."""
-        records = self.cluster.wait(job, timeout=180)
+        records = self.cluster.wait(job, timeout=400)
         return [
             Job(
                 record["JobState"],

@@ -270,8 +270,8 @@ def without_valid(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -
     """A corpus without held-out text, and no training run at all."""
     directory = tmp_path_factory.mktemp("without-valid") / "corpus"
     text = tiny_run.corpus.parent
-    models = {f"{side}_model": tiny_run.corpus / f"{side}.spm" for side in ("source", "target")}
-    prepare(text / "train.en", text / "train.de", directory, PrepareOptions(**models))
+    options = PrepareOptions(source_model=tiny_run.corpus / "source.spm", target_model=tiny_run.corpus / "target.spm")
+    prepare(text / "train.en", text / "train.de", directory, options)
     return directory
 
 
