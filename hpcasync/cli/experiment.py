@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,11 @@ def _list(work: "list[tuple[PlannedRun, Status]]") -> None:
     width = max(len(run.name) for run, _ in work)
     for run, status in work:
         click.echo(f"{run.name:{width}}  {run.num_ranks:>3} ranks  {status.value}")
-        click.echo(f"{'':{width}}  {' '.join((*run.overrides, *(f'cluster.{s}' for s in run.cluster)))}")
+        click.echo(f"{'':{width}}  {' '.join((*run.overrides, *(f'cluster.{s}' for s in run.cluster_overrides)))}")
     click.echo(f"{len(work)} runs")
 
 
-def _execute(described: "Experiment", todo: "list[tuple[PlannedRun, Status]]", jobs: int) -> "list[Outcome]":
+def _execute(described: "Experiment", todo: "Sequence[tuple[PlannedRun, Status]]", jobs: int) -> "list[Outcome]":
     from hpcasync.experiment.execute import Executor, choose_jobs, commands, threads_of
     from hpcasync.experiment.plan import experiment_directory
 
@@ -100,7 +101,7 @@ def _finish(described: "Experiment", runs: "list[PlannedRun]") -> None:
 
 
 def _submit(
-    described: "Experiment", todo: "list[tuple[PlannedRun, Status]]", directory: Path, *, is_submitting: bool
+    described: "Experiment", todo: "Sequence[tuple[PlannedRun, Status]]", directory: Path, *, is_submitting: bool
 ) -> None:
     from hpcasync.experiment.array import make_arrays
 

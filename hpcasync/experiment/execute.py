@@ -81,8 +81,7 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
 
 def _cluster_options(experiment: Experiment, run: PlannedRun) -> list[str]:
     file = [] if experiment.cluster is None else ["--cluster", str(experiment.cluster)]
-    settings = [f"cluster.{setting}" for setting in (*run.cluster, f"workers={run.num_workers}")]
-    return [*settings, *file]
+    return [*(f"cluster.{override}" for override in run.cluster_overrides), *file]
 
 
 def choose_jobs(jobs: int, runs: Sequence[PlannedRun], num_cores: int) -> int:
@@ -110,7 +109,7 @@ class Executor:
         self._say = say
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
-        self._is_stopping = False
+        self._stopping = threading.Event()
 
     def run_all(self, work: Sequence[tuple[PlannedRun, list[list[str]]]]) -> list[Outcome]:
         """Run everything and return what became of it, in the order given.
@@ -136,7 +135,7 @@ class Executor:
 
     def _run(self, number: str, run: PlannedRun, argvs: list[list[str]]) -> Outcome:
         log = self._logs / f"{run.name}.log"
-        if self._is_stopping:
+        if self._stopping.is_set():
             return Outcome(run, _NOT_STARTED, log, 0.0)
         self._say(f"{number} {run.name}: {run.num_ranks} ranks, log {log}")
         started = time.perf_counter()
@@ -154,7 +153,7 @@ class Executor:
     def _command(self, argv: list[str], log: int) -> int:
         os.write(log, f"$ hpcasync {shlex.join(argv)}\n".encode())
         with self._lock:
-            if self._is_stopping:
+            if self._stopping.is_set():
                 return _NOT_STARTED
             # A session of its own: a Ctrl-C of the terminal reaches this program alone, which then ends the others.
             process = subprocess.Popen(
@@ -165,7 +164,7 @@ class Executor:
                 start_new_session=True,
             )
             self._processes.add(process)
-            if self._is_stopping:  # said while it was being started
+            if self._stopping.is_set():  # said while it was being started
                 process.terminate()
         code = process.wait()
         with self._lock:
@@ -176,8 +175,8 @@ class Executor:
     def _signals(self) -> Iterator[None]:
         def stop(_number: int, _frame: FrameType | None) -> None:
             # Not under the lock, which a thread may hold; a process that is missed sees the flag.
-            chosen = signal.SIGTERM if self._is_stopping else signal.SIGUSR1
-            self._is_stopping = True
+            chosen = signal.SIGTERM if self._stopping.is_set() else signal.SIGUSR1
+            self._stopping.set()
             for process in list(self._processes):
                 if process.poll() is None:
                     process.send_signal(chosen)

@@ -11,6 +11,7 @@ from typing import Any
 from hpcasync.config import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.experiment.schema import Experiment, Settings
+from hpcasync.simulate.cluster import ClusterConfig, load_cluster
 
 SEED, MODE, WORKERS = "seed", "mode", "workers"
 # Begins keys of the cluster that a run is simulated on.
@@ -26,14 +27,16 @@ class PlannedRun:
         overrides: what makes it of the base configuration, `key=value`.
         num_workers: workers.
         coordinates: axis -> value or name of a bundle, as text; of an included run its settings.
-        cluster: simulated runs: settings of the cluster, `key=value`.
+        cluster: that a run is simulated on; None of a real run.
+        cluster_overrides: what makes it of the cluster file, `key=value`.
     """
 
     config: Config
     overrides: tuple[str, ...]
     num_workers: int
     coordinates: dict[str, str]
-    cluster: tuple[str, ...]
+    cluster: ClusterConfig | None
+    cluster_overrides: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -128,9 +131,10 @@ def _plan(experiment: Experiment, coordinates: dict[str, str], settings: Setting
     num_workers = given.get(WORKERS, experiment.workers)
     if not isinstance(num_workers, int) or num_workers < 1:
         raise UserError(f"{where}: workers must be a whole number from 1, not {num_workers!r}")
-    cluster = {key.removeprefix(CLUSTER): value for key, value in given.items() if key.startswith(CLUSTER)}
-    if cluster and experiment.run == "real":
-        raise UserError(f"{where}: {CLUSTER}{next(iter(cluster))} is for run: simulated")
+    of_cluster = {key.removeprefix(CLUSTER): value for key, value in given.items() if key.startswith(CLUSTER)}
+    if of_cluster and experiment.run == "real":
+        raise UserError(f"{where}: {CLUSTER}{next(iter(of_cluster))} is for run: simulated")
+    cluster_overrides = _as_overrides({**of_cluster, WORKERS: num_workers}) if experiment.run == "simulated" else ()
     merged.setdefault("name", _run_name(experiment.name, coordinates, str(merged.get(MODE, ""))))
     merged["run_dir"] = str(experiment_directory(experiment))
     overrides = _as_overrides(merged)
@@ -140,9 +144,10 @@ def _plan(experiment: Experiment, coordinates: dict[str, str], settings: Setting
             # Said aloud, so that a batch job does not choose another number.
             overrides = (*overrides, f"roles.servers={config.roles.servers}")
             config = load_config(experiment.base, overrides)
+        cluster = load_cluster(experiment.cluster, cluster_overrides) if experiment.run == "simulated" else None
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return PlannedRun(config, overrides, num_workers, coordinates, _as_overrides(cluster))
+    return PlannedRun(config, overrides, num_workers, coordinates, cluster, cluster_overrides)
 
 
 def _of_configuration(settings: Settings) -> Settings:

@@ -14,6 +14,8 @@ from hpcasync.report.groups import flatten
 
 # What a machine or a person who watches may change between one start of a run and the next.
 _MAY_DIFFER = ("logging.", "checkpoint.", "roles.server_threads", "roles.worker_threads", "device", "validation.device")
+# Stands for what a simulation found out.
+_MEASURED = "measured"
 
 
 class Status(enum.Enum):
@@ -56,23 +58,28 @@ def _has_ended(summary: Path) -> bool:
 
 
 def _check_same(run: PlannedRun) -> None:
-    path = run.config.output_dir / "config.yaml"
+    directory = run.config.output_dir
+    differences = _differences(directory / "config.yaml", run.config.to_dict())
+    if run.cluster is not None:
+        differences += _differences(directory / "cluster.yaml", run.cluster.to_dict())
+    if differences:
+        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
+        raise UserError(
+            f"{directory} holds a run with other settings ({shown}): give the experiment another name, or remove that "
+            "directory"
+        )
+
+
+def _differences(path: Path, planned: dict[str, Any]) -> list[str]:
     try:
         found = flatten(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove {path.parent}, and the run begins again") from error
-    planned = flatten(run.config.to_dict())
-    keys = [
-        key
-        for key in planned
-        if key in found and found[key] != planned[key] and not any(key.startswith(prefix) for prefix in _MAY_DIFFER)
+    return [
+        f"{key} is {_show(found[key])} there, {_show(value)} here"
+        for key, value in flatten(planned).items()
+        if key in found and found[key] != value and value != _MEASURED and not key.startswith(_MAY_DIFFER)
     ]
-    if keys:
-        shown = "; ".join(f"{key} is {_show(found[key])} there, {_show(planned[key])} here" for key in keys[:3])
-        raise UserError(
-            f"{path.parent} holds a run with other settings ({shown}{'; …' if len(keys) > 3 else ''}): give the "
-            "experiment another name, or remove that directory"
-        )
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,6 @@
 """The interactive plots of a report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -121,7 +121,7 @@ def staleness_figure(groups: Sequence[Group]) -> go.Figure:
     return figure
 
 
-def worker_staleness_figure(histograms: dict[int, dict[int, int]]) -> go.Figure:
+def worker_staleness_figure(histograms: Mapping[int, Mapping[int, int]]) -> go.Figure:
     """Share of each worker's gradients by staleness, as a heat map."""
     workers = sorted(histograms)
     highest = max((staleness for counts in histograms.values() for staleness in counts), default=0)

@@ -40,7 +40,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
     packed = [pack_timeline(name, ranks, timeline_from, timeline_to) for name, ranks in timelines.items()]
     has_scores = any(run.validations for run in report.runs)
     has_staleness = any(run.staleness_histogram for run in report.runs)
-    return _template().render(
+    page = _template().render(
         title=report.title,
         lead=_lead(report),
         css=_file("page.css"),
@@ -67,6 +67,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         has_timeline=bool(packed),
         footer=f"Made by hpcasync {__version__}. BLEU as each run recorded it; signatures are in its summary.json.",
     )
+    return str(page)
 
 
 def _figures(report: Report) -> dict[str, Any]:

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "ps": {"errors", "comm", "timeline"},
     "train": BASE | {"comm", "data", "nmt", "ps", "slurm", "timeline"},
     "report": BASE,
-    "experiment": BASE | {"report"},
+    "experiment": BASE | {"report", "simulate"},
     "launch": BASE,
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},

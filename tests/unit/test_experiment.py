@@ -162,6 +162,7 @@ def test_commands(tmp_path: Path) -> None:
 
 
 def test_simulated_runs(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("compute: {jitter: lognormal, cv: 0.2}\n")
     experiment, runs = plan(
         tmp_path,
         run="simulated",

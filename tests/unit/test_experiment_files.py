@@ -28,11 +28,7 @@ def test_experiments(path: Path) -> None:
     experiment = load_experiment(path)
     runs = plan_runs(experiment)
     assert len({run.name for run in runs}) == len(runs) > 1
-    if experiment.run == "simulated":
-        from hpcasync.simulate.cluster import load_cluster
-
-        for run in runs:
-            load_cluster(experiment.cluster, (*run.cluster, f"workers={run.num_workers}"))
+    assert all((run.cluster is None) == (experiment.run == "real") for run in runs)
 
 
 def effective_pushes(run: PlannedRun) -> int:
