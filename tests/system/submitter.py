@@ -52,7 +52,9 @@ class Submitter:
 
     def finish(self, job: str) -> list[Job]:
         """Wait for the end of a job."""
-        records = self.cluster.wait(job, timeout=400)
+        # The components of a heterogeneous job beside the first run no script.
+        ended = self.cluster.wait(job, timeout=400)
+        records = [record for record in ended if record.get("HetJobOffset", "0") == "0"]
         return [
             Job(
                 record["JobState"],

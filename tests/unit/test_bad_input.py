@@ -226,6 +226,10 @@ LAUNCHING = [
     Case("launch: how many ranks", "launch -- train run.yaml", ("-n",), "Missing option"),
     Case("launch: inside a job", "launch -n 2 -- train run.yaml", ("rank 0 of 2",), "leave out",
          environment={"PMI_RANK": "0", "PMI_SIZE": "2"}),
+    Case("slurm: no time", "slurm render run.yaml --time soon", ("'soon'",), "HOURS:MINUTES:SECONDS"),
+    Case("slurm: unknown key", "slurm render run.yaml sed=3", ("unknown key sed",), "did you mean seed?"),
+    Case("slurm: no cluster", "slurm submit run.yaml", ("no sinfo on PATH",), "`hpcasync slurm render`",
+         environment={"PATH": "/nowhere"}),
     Case("unknown command", "trian run.yaml", ("'trian'",), "No such command"),
 ]  # fmt: skip
 
