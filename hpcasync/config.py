@@ -16,6 +16,7 @@ from hpcasync.strict import read_values, validate
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 PullPolicy = Literal["latest", "handled", "applied"]
 GradientFormat = Literal["fp32", "bf16", "topk"]
+Overlap = Literal["none", "push", "full"]
 ParameterFormat = Literal["fp32", "bf16"]
 StalenessPolicy = Literal["wait", "drop", "scale"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -63,6 +64,17 @@ class ExchangeConfig(_Section):
     )
     topk: float = Field(0.01, gt=0, le=1, description="part of the elements that topk sends")
     parameters: ParameterFormat = Field("fp32", description="how parameters travel to the workers")
+    overlap: Overlap = Field(
+        "none",
+        description="what runs beside the computation: nothing; pushing the gradient while backward makes it; or the pull "
+        "too, which makes gradients one update staler",
+    )
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> "ExchangeConfig":
+        if self.overlap != "none" and self.gradients == "topk":
+            raise ValueError("topk chooses from the whole gradient: exchange.overlap must be none")
+        return self
 
 
 class StalenessConfig(_Section):
@@ -268,6 +280,12 @@ class Config(_Section):
     def _check_wait(self) -> "Config":
         if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
             raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
+        return self
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> "Config":
+        if self.precision == "fp16" and self.exchange.overlap != "none":
+            raise ValueError("fp16 unscales the whole gradient before it is pushed: exchange.overlap must be none")
         return self
 
     @model_validator(mode="after")

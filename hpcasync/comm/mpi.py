@@ -31,6 +31,20 @@ def thread_level() -> str:
     return _THREAD_LEVELS[MPI.Query_thread()]
 
 
+def require_threads(what: str) -> None:
+    """Fail unless several threads of a rank may call MPI at once.
+
+    Raises:
+        UserError: naming `what` needs it; the same on every rank of a library.
+    """
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UserError(
+            f"{what} needs MPI_THREAD_MULTIPLE, and this MPI library provides {thread_level()}: set it to none, or use a "
+            "library built with thread support",
+            everywhere=True,
+        )
+
+
 def gather_hosts(comm: MPI.Intracomm) -> list[str]:
     """Host name of every rank of `comm`, on every rank."""
     return comm.allgather(MPI.Get_processor_name())

@@ -4,6 +4,7 @@ Every window is locked shared on all targets for its whole life (passive target)
 reached by load and store, other nodes by Put and Get.
 """
 
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -29,6 +30,8 @@ class ControlWindow:
         self._window = MPI.Win.Allocate(num_words * item, item, comm=comm)
         self._local = np.asarray(self._window.tomemory()).view(np.int64)
         self._local[:] = 0
+        # A worker's transfers may run in a thread beside its computation, which draws batches.
+        self._lock = threading.Lock()
         self._operand = np.zeros(1, np.int64)
         self._result = np.zeros(1, np.int64)
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -58,10 +61,11 @@ class ControlWindow:
         self._window.Free()
 
     def _fetch(self, rank: int, word: int, value: int, operation: MPI.Op) -> int:
-        self._operand[0] = value
-        self._window.Fetch_and_op(self._operand, self._result, rank, word, operation)
-        self._window.Flush(rank)
-        return int(self._result[0])
+        with self._lock:
+            self._operand[0] = value
+            self._window.Fetch_and_op(self._operand, self._result, rank, word, operation)
+            self._window.Flush(rank)
+            return int(self._result[0])
 
 
 class DataWindow:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import Backoff, make_progress
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
@@ -72,12 +73,34 @@ class Client:
         Returns:
             False if training has ended meanwhile: then nothing was pushed.
         """
-        link = self._link
-        sequence = self.num_pushed + 1
-        if not self._wait_for(ControlWords.consumed(self._worker), sequence - link.num_slots, link.roles.server_ranks):
+        if not self.begin_push():
             return False
         if record.num_tokens:
-            self._write_gradient(gradient, sequence)
+            self.write(gradient, Shard(0, gradient.numel()))
+        self.end_push(record)
+        return True
+
+    def begin_push(self) -> bool:
+        """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
+        needed = self.num_pushed + 1 - self._link.num_slots
+        return self._wait_for(ControlWords.consumed(self._worker), needed, self._link.roles.server_ranks)
+
+    def write(self, gradient: torch.Tensor, part: Shard) -> None:
+        """Write the part [start, stop) of a [num_elements] gradient to the servers whose shards it meets.
+
+        Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
+        """
+        link = self._link
+        for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
+            met = Shard(max(part.start, shard.start), min(part.stop, shard.stop))
+            if met.size > 0:
+                offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
+                link.wire.write(link.data, rank, offset, gradient, shard, met)
+
+    def end_push(self, record: PushRecord) -> None:
+        """Write the record to the coordinator, complete all writes, then announce the push."""
+        link = self._link
+        sequence = self.num_pushed + 1
         words = encode_record(record, link.max_tickets)
         link.data.write(self._coordinator, link.record_offset(0, self._worker, sequence), words)
         for rank in link.roles.server_ranks:
@@ -85,7 +108,6 @@ class Client:
         link.control.store(self._coordinator, ControlWords.announced(self._worker), sequence)
         self.num_pushed = sequence
         self._is_rejected = record.num_tokens == 0
-        return True
 
     def wait(self) -> bool:
         """Wait after a push as the pull policy says; False if training has ended.
@@ -109,11 +131,6 @@ class Client:
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
         self._link.control.store(self._coordinator, ControlWords.finished(self._worker), 1)
-
-    def _write_gradient(self, gradient: torch.Tensor, sequence: int) -> None:
-        link = self._link
-        for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
-            link.wire.write(link.data, rank, link.gradient_offset(server, self._worker, sequence), gradient, shard)
 
     def _read(self, rank: int, offset: int, out: torch.Tensor) -> None:
         link = self._link

@@ -44,16 +44,33 @@ class FlatParameters:
         device = trainable[0][1].device
         self.parameters = torch.zeros(num_elements, dtype=torch.float32, device=device)
         self.gradient = torch.zeros(num_elements, dtype=torch.float32, device=device)
-        for slot, (_, parameter) in zip(self._slots, trainable, strict=True):
-            view = self.parameters[slot.start : slot.stop].view(slot.shape)
-            view.copy_(parameter.detach())
-            parameter.data = view
-            parameter.grad = self.gradient[slot.start : slot.stop].view(slot.shape)
+        self._parameters = [parameter for _, parameter in trainable]
+        for slot, parameter in zip(self._slots, self._parameters, strict=True):
+            self.parameters[slot.start : slot.stop].view(slot.shape).copy_(parameter.detach())
+        self.use_parameters(self.parameters)
+        self.use_gradient(self.gradient)
 
     @property
     def num_elements(self) -> int:
         """Length of the vectors, alignment included."""
         return self.parameters.numel()
+
+    @property
+    def bounds(self) -> list[tuple[torch.nn.Parameter, int]]:
+        """The module's parameters with where each begins, in ascending order."""
+        return [(parameter, slot.start) for parameter, slot in zip(self._parameters, self._slots, strict=True)]
+
+    def use_parameters(self, vector: torch.Tensor) -> None:
+        """Let the module's parameters be views of another vector of this layout, with what it holds."""
+        self.parameters = vector
+        for slot, parameter in zip(self._slots, self._parameters, strict=True):
+            parameter.data = vector[slot.start : slot.stop].view(slot.shape)
+
+    def use_gradient(self, vector: torch.Tensor) -> None:
+        """Let gradients be summed into another vector of this layout."""
+        self.gradient = vector
+        for slot, parameter in zip(self._slots, self._parameters, strict=True):
+            parameter.grad = vector[slot.start : slot.stop].view(slot.shape)
 
     @property
     def digest(self) -> str:

@@ -30,8 +30,19 @@ class Wire(Protocol):
     def slot_bytes(self, num_elements: int) -> int:
         """Bytes of a slot for a shard of this size."""
 
-    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
-        """Write a shard of a [num_elements] float32 gradient into a server's slot; complete after `window.flush`."""
+    def write(
+        self,
+        window: DataWindow,
+        rank: int,
+        offset: int,
+        gradient: torch.Tensor,
+        shard: Shard,
+        part: Shard | None = None,
+    ) -> None:
+        """Write a shard of a [num_elements] float32 gradient into a server's slot; complete after `window.flush`.
+
+        With `has_blocks` also a `part` of the shard, in its place.
+        """
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Add the gradient in a slot (uint8) to the [size] float32 sum of a shard, or of its elements from `start`."""
@@ -52,21 +63,32 @@ class DenseWire:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._staged: dict[int, torch.Tensor] = {}
+        self._staged: dict[tuple[int, int], torch.Tensor] = {}
 
     def slot_bytes(self, num_elements: int) -> int:
         """One element each."""
         return num_elements * self._dtype.itemsize
 
-    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
+    def write(
+        self,
+        window: DataWindow,
+        rank: int,
+        offset: int,
+        gradient: torch.Tensor,
+        shard: Shard,
+        part: Shard | None = None,
+    ) -> None:
         """Copy, converting on the way: into shared memory directly, for a Put by way of a buffer."""
-        values = gradient[shard.start : shard.stop]
+        part = shard if part is None else part
+        values = gradient[part.start : part.stop]
+        offset += self.slot_bytes(part.start - shard.start)
         if window.is_local(rank):
-            num_bytes = self.slot_bytes(shard.size)
+            num_bytes = self.slot_bytes(part.size)
             window.memory(rank)[offset : offset + num_bytes].view(self._dtype).copy_(values)
             return
         if values.dtype != self._dtype:
-            values = self._staged[rank] = values.to(self._dtype)  # kept until the flush
+            values = values.to(self._dtype)
+            self._staged[rank, part.start] = values  # kept until the flush
         window.write(rank, offset, values)
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
@@ -103,8 +125,17 @@ class TopKWire:
         """The number of elements sent, then int32 positions, then float32 values."""
         return _HEADER_BYTES + 8 * self._capacity(num_elements)
 
-    def write(self, window: DataWindow, rank: int, offset: int, gradient: torch.Tensor, shard: Shard) -> None:
+    def write(
+        self,
+        window: DataWindow,
+        rank: int,
+        offset: int,
+        gradient: torch.Tensor,
+        shard: Shard,
+        part: Shard | None = None,
+    ) -> None:
         """Send the largest elements of gradient plus residual, keep the rest."""
+        assert part is None or part == shard
         if self._residual is None:
             self._residual = torch.zeros_like(gradient)
         residual = self._residual[shard.start : shard.stop].add_(gradient[shard.start : shard.stop])

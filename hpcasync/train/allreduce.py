@@ -103,6 +103,9 @@ class AllreduceExchange:
         self._num_drawn += 1
         return self._ticket(number)
 
+    def expect_gradient(self) -> None:
+        """Nothing: Horovod's allreduce is of the whole gradient."""
+
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Sum over all workers, make the optimizer step, and hear from rank 0 whether to go on."""
         # Sums over all workers, then which of them take part: not one without batches or whose gradient was rejected.

@@ -4,6 +4,7 @@ import torch
 
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.server import SaveRequest
@@ -20,6 +21,7 @@ class AsynchronousExchange:
 
     Args:
         client: access to the servers.
+        flat: the model's parameters and gradient.
         tickets: order in which batches are handed out.
         plan: the batches.
         num_epochs: passes over the corpus after which there are no more batches; 0: endless.
@@ -29,6 +31,7 @@ class AsynchronousExchange:
     def __init__(
         self,
         client: Client,
+        flat: FlatParameters,
         tickets: TicketSequence,
         plan: BatchPlan,
         *,
@@ -36,6 +39,7 @@ class AsynchronousExchange:
         timeline: Timeline,
     ) -> None:
         self._client = client
+        self._flat = flat
         self._tickets = tickets
         self._plan = plan
         self._num_epochs = num_epochs
@@ -59,20 +63,19 @@ class AsynchronousExchange:
             return None
         return ticket
 
+    def expect_gradient(self) -> None:
+        """Nothing: the gradient is pushed once it is complete."""
+
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Write the gradient into this worker's slot at the servers."""
         if not contribution.tickets:
             return
-        record = PushRecord(
-            self._version,
-            contribution.target_tokens,
-            contribution.loss_sum,
-            contribution.source_tokens,
-            contribution.compute_seconds,
-            contribution.tickets,
-        )
         with self._timeline.span("push"):
-            is_pushed = self._client.push(gradient, record)
+            is_pushed = self._client.push(gradient, self._record(contribution))
+        self._go_on(is_pushed)
+
+    def _go_on(self, is_pushed: bool) -> None:
+        """After a push: wait as configured."""
         if not is_pushed:
             self._is_finished = True
         elif not self._is_finished:
@@ -84,6 +87,16 @@ class AsynchronousExchange:
         if not self._is_finished:
             with self._timeline.span("pull"):
                 self._version = self._client.pull(parameters)
+
+    def _record(self, contribution: Contribution) -> PushRecord:
+        return PushRecord(
+            self._version,
+            contribution.target_tokens,
+            contribution.loss_sum,
+            contribution.source_tokens,
+            contribution.compute_seconds,
+            contribution.tickets,
+        )
 
     def close(self) -> None:
         """Say goodbye to the coordinator."""

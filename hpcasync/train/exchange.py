@@ -35,6 +35,9 @@ class Exchange(Protocol):
     def draw(self) -> int | None:
         """The ticket of the next batch, or None where there is none for this worker now."""
 
+    def expect_gradient(self) -> None:
+        """The backward pass that is about to begin completes the gradient: pushing it may begin."""
+
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Give away a [num_elements] float32 gradient, summed (not averaged) over its tokens. May overwrite it."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import gather_hosts, require_same, together
+from hpcasync.comm.mpi import gather_hosts, require_same, require_threads, together
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
@@ -30,6 +30,7 @@ from hpcasync.train.console import Console
 from hpcasync.train.corpus_checks import open_corpus
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
 from hpcasync.train.recorder import Recorder
 from hpcasync.train.resources import Resources, settle_resources
 from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
@@ -201,7 +202,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         supervisor.start()
     is_over = comm.bcast(supervisor is not None and supervisor.should_stop(), root=0)
     if not is_over:
-        run_worker(step, exchange, flat.parameters, flat.gradient, setup.timeline, slowdown=_slowdown(setup))
+        run_worker(step, exchange, flat, setup.timeline, slowdown=_slowdown(setup))
     if supervisor is not None:
         request = supervisor.final_request()
         if request is not None:
@@ -281,15 +282,15 @@ def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
 
 def _work(setup: _Setup, engine: Engine) -> None:
     step = GradientStep(setup.config, setup.model, setup.flat, setup.plan)
-    exchange = AsynchronousExchange(
-        engine.client,
-        setup.state.ledger.remaining(),
-        setup.plan,
-        num_epochs=setup.config.stop.epochs,
-        timeline=setup.timeline,
+    config, client, tickets = setup.config, engine.client, setup.state.ledger.remaining()
+    if config.exchange.overlap != "none":
+        require_threads(f"exchange.overlap={config.exchange.overlap}")
+    kind = {"none": AsynchronousExchange, "push": PushOverlappedExchange, "full": OverlappedExchange}
+    exchange = kind[config.exchange.overlap](
+        client, setup.flat, tickets, setup.plan, num_epochs=config.stop.epochs, timeline=setup.timeline
     )
     engine.start()
-    run_worker(step, exchange, setup.flat.parameters, setup.flat.gradient, setup.timeline, slowdown=_slowdown(setup))
+    run_worker(step, exchange, setup.flat, setup.timeline, slowdown=_slowdown(setup))
     exchange.close()
 
 

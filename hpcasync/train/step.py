@@ -33,10 +33,11 @@ class GradientStep:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
         # GradScaler unscales the gradients of an optimizer's parameters: here, the flat vector.
         self._carrier = torch.optim.SGD([torch.nn.Parameter(flat.parameters)], lr=0.0)
-        self._carrier.param_groups[0]["params"][0].grad = flat.gradient
 
-    def run(self, draw: Callable[[], int | None]) -> Contribution:
+    def run(self, draw: Callable[[], int | None], before_last: Callable[[], None] = lambda: None) -> Contribution:
         """Compute the gradient of up to accumulate.local batches; fewer, even none, where `draw` has no more.
+
+        `before_last` is called before the backward pass of the last of them.
 
         A gradient that is not finite is given the weight 0.
         """
@@ -48,6 +49,8 @@ class GradientStep:
         while len(tickets) < self._num_batches and (ticket := draw()) is not None:
             started = time.perf_counter()
             batch = self._plan.batch(ticket).to(self._device)
+            if len(tickets) == self._num_batches - 1:
+                before_last()
             loss_sum = loss_sum + self._backward(ticket, batch.source, batch.target_input, batch.target_output)
             tickets.append(ticket)
             target_tokens += batch.num_target_tokens
@@ -71,6 +74,7 @@ class GradientStep:
     def _finish(self) -> bool:
         """Unscale; return whether the gradient is finite."""
         if self._scaler.is_enabled():
+            self._carrier.param_groups[0]["params"][0].grad = self._flat.gradient
             self._scaler.unscale_(self._carrier)
             self._scaler.update()
         # A norm is one pass over the gradient, and is not finite where any element is not.

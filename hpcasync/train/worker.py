@@ -2,8 +2,7 @@
 
 import time
 
-import torch
-
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Exchange
 from hpcasync.train.step import GradientStep
@@ -12,8 +11,7 @@ from hpcasync.train.step import GradientStep
 def run_worker(
     step: GradientStep,
     exchange: Exchange,
-    parameters: torch.Tensor,
-    gradient: torch.Tensor,
+    flat: FlatParameters,
     timeline: Timeline,
     *,
     slowdown: float = 1.0,
@@ -23,17 +21,16 @@ def run_worker(
     Args:
         step: computes gradients.
         exchange: what the mode is.
-        parameters: [num_elements] float32 that the model's parameters are views of.
-        gradient: [num_elements] float32 that `step` sums gradients into.
+        flat: parameters and gradient of the model; the exchange may put other vectors in their place.
         timeline: records the computation; what is around it is the exchange's to record.
         slowdown: how many times as long each computation is made to take, for experiments.
     """
-    exchange.pull(parameters)
+    exchange.pull(flat.parameters)
     while not exchange.is_finished:
         tokens: list[int] = []
         with timeline.span("compute", tokens=tokens):
-            contribution = step.run(exchange.draw)
+            contribution = step.run(exchange.draw, exchange.expect_gradient)
             time.sleep((slowdown - 1) * contribution.compute_seconds)
             tokens.append(contribution.target_tokens)
-        exchange.push(gradient, contribution)
-        exchange.pull(parameters)
+        exchange.push(flat.gradient, contribution)
+        exchange.pull(flat.parameters)

@@ -4,6 +4,8 @@ A real Transformer with dropout (seeded by the batch), clipping and averaged par
 update, which is computed before it, and the averaged parameters at the end.
 """
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,16 @@ def one_worker(trainer: Trainer) -> Run:
     return trainer(2, "mode=async", "exchange.pull=applied", "name=one", STOP)
 
 
-def local_training(config: Config, corpus: TinyCorpus) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Plain training in this process: losses of the updates, averaged parameters at the end."""
+def local_training(config: Config, corpus: TinyCorpus, delay: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Plain training in this process: losses of the updates, averaged parameters at the end.
+
+    With a `delay` gradients are computed from parameters so many updates old, in a second copy of the model.
+    """
     prepared, plan = PreparedCorpus.open(corpus.path), corpus.plan(config)
     source, target = prepared.source_vocabulary, prepared.target_vocabulary
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
+    older, history = copy.deepcopy(model), [copy.deepcopy(model.state_dict())]
     settings = config.optimizer
     optimizer = torch.optim.Adam(model.parameters(), betas=settings.betas, eps=settings.eps)
     averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -47,16 +53,20 @@ def local_training(config: Config, corpus: TinyCorpus) -> tuple[list[float], dic
     for number in range(1, NUM_UPDATES + 1):
         batch = plan.batch(number - 1)
         torch.manual_seed(config.seed * 1_000_003 + number - 1)
-        optimizer.zero_grad()
-        loss, negative_log_likelihood = model.summed_loss(
+        older.load_state_dict(history[max(0, number - 1 - delay)])
+        older.zero_grad()
+        loss, negative_log_likelihood = older.summed_loss(
             batch.source, batch.target_input, batch.target_output, settings.label_smoothing
         )
         torch.autograd.backward(loss / batch.num_target_tokens)
+        for parameter, computed in zip(model.parameters(), older.parameters(), strict=True):
+            parameter.grad = computed.grad
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         warmup = config.schedule.warmup
         rate = settings.learning_rate * min(number / warmup, (warmup / number) ** 0.5)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
+        history.append(copy.deepcopy(model.state_dict()))
         decay = min(settings.ema_decay, (1 + number) / (10 + number))
         for name, parameter in model.named_parameters():
             averages[name] = decay * averages[name] + (1 - decay) * parameter.detach()
@@ -72,16 +82,35 @@ def assert_same(run: Run, losses: list[float], parameters: dict[str, Any]) -> No
         np.testing.assert_allclose(actual[name], np.asarray(array), RELATIVE, ABSOLUTE, err_msg=name)
 
 
-def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        losses, parameters = local_training(one_worker.config, tiny_corpus)
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) -> None:
+    losses, parameters = local_training(one_worker.config, tiny_corpus)
     assert one_worker.summary["staleness"]["max"] == 0
     assert len(losses) == NUM_UPDATES and losses[-1] < losses[0]
     assert_same(one_worker, losses, parameters)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_overlap_of_pull_and_push_is_training_one_update_late(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
+    late = trainer(3, "mode=async", "exchange.overlap=full", "roles.servers=2", "name=late", STOP)
+    assert late.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
+    losses, parameters = local_training(late.config, tiny_corpus, delay=1)
+    assert_same(late, losses, parameters)
+
+
+def test_pushing_during_backward_does_not_change_the_result(one_worker: Run, trainer: Trainer) -> None:
+    overlap = trainer(
+        3, "mode=async", "exchange.pull=applied", "exchange.overlap=push", "roles.servers=2", "name=push", STOP
+    )
+    assert_same(overlap, one_worker.losses, one_worker.parameters(SNAPSHOT))
 
 
 def test_servers_do_not_change_the_result(one_worker: Run, trainer: Trainer) -> None:

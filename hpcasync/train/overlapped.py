@@ -1,0 +1,112 @@
+"""Workers whose transfers run beside their computation (exchange.overlap)."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from hpcasync.data.batches import BatchPlan
+from hpcasync.ps.client import Client
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.overlap import GradientStream
+from hpcasync.ps.tickets import TicketSequence
+from hpcasync.timeline import Timeline
+from hpcasync.train.asynchronous import AsynchronousExchange
+from hpcasync.train.exchange import Contribution
+
+
+class PushOverlappedExchange(AsynchronousExchange):
+    """Pushes buckets of the gradient while backward makes the rest; waits and pulls as without overlap."""
+
+    def __init__(
+        self,
+        client: Client,
+        flat: FlatParameters,
+        tickets: TicketSequence,
+        plan: BatchPlan,
+        *,
+        num_epochs: int,
+        timeline: Timeline,
+    ) -> None:
+        super().__init__(client, flat, tickets, plan, num_epochs=num_epochs, timeline=timeline)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        self._stream = GradientStream(client, flat, self._executor)
+
+    def expect_gradient(self) -> None:
+        """Buckets may leave."""
+        self._stream.begin()
+
+    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+        """Push what is left."""
+        if not contribution.tickets:
+            return
+        with self._timeline.span("push"):
+            is_pushed = self._stream.end(self._record(contribution)).result()
+        self._go_on(is_pushed)
+
+    def close(self) -> None:
+        """End the thread, and say goodbye to the coordinator."""
+        self._executor.shutdown()
+        super().close()
+
+
+class OverlappedExchange(PushOverlappedExchange):
+    """Pushes and pulls while the next gradient is being computed; gradients are one update staler for it.
+
+    Two parameter vectors and two gradients take turns: the computation has one of each, the transfer the other.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        flat: FlatParameters,
+        tickets: TicketSequence,
+        plan: BatchPlan,
+        *,
+        num_epochs: int,
+        timeline: Timeline,
+    ) -> None:
+        super().__init__(client, flat, tickets, plan, num_epochs=num_epochs, timeline=timeline)
+        self._other_parameters = torch.empty_like(flat.parameters)
+        self._other_gradient = torch.empty_like(flat.gradient)
+        self._transfer: Future[int | None] | None = None
+        self._has_parameters = False
+
+    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+        """Hand the gradient to the thread, and take what the transfer before has brought."""
+        if not contribution.tickets:
+            return
+        pushed = self._stream.end(self._record(contribution))
+        with self._timeline.span("wait"):
+            self._collect()
+        self._flat.use_gradient(self._other_gradient)
+        self._other_gradient = gradient
+        self._transfer = self._executor.submit(self._wait_and_pull, pushed, self._other_parameters)
+
+    def pull(self, parameters: torch.Tensor) -> None:
+        """The first time pull; then `push` has put the newest parameters that are there in place."""
+        if not self._has_parameters:
+            super().pull(parameters)
+            self._has_parameters = True
+
+    def close(self) -> None:
+        """Complete the last push."""
+        self._collect()
+        super().close()
+
+    def _wait_and_pull(self, pushed: "Future[bool]", parameters: torch.Tensor) -> int | None:
+        """Returns the version in `parameters`, None if training has ended."""
+        if not pushed.result() or not self._client.wait():
+            return None
+        return self._client.pull(parameters)
+
+    def _collect(self) -> None:
+        """Wait for the transfer of the gradient before; swap its parameters in."""
+        if self._transfer is None:
+            return
+        version, self._transfer = self._transfer.result(), None
+        if version is None:
+            self._is_finished = True
+        elif version != self._version:
+            parameters = self._flat.parameters
+            self._flat.use_parameters(self._other_parameters)
+            self._other_parameters, self._version = parameters, version
