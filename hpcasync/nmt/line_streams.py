@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -68,8 +68,16 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         stream = path.open("wb")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    with stream:
+    try:
         yield stream
+    except BaseException:
+        with suppress(OSError):  # what could not be written before cannot be written now either
+            stream.close()
+        raise
+    try:
+        stream.close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_line(line: str, stream: BinaryIO, name: str) -> None:

@@ -149,7 +149,7 @@ def preparing(name: str, more: str, *says: str, cure: str, damage: Prepare = not
 
 
 PREPARING = [
-    preparing("text missing", "", "absent.de", cure="cannot read", damage=rename("train.de", "absent")),
+    preparing("text missing", "", "train.de", "No such file", cure="cannot read", damage=rename("train.de", "absent")),
     preparing("unequal lines", "", "train.en has", "train.de has", cure="line n of one must be the translation",
               damage=change("train.de", lambda t: t + b"noch eine\n")),
     preparing("empty text", "", "train.en", cure="are empty",
@@ -161,15 +161,15 @@ PREPARING = [
     preparing("one side twice", "--valid train.en train.en", "train.en", cure="name the two sides"),
     preparing("vocabulary too large", "--vocab-size 9000", "--vocab-size 9000 is too large", cure="at most"),
     preparing("vocabulary too small", "--vocab-size 9", "--vocab-size 9 is too small", cure="raise it"),
-    preparing("out is in use", "--out corpus", "--out corpus already holds", cure="--overwrite"),
-    preparing("out is something else", "--out run", "--out run holds something", cure="name another"),
-    preparing("out is a file", "--out run.yaml", "--out run.yaml is a file", cure="name a directory"),
+    preparing("out is in use", "--out corpus", "--out ", "/corpus already holds", cure="--overwrite"),
+    preparing("out is something else", "--out run", "--out ", "/run holds something", cure="name another"),
+    preparing("out is a file", "--out run.yaml", "--out ", "/run.yaml is a file", cure="name a directory"),
     preparing("out below a file", "--out run.yaml/new", "run.yaml", cure="cannot write"),
     preparing("out cannot be", "--out /proc/new", "/proc", cure="cannot write"),
     preparing("model missing", "--source-model absent.spm", "absent.spm", cure="cannot read the SentencePiece model"),
     preparing("model is garbage", "--source-model run.yaml", "run.yaml is no SentencePiece model", cure="spm_train"),
     preparing("joint of two", "--joint --source-model corpus/source.spm", "--joint", cure="the same file"),
-    preparing("all filtered", "--max-length 1", "no pair", cure="exceed --max-length 1"),
+    preparing("all filtered", "--vocab-size 30 --max-length 1", "no pair", cure="exceed --max-length 1"),
     preparing("no number", "--vocab-size many", "--vocab-size", cure="not a valid integer"),
     Case("unknown corpus", "data fetch multi31k new", ("multi31k",), "multi30k"),
     Case("unknown language", "data fetch embedded new --target xx", ("xx",), "de"),

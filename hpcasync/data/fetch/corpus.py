@@ -3,7 +3,7 @@
 import filecmp
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,7 @@ def in_place_when_complete(directory: Path) -> Iterator[Path]:
         UserError: `directory` has a file of that name with other content, or cannot be written.
     """
     partial = directory / _PARTIAL_NAME
+    is_new = not directory.exists()
     try:
         partial.mkdir(parents=True, exist_ok=True)
         _remove_files(partial)
@@ -76,6 +77,9 @@ def in_place_when_complete(directory: Path) -> Iterator[Path]:
         if partial.is_dir():
             _remove_files(partial)
             partial.rmdir()
+        if is_new:
+            with suppress(OSError):  # it holds the corpus, or was never made
+                directory.rmdir()
 
 
 def _remove_files(directory: Path) -> None:
