@@ -135,7 +135,7 @@ def _without_gradients(
 
     workload, told = find_workload(config, parameters)
     click.echo(told, err=is_json)
-    make_times = times_of(cluster)
+    make_times = times_of(cluster, config.straggler)
     if sweep_workers:
         comparisons = sweep.compare_sizes(config, cluster, workload, make_times, sweep_workers, steps)
         if is_json:
@@ -169,7 +169,7 @@ def _with_gradients(config: Config, cluster: "ClusterConfig", forced: tuple[int,
     return run_simulated_training(
         config,
         cluster,
-        times_of(cluster),
+        times_of(cluster, config.straggler),
         delay=ForcedStaleness(*forced),
         num_threads=config.roles.worker_threads,
         overwrite=overwrite,

@@ -107,8 +107,9 @@ def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -
     accumulate = measure_accumulate()
     servers = [rank for rank in ranks if rank.role == "server"]
     shard = num_elements / config.num_servers
+    seconds = _mean(servers, "apply")
     num_pushes = np.mean([number for rank in servers for number in rank.num_pushes])
-    apply = (_mean(servers, "apply") - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
+    apply = (seconds - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
     return {
         "accumulate_seconds_per_element": accumulate,
         "apply_seconds_per_element": max(0.0, float(apply)),

@@ -20,7 +20,8 @@ from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig
 from hpcasync.simulate.forced_staleness import ForcedStaleness
 from hpcasync.simulate.synchronous import SynchronousCluster
-from hpcasync.simulate.throughput import MakeTimes, make_decisions
+from hpcasync.simulate.throughput import make_decisions
+from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes

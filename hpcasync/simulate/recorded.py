@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcasync.config import load_config
 from hpcasync.errors import UserError
 
 # Of each rank: the first batches pay for allocations and caches.
@@ -32,13 +33,17 @@ class RankTimes:
 
 
 def read_timelines(run_dir: Path) -> list[RankTimes]:
-    """The ranks of a run, in order.
+    """The ranks of a run, in order; a straggler's times as they would be without its being slowed down.
 
     Raises:
         UserError: there are no timelines, or they cannot be read.
     """
+    straggler = load_config(run_dir / "config.yaml").straggler
     paths = sorted(run_dir.glob("timeline-*.jsonl"))
     ranks = [rank for path in paths if (rank := _read(path)) is not None]
+    for rank in ranks:
+        if rank.role == "worker" and rank.index == straggler.worker:
+            rank.computed = [(tokens, seconds / straggler.slowdown) for tokens, seconds in rank.computed]
     if not any(rank.computed for rank in ranks):
         raise UserError(
             f"{run_dir} has no timelines of workers to take times from: train with logging.timeline=true, for more "

@@ -11,8 +11,8 @@ from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.train.optimizers import optimizer_factory
 
 # Larger than caches.
-_ELEMENTS = 1 << 23
-_REPEATS = 5
+_ELEMENTS = 1 << 22
+_REPEATS = 3
 
 
 def with_measured_speeds(cluster: ClusterConfig, optimizer: OptimizerConfig) -> ClusterConfig:
@@ -44,15 +44,15 @@ def measure_apply(optimizer: OptimizerConfig) -> float:
 
 
 def _shortest(action: Callable[[], object]) -> float:
-    """Seconds of the shortest run, on one thread: others that use the machine only lengthen it."""
+    """CPU seconds of the shortest run, on this thread alone: others that use the machine only lengthen it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds = []
         for _ in range(_REPEATS):
-            started = time.perf_counter()
+            started = time.thread_time()
             action()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.thread_time() - started)
         return min(seconds)
     finally:
         torch.set_num_threads(threads)

@@ -7,7 +7,8 @@ from typing import Any
 from hpcasync.config import Config
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.result import Throughput
-from hpcasync.simulate.throughput import MakeTimes, fewest_servers, measure_throughput
+from hpcasync.simulate.throughput import fewest_servers, measure_throughput
+from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.workload import Workload
 
 MOST_SERVERS = 256

@@ -11,9 +11,9 @@ from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import PushCounts, Update, UpdateState
 from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
 from hpcasync.simulate.cluster import ClusterConfig
-from hpcasync.simulate.compute_time import ComputeTimes
 from hpcasync.simulate.result import Throughput
 from hpcasync.simulate.synchronous import SynchronousCluster
+from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.timing import Costs, Usage
 from hpcasync.simulate.workload import Workload, push_and_pull_bytes
 
@@ -23,8 +23,6 @@ _WANTED_PUSHES = 20_000
 _FEWEST_UPDATES = 8
 # Servers are enough when more of them would not bring this much.
 _WORTHWHILE = 0.02
-
-MakeTimes = Callable[[ClusterConfig], ComputeTimes]
 
 
 def default_steps(num_workers: int) -> int:

@@ -69,7 +69,12 @@ class Simulator:
         config = self.config(**more)
         described = parse_cluster({"workers": workers, **(cluster or {})}, "test")
         code = run_simulated_training(
-            config, described, times_of(described), delay=delay or ForcedStaleness(), num_threads=1, overwrite=False
+            config,
+            described,
+            times_of(described, config.straggler),
+            delay=delay or ForcedStaleness(),
+            num_threads=1,
+            overwrite=False,
         )
         assert code == 0
         return config
@@ -308,6 +313,11 @@ def test_a_real_run_is_not_overwritten(simulate: Simulator, tmp_path: Path) -> N
     for overwrite, expected in ((False, "holds a run already"), (True, "holds a run that was not simulated")):
         with pytest.raises(UserError, match=expected):
             run_simulated_training(
-                config, cluster, times_of(cluster), delay=ForcedStaleness(), num_threads=1, overwrite=overwrite
+                config,
+                cluster,
+                times_of(cluster, config.straggler),
+                delay=ForcedStaleness(),
+                num_threads=1,
+                overwrite=overwrite,
             )
     assert (config.output_dir / "config.yaml").is_file()
