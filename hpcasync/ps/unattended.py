@@ -4,6 +4,7 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.ps.record import PushRecord
+from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.state import Update
 
@@ -49,7 +50,7 @@ class Unattended:
         """Keep it in memory."""
         self.final = vector
 
-    def shard_saved(self, name: str) -> None:
+    def shard_saved(self, saved: SavedShard) -> None:
         """Nothing."""
 
     def should_stop(self) -> bool:
@@ -59,10 +60,10 @@ class Unattended:
     def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
         """Nothing is saved by shards."""
 
-    def poll(self) -> list[str]:
+    def poll(self) -> list[SavedShard]:
         """Nothing is being saved."""
         return []
 
-    def wait(self) -> list[str]:
+    def wait(self) -> list[SavedShard]:
         """Nothing is being saved."""
         return []

@@ -1,0 +1,120 @@
+"""A model that has nothing to do with translation, trained by the engine: characters of Python's own manual.
+
+    mpirun -n 3 python -m mpi4py benchmarks/character_model.py --mode async-global
+
+The text is `pydoc_data.topics`, which every Python ships. Ranks: one server, the others workers. `sync` makes workers
+wait until their gradient has been applied: with as many pushes per update as workers that is synchronous training.
+"""
+
+import json
+import pydoc_data.topics
+import time
+
+import click
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcasync.config import OptimizerConfig
+from hpcasync.ps.client import Client
+from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.unattended import Unattended
+from hpcasync.train.optimizers import optimizer_factory
+
+LENGTH, BATCH = 128, 16
+
+
+class CharacterModel(nn.Module):
+    """A small causal Transformer over bytes."""
+
+    def __init__(self, dim: int = 96, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, dim)
+        self.position = nn.Parameter(0.02 * torch.randn(LENGTH, dim))
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.output = nn.Linear(dim, 256)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(LENGTH), persistent=False)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """Summed negative log likelihood, in nats, of text[:, 1:] given what is before; text [B, LENGTH + 1] int64."""
+        hidden = self.embedding(text[:, :-1]) + self.position
+        hidden = self.layers(hidden, mask=self.mask, is_causal=True)
+        return nn.functional.cross_entropy(self.output(hidden).flatten(0, 1), text[:, 1:].flatten(), reduction="sum")
+
+
+def corpus() -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and held-out text as bytes, int64."""
+    topics = pydoc_data.topics.topics
+    text = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    data = torch.tensor(list(text), dtype=torch.int64)
+    return data[: -len(data) // 10], data[-len(data) // 10 :]
+
+
+def batch(data: torch.Tensor, ticket: int) -> torch.Tensor:
+    """[BATCH, LENGTH + 1] pieces of text; the ticket alone decides which."""
+    starts = torch.randint(len(data) - LENGTH - 1, (BATCH,), generator=torch.Generator().manual_seed(ticket))
+    return torch.stack([data[start : start + LENGTH + 1] for start in starts.tolist()])
+
+
+def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torch.Tensor) -> None:
+    """A worker: pull, compute, push, until the servers have had enough."""
+    while not client.should_stop():
+        version = client.pull(flat.parameters)
+        ticket = client.draw()
+        text = batch(data, ticket)
+        flat.gradient.zero_()
+        started = time.perf_counter()
+        loss = model(text)
+        loss.backward()
+        seconds, num_tokens = time.perf_counter() - started, text[:, 1:].numel()
+        record = PushRecord(version, num_tokens, loss.item(), num_tokens, seconds, (ticket,))
+        if not (client.push(flat.gradient, record) and client.wait()):
+            break
+    client.finish()
+
+
+@click.command()
+@click.option("--mode", type=click.Choice(["sync", "async", "async-global"]), default="async-global", show_default=True)
+@click.option("--updates", type=int, default=300, show_default=True, help="Of as many gradients as there are workers.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
+    """Train, and print what came out as one line of JSON."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    comm = MPI.COMM_WORLD
+    num_workers = comm.size - 1
+    model = CharacterModel()
+    flat = FlatParameters(model)
+    group = 1 if mode == "async" else num_workers
+    options = EngineOptions(
+        pushes_per_update=group, pull="applied" if mode == "sync" else "handled", clip_norm=1.0, ema_decay=0.99
+    )
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
+    train, held_out = corpus()
+    observer = Unattended(learning_rate, updates * num_workers // group)
+    started = time.perf_counter()
+    if engine.is_server:
+        engine.serve(observer, observer)
+    else:
+        engine.start()
+        work(engine.client, model, flat, train)
+    seconds = time.perf_counter() - started
+    engine.close()
+    if engine.is_coordinator:
+        assert observer.final is not None
+        flat.parameters.copy_(observer.final)
+        with torch.no_grad():
+            text = torch.cat([batch(held_out, -1 - number) for number in range(8)])
+            nats = model(text).item() / text[:, 1:].numel()
+        staleness, counts = engine.counts.staleness, engine.counts
+        mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
+        result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
+        print(json.dumps(result | {"staleness": mean, "learning_rate": learning_rate, "seed": seed}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
