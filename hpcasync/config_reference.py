@@ -20,14 +20,14 @@ class Key:
     description: str
 
 
-def all_keys() -> list[Key]:
+def all_keys(schema: type[BaseModel] = Config) -> list[Key]:
     """Every key, in the order of the schema."""
-    return list(_keys(Config, ""))
+    return list(_keys(schema, ""))
 
 
-def markdown_table() -> str:
+def markdown_table(schema: type[BaseModel] = Config) -> str:
     """The keys as a Markdown table."""
-    rows = [f"| `{key.name}` | {key.default} | {key.description} |" for key in all_keys()]
+    rows = [f"| `{key.name}` | {key.default} | {key.description} |" for key in all_keys(schema)]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
