@@ -10,7 +10,7 @@ from hpcasync.experiment.plan import PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.experiment.status import Status
 
-SWEEP_SCRIPT = Path("slurm/sweep.sbatch")
+_SWEEP_SCRIPT = Path(__file__).parents[2] / "slurm" / "sweep.sbatch"
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,15 @@ def make_arrays(experiment: Experiment, work: Sequence[tuple[PlannedRun, Status]
         directory: of the experiment, on a file system that the nodes share.
 
     Raises:
-        UserError: the runs are simulated, or their ranks cannot be dealt out evenly to the nodes.
+        UserError: the runs are simulated, their ranks cannot be dealt out evenly to the nodes, or the batch scripts are
+            not there.
     """
     if experiment.run == "simulated":
         raise UserError("--slurm is for real runs: a simulation needs no cluster, leave --slurm out")
+    if not _SWEEP_SCRIPT.is_file():
+        raise UserError(
+            f"there is no {_SWEEP_SCRIPT}, which --slurm needs: install hpcasync with pip install -e CHECKOUT"
+        )
     by_ranks: dict[int, list[tuple[PlannedRun, Status]]] = {}
     for run, status in work:
         by_ranks.setdefault(run.num_ranks, []).append((run, status))
@@ -80,6 +85,11 @@ def _array(experiment: Experiment, num_ranks: int, work: Sequence[tuple[PlannedR
         (
             "sbatch", "--parsable", "--array", f"1-{len(work)}", "--nodes", str(nodes),
             "--ntasks-per-node", str(num_ranks // nodes), "--output", str(directory / "logs" / "%x-%A_%a.out"),
-            *experiment.slurm.options, str(SWEEP_SCRIPT), str(experiment.base), str(file),
+            *experiment.slurm.options, _shown(_SWEEP_SCRIPT), str(experiment.base), str(file),
         ),
     )  # fmt: skip
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

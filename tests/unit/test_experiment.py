@@ -21,6 +21,7 @@ from hpcasync.experiment.plan import PlannedRun, experiment_directory, plan_runs
 from hpcasync.experiment.schema import Experiment, load_experiment
 from hpcasync.experiment.status import Status, status_of
 
+ROOT = Path(__file__).parents[2]
 MODES = {
     "sync": {"mode": "sync"},
     "global": {"mode": "async-global", "accumulate.global": 2},
@@ -202,7 +203,8 @@ def test_jobs_and_threads_share_the_cores(tmp_path: Path) -> None:
     assert threads_of(runs[0], 1, 64) is None and threads_of(runs[0], 4, 64) == 8 and threads_of(runs[1], 8, 8) == 1
 
 
-def test_arrays_hold_runs_of_one_size(tmp_path: Path) -> None:
+def test_arrays_hold_runs_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     experiment, runs = plan(tmp_path, axes={"method": MODES, "seed": [1]}, slurm={"options": ["--gpus-per-node", "2"]})
     work = [(runs[0], Status.NEW), (runs[1], Status.INTERRUPTED), (runs[2], Status.NEW)]
     sync, others = make_arrays(experiment, work, tmp_path)
