@@ -18,10 +18,10 @@ FEW = "stop={updates: 4}"
 @pytest.fixture(scope="module")
 def submitter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
     """A user's directory, with a corpus, that all hosts share."""
-    reason = reason_to_skip() or reason_without_hosts()
+    reason = reason_to_skip()
     if reason and os.environ.get("HPCASYNC_REQUIRE_SLURM") == "1":
         pytest.fail(f"HPCASYNC_REQUIRE_SLURM=1, but {reason}")
-    if reason:
+    if reason := reason or reason_without_hosts():
         pytest.skip(reason)
     directory = tmp_path_factory.mktemp("slurm-hosts")
     make_directory(directory)

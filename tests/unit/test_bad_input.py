@@ -85,7 +85,7 @@ CONFIGURATION = [
     setting("no =", "seed", "override 'seed'", cure="of the form key=value"),
     setting("no key", "=3", "override '=3'", cure="of the form key=value"),
     setting("no YAML in a value", "'seed=[1'", "override 'seed=[1'", cure="no valid YAML"),
-    setting("below a value", "seed.deep=3", "override 'seed.deep=3'", cure="seed is a value, not a section"),
+    setting("below a value", "name.deep=3", "override 'name.deep=3'", cure="name is a value, not a section"),
     Case("both flags", "train run.yaml --resume --overwrite", ("--resume", "--overwrite"), "exclude each other"),
     Case("no configuration", "train", ("CONFIG",), "Missing argument"),
     Case("unknown option", "train run.yaml --resum", ("--resum",), "--resume"),
