@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hpcasync.report.palette import ACTIVITY_COLOURS, group_colours
 from hpcasync.report.report import Report
@@ -90,6 +91,8 @@ def _draw_thresholds(results: Sequence[Result], axis: Axes) -> None:
         points = [(bleu, reached.seconds.mean / 60) for bleu, reached in result.reached.items() if reached.seconds]
         axis.plot([bleu for bleu, _ in points], [time for _, time in points], "o-", color=colour, markersize=4)
     axis.set_ylim(bottom=0)
+    if not any(reached.seconds for result in results for reached in result.reached.values()):
+        axis.text(0.5, 0.5, "no score to tell times for", transform=axis.transAxes, ha="center", color="#6f6a62")
     _name(axis, "Time to BLEU", "BLEU (validation)", "training time (min)")
 
 
@@ -109,6 +112,8 @@ def _draw_bars(report: Report, throughput: Axes, staleness: Axes) -> None:
             offset = (index - (len(colours) - 1) / 2) * width
             staleness.bar(np.arange(len(counts)) + offset, counts / counts.sum(), width, color=colour)
     throughput.set_xticks([])
+    staleness.xaxis.set_major_locator(MaxNLocator(integer=True))
+    staleness.yaxis.set_major_formatter(PercentFormatter(1.0))
     _name(throughput, "Throughput", "", "target tokens per second")
     _name(staleness, "Staleness", "updates", "share of gradients")
 

@@ -1,12 +1,16 @@
 """Reports: how runs are grouped, what is computed of them, and what is written."""
 
+import base64
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from recorded_runs import make_run
+from PIL import Image
+from recorded_runs import make_run, write_timeline
 
 from hpcasync.cli.report import report as report_command
 from hpcasync.errors import UserError
@@ -14,8 +18,10 @@ from hpcasync.report.groups import differing_keys, group_runs
 from hpcasync.report.report import make_report
 from hpcasync.report.results import Spread, default_thresholds, make_results, time_to
 from hpcasync.report.run import load_run
+from hpcasync.report.spans import read_timelines
 from hpcasync.report.table import markdown, result_cells, time_cells
-from hpcasync.report.write import as_json, as_markdown
+from hpcasync.report.timeline_view import pack_timeline
+from hpcasync.report.write import as_json, as_markdown, write_report
 
 
 def test_a_run_is_read_with_the_last_record_of_each_update(tmp_path: Path) -> None:
@@ -219,3 +225,40 @@ def test_the_command_writes_what_is_asked_for(tmp_path: Path) -> None:
 def test_wrong_options_are_explained(tmp_path: Path, arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(report_command, [str(make_run(tmp_path, "sync")), *arguments])
     assert isinstance(result.exception, UserError) and message in str(result.exception)
+
+
+def test_a_page_and_a_picture_of_runs_with_and_without_records(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, "sync"), make_run(tmp_path, "async-global", accumulate={"global": 2}, scores=())]
+    paths.append(make_run(tmp_path, "async", is_finished=False))
+    write_timeline(paths[1], 0, "worker", 0, 0.0, [["compute", 0.0, 1.0], ["push", 1.0, 0.5]])
+    made = make_report(paths, title="A <b> title")
+    for name in ("report.html", "report.png"):
+        write_report(made, tmp_path / name, name.rpartition(".")[2])
+    page = (tmp_path / "report.html").read_text()
+    assert "A &lt;b&gt; title" in page and "<b> title" not in page
+    assert "1 run not finished" in page and 'id="bleu-time"' in page and 'id="timeline-bars"' in page
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.format == "PNG" and min(image.size) > 1000
+    bare = make_report([make_run(tmp_path / "bare", "async", scores=())])
+    write_report(bare, tmp_path / "bare.html", "html")
+    write_report(bare, tmp_path / "bare.png", "png")
+    assert "No snapshot has been scored" in (tmp_path / "bare.html").read_text()
+
+
+def test_spans_beyond_what_a_page_bears_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(tmp_path, "async")
+    write_timeline(run_dir, 0, "worker", 0, 0.0, [["compute", float(second), 0.5] for second in range(100)])
+    ranks = read_timelines(run_dir)
+    whole = pack_timeline("whole", ranks, 0.0, None)
+    assert whole["cut"] is None and whole["seconds"] == 99.5
+    part = pack_timeline("part", ranks, 10.0, 20.0)
+    assert part["cut"] == 20.0 and _starts(part) == [float(second) for second in range(10, 21)]
+    monkeypatch.setattr("hpcasync.report.timeline_view.MAX_SPANS", 30)
+    short = pack_timeline("short", ranks, 0.0, None)
+    assert short["cut"] == 30.0 and len(_starts(short)) == 31
+    # The overview and the totals are of the whole run all the same.
+    assert short["overview"] == whole["overview"] and short["ranks"][0]["totals"] == whole["ranks"][0]["totals"]
+
+
+def _starts(packed: dict[str, Any]) -> list[float]:
+    return list(np.frombuffer(base64.b64decode(packed["ranks"][0]["start"]), "<f8"))
