@@ -87,7 +87,8 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     setup.timeline = together(comm, lambda: _open_timeline(setup))
     supervisor = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
     setup.timeline.close()
-    return comm.bcast(0 if supervisor is None else supervisor.exit_code, root=setup.roles.coordinator_rank)
+    exit_code: int = comm.bcast(0 if supervisor is None else supervisor.exit_code, root=setup.roles.coordinator_rank)
+    return exit_code
 
 
 def _open_timeline(setup: _Setup) -> Timeline:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm.mpi import together
 from hpcasync.comm.roles import Roles
 from hpcasync.config import Config
 from hpcasync.train.cores import bind, describe_cores, share_cores
@@ -34,7 +35,7 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
     """Choose cores, threads and device of this rank and set the first two (collective).
 
     Raises:
-        UserError: a GPU is asked for and not there; only once all ranks have come so far.
+        UserError: on every rank, if a GPU is asked for on a rank whose host has none.
     """
     cores = comm.allgather(frozenset(os.sched_getaffinity(0)))
     threads = [choose_threads(config, roles, rank, cores) for rank in range(comm.size)]
@@ -42,20 +43,27 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
         cores = share_cores(roles, threads, cores)
         bind(cores[comm.rank])
     torch.set_num_threads(threads[comm.rank])
-    check_scoring_device(config, roles, comm.rank)
-    device = choose_device(config, roles, comm.rank)
-    lines = (*describe_cores(roles, cores), *describe_devices(config, roles))
+    device = together(comm, lambda: _choose_devices(config, roles, comm.rank))
+    # Gathered, since the coordinator's host need not have what the workers' hosts have.
+    lines = (*describe_cores(roles, cores), *describe_gpus(roles, comm.allgather(str(device))))
     return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, lines)
 
 
-def describe_devices(config: Config, roles: Roles) -> Sequence[str]:
-    """The GPU of each worker, host by host; nothing where all compute on the CPU."""
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return []
+def describe_gpus(roles: Roles, devices: Sequence[str]) -> list[str]:
+    """The GPU of each worker, host by host; nothing for hosts where all compute on the CPU.
+
+    Args:
+        roles: of the job.
+        devices: torch's name of the device of each world rank.
+    """
     lines = []
     for host in dict.fromkeys(roles.hosts):
-        workers = [rank for rank in roles.ranks_on_host(host) if not roles.is_server(rank)]
-        if workers:
-            chosen = ", ".join(f"rank {rank} {choose_device(config, roles, rank)}" for rank in workers)
-            lines.append(f"GPUs of {host}: {chosen}")
+        chosen = [f"rank {rank} {devices[rank]}" for rank in roles.ranks_on_host(host) if devices[rank] != "cpu"]
+        if chosen:
+            lines.append(f"GPUs of {host}: {', '.join(chosen)}")
     return lines
+
+
+def _choose_devices(config: Config, roles: Roles, world_rank: int) -> torch.device:
+    check_scoring_device(config, roles, world_rank)
+    return choose_device(config, roles, world_rank)

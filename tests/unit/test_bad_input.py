@@ -141,6 +141,7 @@ CORPORA = [
 ]  # fmt: skip
 
 PREPARE = "data prepare train.en train.de --out new --vocab-size 50"
+WITH_MODELS = "--source-model corpus/source.spm --target-model corpus/target.spm --processes 1"
 
 
 def preparing(name: str, more: str, *says: str, cure: str, damage: Prepare = nothing) -> Case:
@@ -169,7 +170,7 @@ PREPARING = [
     preparing("model missing", "--source-model absent.spm", "absent.spm", cure="cannot read the SentencePiece model"),
     preparing("model is garbage", "--source-model run.yaml", "run.yaml is no SentencePiece model", cure="spm_train"),
     preparing("joint of two", "--joint --source-model corpus/source.spm", "--joint", cure="the same file"),
-    preparing("all filtered", "--vocab-size 30 --max-length 1", "no pair", cure="exceed --max-length 1"),
+    preparing("all filtered", f"{WITH_MODELS} --max-length 1", "no pair", cure="exceed --max-length 1"),
     preparing("no number", "--vocab-size many", "--vocab-size", cure="not a valid integer"),
     Case("unknown corpus", "data fetch multi31k new", ("multi31k",), "multi30k"),
     Case("unknown language", "data fetch embedded new --target xx", ("xx",), "de"),

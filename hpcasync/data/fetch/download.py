@@ -23,14 +23,15 @@ def download(file: RemoteFile, directory: Path, mirror: Mirror, retry_seconds: S
     """
     path = directory / file.name
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_present(path, file)
             say(f"{path} is there already")
             return path
+        origin = mirror.locate(file)
+        directory.mkdir(parents=True, exist_ok=True)
         part = directory / f"{file.name}.part"
         with _locked(directory / f".{file.name}.lock"):
-            _receive_checked(file, part, mirror.locate(file), retry_seconds)
+            _receive_checked(file, part, origin, retry_seconds)
             if file.digest is None:
                 digest = file_digest(part)
                 _noted_digest(path).write_text(f"{digest}  {file.name}\n")
