@@ -79,7 +79,8 @@ class GradientStream:
         starts = [start for _, start in bounds] + [self._flat.num_elements]
         first = 0
         for number, (parameter, _) in enumerate(bounds):
-            parameter.register_post_accumulate_grad_hook(partial(self._complete, len(self._buckets)))
+            hook = partial(self._complete, len(self._buckets))
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             if starts[number + 1] - starts[first] >= BUCKET_ELEMENTS or number == len(bounds) - 1:
                 self._buckets.append(Shard(starts[first], starts[number + 1]))
                 self._sizes.append(number + 1 - first)

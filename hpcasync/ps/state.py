@@ -169,7 +169,8 @@ class UpdateState:
         A group that can grow no more is complete too: at the end of the corpus, and where every worker that is still
         active waits for its push to be applied.
         """
-        computing = (worker for worker in self._active if worker not in self._untold)
+        waiting = self._untold.keys() | self._waiting()
+        computing = (worker for worker in self._active if worker not in waiting)
         behind = (self._version + 1 - self._basis[worker] for worker in computing)  # looked at only where it matters
         return self._is_complete() and self._staleness.may_advance(behind)
 
@@ -178,8 +179,11 @@ class UpdateState:
             return False
         if len(self._group) >= self._pushes_per_update:
             return True
-        waiting = {push.worker for push in self._group} if self._pull_applied else set()
-        return self._active <= waiting
+        return self._active <= self._waiting()
+
+    def _waiting(self) -> set[int]:
+        """Workers that go on only when their push has been applied."""
+        return {push.worker for push in self._group} if self._pull_applied else set()
 
     def apply(self) -> Update:
         """Close the group: the next version."""
@@ -188,6 +192,8 @@ class UpdateState:
         pushes = tuple(self._group)
         stale = [(self._version - 1 - push.record.version, push.record.num_tokens) for push in pushes]
         update = Update(self._version, pushes, self._staleness.rate_factor(stale))
+        for worker in self._waiting():
+            self._basis[worker] = self._version
         self._group.clear()
         self.counts.num_applied += len(update.pushes)
         self.counts.staleness.update(update.staleness)

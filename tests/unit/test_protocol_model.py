@@ -26,6 +26,7 @@ SMALL = [
     Options(num_tickets=4, num_servers=1, pull="handled", limit=0, pushes_per_update=1),
     Options(num_tickets=3, num_servers=1, pull="handled", limit=1, pushes_per_update=1, may_stop=True, deaths=1),
     Options(num_tickets=4, pull="applied", limit=0, pushes_per_update=1, rejected=frozenset({(0, 1)})),
+    Options(num_tickets=4, num_servers=1, pull="applied", limit=0, may_stop=True),
     Options(num_tickets=4, num_servers=1, limit=0, policy="drop", pushes_per_update=1),
     Options(num_tickets=1, num_servers=3),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),

@@ -1,0 +1,127 @@
+"""Formats of gradients, and the sum of a group that lies in its slots."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hpcasync.comm.shards import Shard
+from hpcasync.ps import group_sum, wire
+from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.group_sum import GroupSum
+from hpcasync.ps.wire import GradientFormat, Wire, make_wire
+
+SIZE = 1000
+SHARD = Shard(16, 16 + SIZE)
+
+
+class Memory:
+    """One server's memory, on this node or not."""
+
+    def __init__(self, num_bytes: int, *, is_near: bool) -> None:
+        self._memory = torch.zeros(num_bytes, dtype=torch.uint8)
+        self._is_near = is_near
+
+    def is_local(self, rank: int) -> bool:
+        return self._is_near
+
+    def memory(self, rank: int) -> torch.Tensor:
+        return self._memory
+
+    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
+        raw = values.contiguous().view(torch.uint8)
+        self._memory[offset : offset + raw.numel()] = raw
+
+
+def gradients(number: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(SHARD.stop + 16, generator=generator) for _ in range(number)]
+
+
+def send(sender: Wire, gradient: torch.Tensor, *, is_near: bool = True) -> torch.Tensor:
+    window: Any = Memory(64 + sender.slot_bytes(SIZE), is_near=is_near)
+    sender.write(window, 3, 64, gradient, SHARD)
+    slot: torch.Tensor = window.memory(3)[64:]
+    return slot
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+@pytest.mark.parametrize("gradient_format", ["fp32", "bf16"])
+def test_dense_formats_round_and_nothing_else(gradient_format: GradientFormat, is_near: bool) -> None:
+    one, two = gradients(2)
+    sender = make_wire(gradient_format, 0.01)
+    total = torch.full((SIZE,), 7.0)
+    sender.copy(total, send(sender, one, is_near=is_near))
+    sender.add(total, send(sender, two, is_near=is_near))
+    dtype = torch.bfloat16 if gradient_format == "bf16" else torch.float32
+    expected = sum(gradient[SHARD.start : SHARD.stop].to(dtype).float() for gradient in (one, two))
+    assert torch.equal(total, torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("gradient_format", ["fp32", "bf16"])
+def test_parts_in_any_order_make_the_whole(gradient_format: GradientFormat) -> None:
+    (gradient,) = gradients(1)
+    sender = make_wire(gradient_format, 0.01)
+    window: Any = Memory(sender.slot_bytes(SIZE), is_near=True)
+    for part in (Shard(500, 900), Shard(16, 500), Shard(900, SHARD.stop)):
+        sender.write(window, 0, 0, gradient, SHARD, part)
+    assert torch.equal(window.memory(0), send(sender, gradient)[: sender.slot_bytes(SIZE)])
+
+
+def test_topk_sends_the_largest_and_keeps_the_rest() -> None:
+    sender = make_wire("topk", 0.1)
+    sent, given = torch.zeros(SIZE), torch.zeros(SIZE)
+    for gradient in gradients(12):
+        slot = send(sender, gradient)
+        before, part = sent.clone(), gradient[SHARD.start : SHARD.stop]
+        due = given + part - sent
+        given += part
+        sender.add(sent, slot)
+        chosen = (sent - before) != 0
+        assert chosen.sum() == 100
+        assert due[chosen].abs().min() >= due[~chosen].abs().max()
+        torch.testing.assert_close((sent - before)[chosen], due[chosen])
+    for _ in range(40):  # what was held back comes in the end
+        sender.add(sent, send(sender, torch.zeros(SHARD.stop + 16)))
+    torch.testing.assert_close(sent, given)
+
+
+def test_topk_never_sends_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_SAMPLE_ELEMENTS", 10)  # a sample that misleads
+    gradient = torch.ones(SHARD.stop + 16)
+    gradient[SHARD.start :: 100] = 0.5
+    sender = make_wire("topk", 0.1)
+    total = torch.zeros(SIZE)
+    sender.copy(total, send(sender, gradient))
+    assert 100 <= int((total != 0).sum()) <= 125
+
+
+@pytest.mark.parametrize("num_folded", [0, 1, 3])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_group_is_summed_block_by_block(monkeypatch: pytest.MonkeyPatch, num_folded: int, with_norm: bool) -> None:
+    monkeypatch.setattr(group_sum, "BLOCK_ELEMENTS", 300)
+    sender = make_wire("fp32", 0.01)
+    group = GroupSum(SIZE, sender)
+    for round_number in range(2):
+        chosen = gradients(4, seed=round_number)
+        for number, gradient in enumerate(chosen):
+            if number == num_folded:
+                group.fold()
+            group.add_slot(send(sender, gradient))
+        expected = torch.stack([gradient[SHARD.start : SHARD.stop] for gradient in chosen]).sum(0)
+        if with_norm:
+            assert group.squared_norm() == pytest.approx(float(expected.double().square().sum()), rel=1e-5)
+        blocks = [group.block(start, min(start + 300, SIZE)).clone() for start in range(0, SIZE, 300)]
+        torch.testing.assert_close(torch.cat(blocks), expected)
+        group.clear()
+
+
+def test_compensation_is_the_first_order_correction() -> None:
+    then, now = torch.randn(SIZE), torch.randn(SIZE)
+    compensation = DelayCompensation(0.5, 2, then, version=4)
+    compensation.remember(5, now * 3)
+    mean = torch.randn(SIZE)
+    gradient = mean * 7
+    compensation.correct(gradient, 7, 4, now)
+    torch.testing.assert_close(gradient / 7, mean + 0.5 * mean * mean * (now - then))
+    assert DelayCompensation.num_copies(2) == 3
