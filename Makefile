@@ -1,9 +1,9 @@
-# make setup | demo | test | check. Settings: PYTHON=python3.12, MPI=mpich, TORCH_INDEX=URL, HOROVOD=0 (docs/install.md).
+# make setup | demo | test | bench | check. Settings: PYTHON=python3.12, MPI=mpich, TORCH_INDEX=URL, HOROVOD=0 (docs/install.md).
 VENV := .venv
 export PYTHON MPI TORCH_INDEX HOROVOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test bench check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: setup ## train sync and async-global on a small corpus and compare them; D
 
 test: setup ## run the tests; ARGS="-k windows" chooses some
 	@$(VENV)/bin/python -m pytest --durations=10 $(ARGS)
+
+bench: setup ## measure the engine against this machine's limits and against other ways; BENCH="transport --json"
+	@for what in $(if $(BENCH),"$(BENCH)",transport apply compare); do $(VENV)/bin/hpcasync bench $$what || exit 1; done
 
 check: setup ## formatting, lint, types
 	@$(VENV)/bin/ruff format --check .
