@@ -29,7 +29,8 @@ from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import Link, LinkOptions
-from hpcasync.ps.server import Coordinator, Follower, Observer, ShardSaver, initial_shard
+from hpcasync.ps.observer import Observer, ShardSaver
+from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.staleness import StalenessPolicy, make_policy
 from hpcasync.ps.state import PushCounts, UpdateState

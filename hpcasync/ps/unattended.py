@@ -3,9 +3,9 @@
 import torch
 
 from hpcasync.comm.shards import Shard
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.state import Update
 
 

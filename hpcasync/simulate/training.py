@@ -10,8 +10,8 @@ from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
-from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.shard_state import clip_factor
 from hpcasync.ps.state import Update
 from hpcasync.simulate.server import SimulatedServer

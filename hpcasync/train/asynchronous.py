@@ -5,9 +5,9 @@ import torch
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.state import Update
 from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
@@ -104,7 +104,7 @@ class AsynchronousExchange:
 
 
 class CoordinatorObserver:
-    """Translates between the coordinator (`ps.server.Observer`) and the supervisor of the run."""
+    """Translates between the coordinator (`ps.observer.Observer`) and the supervisor of the run."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor

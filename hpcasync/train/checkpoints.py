@@ -37,7 +37,7 @@ from hpcasync.train.run_files import (
 
 
 class ShardWriter(BackgroundWriter[SavedShard]):
-    """Writes this rank's shard of checkpoints (`ps.server.ShardSaver`)."""
+    """Writes this rank's shard of checkpoints (`ps.observer.ShardSaver`)."""
 
     def __init__(self, checkpoints: Path, num_shards: int) -> None:
         super().__init__()

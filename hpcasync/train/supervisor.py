@@ -10,8 +10,8 @@ import torch
 
 from hpcasync.config import Config
 from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.server import SaveRequest
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.train import stop_signals
 from hpcasync.train.checkpoints import CheckpointDirectory, ShardWriter

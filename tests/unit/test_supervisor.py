@@ -18,7 +18,7 @@ from torch import nn
 from hpcasync.config import Config, parse_config
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.server import SaveRequest
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.state import PushCounts
 from hpcasync.train import snapshots as module

@@ -24,9 +24,10 @@ from hpcasync.config import GradientFormat, OptimizerConfig, ParameterFormat, Pu
 from hpcasync.ps.client import Client
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import Link, LinkOptions
+from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.server import Coordinator, Follower, SaveRequest, initial_shard
+from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import PushCounts, Update, UpdateState
@@ -86,7 +87,7 @@ def gradient_of(ticket: int, parameters: Vector) -> Vector:
 
 @dataclass
 class Recording:
-    """What the coordinator did (`ps.server.Observer` and `ps.server.ShardSaver`)."""
+    """What the coordinator did (`ps.observer`)."""
 
     scenario: Scenario
     updates: list[Update] = field(default_factory=list)
