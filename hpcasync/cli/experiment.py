@@ -42,7 +42,8 @@ def experiment(file: Path, dry_run: bool, jobs: int, is_collecting: bool, slurm:
     if is_collecting:
         _finish(described, runs)
         return
-    work = [(run, status_of(run, can_resume=described.run == "real")) for run in runs]
+    can_resume = described.run == "real"
+    work = [(run, status_of(run, can_resume=can_resume, split=described.evaluate)) for run in runs]
     if dry_run:
         _list(work)
         return
@@ -104,8 +105,9 @@ def _submit(
     described: "Experiment", todo: "Sequence[tuple[PlannedRun, Status]]", directory: Path, *, is_submitting: bool
 ) -> None:
     from hpcasync.experiment.array import make_arrays
+    from hpcasync.experiment.status import Status
 
-    arrays = make_arrays(described, todo, directory)
+    arrays = make_arrays(described, [item for item in todo if item[1] is not Status.UNSCORED], directory)
     try:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         for array in arrays:
@@ -116,7 +118,8 @@ def _submit(
         click.echo(array)
         if is_submitting:
             click.echo(f"submitted: array {_sbatch(array.command)}")
-    click.echo("afterwards: the same command with --collect")
+    scoring = "without --slurm, which scores the runs," if described.evaluate != "none" else "with --collect"
+    click.echo(f"afterwards: the same command {scoring} for the table and the report")
 
 
 def _sbatch(command: tuple[str, ...]) -> str:

@@ -1,12 +1,16 @@
 """`hpcasync report`: runs side by side, as a page, a table or a picture."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcasync.errors import UserError
 
-_FORMATS = ("html", "md", "json", "png")
+if TYPE_CHECKING:
+    from hpcasync.report.write import Format
+
+_FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png")
 _PATH = click.Path(path_type=Path)
 
 
@@ -24,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 def report(
     runs: tuple[Path, ...],
     output: Path | None,
-    form: str | None,
+    form: "Format | None",
     title: str,
     thresholds: str,
     timeline_from: float,
@@ -51,13 +55,13 @@ def report(
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _form_of(output: Path | None) -> str:
+def _form_of(output: Path | None) -> "Format":
     if output is None:
         return "html"
-    form = output.suffix.removeprefix(".")
-    if form not in _FORMATS:
-        raise UserError(f"--output {output}: cannot tell the format from its ending; add --format {'|'.join(_FORMATS)}")
-    return form
+    for form in _FORMATS:
+        if output.suffix == f".{form}":
+            return form
+    raise UserError(f"--output {output}: cannot tell the format from its ending; add --format {'|'.join(_FORMATS)}")
 
 
 def _parse_thresholds(text: str) -> tuple[float, ...]:

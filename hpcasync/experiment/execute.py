@@ -65,6 +65,9 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
         status: where it stands.
         num_threads: roles.worker_threads where the configuration does not say, and several runs share the machine.
     """
+    evaluate = ["evaluate", str(run.config.output_dir), "--split", experiment.evaluate]
+    if status is Status.UNSCORED:
+        return [evaluate]
     overrides = list(run.overrides)
     if num_threads is not None and run.config.roles.worker_threads is None:
         overrides.append(f"roles.worker_threads={num_threads}")
@@ -74,9 +77,7 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
     else:
         train = ["train", str(experiment.base), *overrides, *flags]
         first = ["launch", "-n", str(run.num_ranks), "--", *train]
-    if experiment.evaluate == "none":
-        return [first]
-    return [first, ["evaluate", str(run.config.output_dir), "--split", experiment.evaluate]]
+    return [first] if experiment.evaluate == "none" else [first, evaluate]
 
 
 def _cluster_options(experiment: Experiment, run: PlannedRun) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from hpcasync.errors import UserError
-from hpcasync.exit_codes import PREEMPTED
+from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.report.groups import flatten
 
@@ -23,16 +23,18 @@ class Status(enum.Enum):
 
     NEW = "new"
     FINISHED = "finished"
+    UNSCORED = "finished, to be scored"
     INTERRUPTED = "interrupted, goes on from its checkpoint"
     BROKEN_OFF = "interrupted before its first checkpoint, begins again"
 
 
-def status_of(run: PlannedRun, *, can_resume: bool = True) -> Status:
+def status_of(run: PlannedRun, *, can_resume: bool = True, split: str = "none") -> Status:
     """Look at the run directory.
 
     Args:
         run: the plan.
         can_resume: whether an interrupted run of its kind can go on.
+        split: text on which its best snapshot is to be scored in the end, or "none".
 
     Raises:
         UserError: the directory holds a run with other settings.
@@ -41,19 +43,21 @@ def status_of(run: PlannedRun, *, can_resume: bool = True) -> Status:
     if not (directory / "config.yaml").is_file():
         return Status.NEW
     _check_same(run)
-    if _has_ended(directory / "summary.json"):
-        return Status.FINISHED
+    exit_code = _exit_code(directory / "summary.json")
+    if exit_code not in (None, PREEMPTED):
+        is_scored = split == "none" or (directory / f"evaluation-{split}.jsonl").is_file()
+        return Status.FINISHED if is_scored or exit_code == DIVERGED else Status.UNSCORED
     has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
     return Status.INTERRUPTED if has_checkpoint and can_resume else Status.BROKEN_OFF
 
 
-def _has_ended(summary: Path) -> bool:
-    """Whether a run came to an end of its own; divergence is one."""
+def _exit_code(summary: Path) -> int | None:
+    """That of a run that has written its summary."""
     if not summary.is_file():
-        return False
+        return None
     try:
-        return bool(json.loads(summary.read_text()).get("exit_code", 0) != PREEMPTED)
-    except (OSError, ValueError, AttributeError) as error:
+        return int(json.loads(summary.read_text()).get("exit_code", 0))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {summary}: {error}; remove it, and the run goes on") from error
 
 

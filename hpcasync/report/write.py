@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from hpcasync.errors import UserError
 from hpcasync.report.report import Report
 from hpcasync.report.table import markdown, result_cells, setting_cells, time_cells, to_json
 
 Format = Literal["html", "md", "json", "png"]
-FORMATS: tuple[str, ...] = get_args(Format)
-BINARY = ("png",)
 
 
 def as_markdown(report: Report) -> str:
@@ -31,14 +29,14 @@ def as_json(report: Report) -> str:
 
 
 def write_report(
-    report: Report, path: Path, form: str, *, timeline_from: float = 0.0, timeline_to: float | None = None
+    report: Report, path: Path, form: Format, *, timeline_from: float = 0.0, timeline_to: float | None = None
 ) -> None:
     """Write a file.
 
     Args:
         report: what to write.
         path: the file.
-        form: one of FORMATS.
+        form: what to write it as.
         timeline_from, timeline_to: as in `page.render_page`; html only.
 
     Raises:

@@ -132,6 +132,10 @@ def test_where_a_run_stands(tmp_path: Path) -> None:
     for exit_code, expected in ((0, Status.FINISHED), (86, Status.FINISHED), (85, Status.INTERRUPTED)):
         summary.write_text(json.dumps({"exit_code": exit_code}))
         assert status_of(run) is expected
+    summary.write_text("{}")
+    assert status_of(run, split="test") is Status.UNSCORED
+    (directory / "evaluation-test.jsonl").touch()
+    assert status_of(run, split="test") is Status.FINISHED
     summary.write_text("{")
     with pytest.raises(UserError, match=r"summary.json: .*remove it"):
         status_of(run)
@@ -158,6 +162,7 @@ def test_commands(tmp_path: Path) -> None:
     assert train[:6] == ["launch", "-n", "3", "--", "train", str(tmp_path / "base.yaml")]
     assert train[-1] == "--resume" and {"mode=async", "roles.servers=1"} < set(train)
     assert evaluate == ["evaluate", str(run.config.output_dir), "--split", "test"]
+    assert commands(experiment, run, Status.UNSCORED, 4) == [evaluate]
     assert commands(experiment, run, Status.BROKEN_OFF, 4)[0][-2:] == ["roles.worker_threads=4", "--overwrite"]
     assert commands(experiment, run, Status.NEW, None)[0][-1] == "roles.servers=1"
 
