@@ -21,6 +21,8 @@ from tiny_training import TinyCorpus, Trainer
 from hpcasync.launch.process import FinishedJob
 
 NUM_UPDATES = 2
+# A job that is refused takes a few seconds; on busy cores the imports alone take a minute.
+JOB_SECONDS = 240.0
 CHECKPOINT = f"checkpoints/u{NUM_UPDATES:08d}"
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -145,7 +147,9 @@ def test_ranks_with_another_corpus(mpirun: MpiRunner, trainer: Trainer, tmp_path
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     arguments = (tmp_path / "there", "train", tmp_path / "config.yaml", "mode=async")
     options = ("--wdir" if mpirun.launcher.flavour == "openmpi" else "-wdir", str(tmp_path / "here"))
-    job = mpirun.program(2, PROGRAMS / "differing_corpus.py", *arguments, options=options, check=False)
+    job = mpirun.program(
+        2, PROGRAMS / "differing_corpus.py", *arguments, options=options, check=False, timeout=JOB_SECONDS
+    )
     refuse(job, "the corpus corpus differs between ranks", "rank 1 has", cure="the same files")
     assert not (tmp_path / "runs").exists()
 
@@ -154,7 +158,13 @@ def test_horovod_is_absent(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) 
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    job = mpirun(2, ["train", trainer.path, "mode=sync", "name=blocked"], env={"PYTHONPATH": path}, check=False)
+    job = mpirun(
+        2,
+        ["train", trainer.path, "mode=sync", "name=blocked"],
+        env={"PYTHONPATH": path},
+        check=False,
+        timeout=JOB_SECONDS,
+    )
     refuse(job, "mode=sync needs Horovod", "blocked by a test", cure="every asynchronous mode works without it")
     assert not list(trainer.path.parent.glob("runs/blocked*"))
 
@@ -174,7 +184,7 @@ def tiny_disk(directory: Path, *, options: str) -> Iterator[Path]:
 
 def test_a_read_only_run_directory(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", options="ro") as disk:
-        job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], check=False)
+        job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], check=False, timeout=JOB_SECONDS)
     refuse(job, f"cannot write the run directory {disk}/runs", "Read-only file system", cure="cannot write")
 
 
