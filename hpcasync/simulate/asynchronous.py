@@ -12,6 +12,7 @@ from typing import Any
 import simpy
 
 from hpcasync.config import Config, PullPolicy
+from hpcasync.errors import UserError
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import Arrival, UpdateState
 from hpcasync.simulate.network import Network, Waiting
@@ -65,7 +66,16 @@ class ExchangeOptions:
 
     @classmethod
     def of(cls, config: Config) -> "ExchangeOptions":
-        """As configured."""
+        """As configured.
+
+        Raises:
+            UserError: transfers beside the computation are not simulated.
+        """
+        if config.exchange.overlap != "none":
+            raise UserError(
+                f"exchange.overlap={config.exchange.overlap} is not simulated: use exchange.overlap=none, and expect a "
+                "little more of the real run than of the simulated one"
+            )
         sums_late = config.exchange.gradients != "topk" and not config.staleness.compensation
         return cls(config.exchange.pull, config.accumulate.local, config.exchange.slots, sums_late)
 

@@ -123,6 +123,8 @@ def _check(config: Config, cluster: ClusterConfig, delay: ForcedStaleness) -> No
         )
     if delay.most and config.mode != "sync":
         raise UserError(f"--staleness forces the staleness of mode=sync; in mode {config.mode} it comes by itself")
+    if config.mode != "sync":
+        ExchangeOptions.of(config)  # refuses what is not simulated
     if config.stop.patience:
         raise UserError(
             "stop.patience counts scores, which come at real and not at virtual times: set another limit for a "

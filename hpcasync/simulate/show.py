@@ -16,8 +16,9 @@ _MOST_ROWS = 12
 def throughput_lines(result: Throughput, cluster: ClusterConfig, num_elements: int) -> Iterable[str]:
     """Rates, where the time went, staleness, and what is narrow."""
     is_sync = result.mode == "sync"
-    servers = "" if is_sync else f", {result.num_servers} servers"
-    yield f"mode {result.mode}: {result.num_workers} workers{servers}, {num_elements:,} parameters, seed {cluster.seed}"
+    ranks = _counted(result.num_workers, "worker")
+    ranks += "" if is_sync else f", {_counted(result.num_servers, 'server')}"
+    yield f"mode {result.mode}: {ranks}, {num_elements:,} parameters, seed {cluster.seed}"
     yield (
         f"  throughput     {result.target_tokens_per_second:,.0f} target tokens/s "
         f"({result.num_updates} updates in {result.seconds:,.2f} virtual seconds)"
@@ -63,6 +64,10 @@ def show_comparisons(comparisons: Iterable[Comparison]) -> None:
             f"{comparison.speedup:.2f}",
         )
     Console(width=120).print(table)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _histogram(staleness: dict[int, int]) -> Iterable[str]:

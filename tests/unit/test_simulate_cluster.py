@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hpcasync.config_reference import all_keys, markdown_table
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import ClusterConfig, load_cluster, parse_cluster
 
@@ -71,6 +72,11 @@ def test_a_description_survives_being_written(tmp_path: Path) -> None:
     path.write_text(cluster.to_yaml())
     assert load_cluster(path) == cluster
     assert yaml.safe_load(path.read_text())["server"]["apply_seconds_per_element"] == "measured"
+
+
+def test_the_documentation_lists_every_key() -> None:
+    assert [key.name for key in all_keys(ClusterConfig) if not key.description] == []
+    assert markdown_table(ClusterConfig) in (Path(__file__).parents[2] / "docs" / "simulate.md").read_text()
 
 
 def test_a_change_is_checked() -> None:

@@ -1,0 +1,146 @@
+"""How well `hpcasync simulate` forecasts real jobs on this machine.
+
+    .venv/bin/python benchmarks/simulator_forecast.py CORPUS [--config configs/multi30k.yaml] [--workers 2]
+
+CORPUS is a directory made by `hpcasync data prepare`. Each mode is trained by `hpcasync launch` twice: with even
+workers, and with one that is slowed down (`straggler.slowdown`). A cluster is fitted to the timelines of the even run
+alone; both runs are then forecast from it. The uneven run is the test: nothing of it has been seen. Run it on an idle
+machine with a core for each rank: ranks that share cores slow each other down, which a slowed-down worker does less.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from hpcasync.config import Config, load_config
+from hpcasync.errors import UserError
+from hpcasync.simulate.fit import fit_cluster
+from hpcasync.simulate.throughput import measure_throughput
+from hpcasync.simulate.times import times_of
+from hpcasync.simulate.workload import find_workload
+
+# The first updates pay for allocations and caches.
+_SHARE_LEFT_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A real run and its forecast."""
+
+    mode: str
+    workers: str
+    measured_tokens_per_second: float
+    forecast_tokens_per_second: float
+    measured_staleness: float
+    forecast_staleness: float
+
+    @property
+    def error(self) -> float:
+        """Of the forecast throughput, relative to the measured one."""
+        return self.forecast_tokens_per_second / self.measured_tokens_per_second - 1
+
+
+def train(config: Path, num_ranks: int, overrides: tuple[str, ...]) -> Config:
+    """Run a real job; returns its configuration."""
+    command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_ranks), "--", "train", str(config), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"`{' '.join(command)}` ended with code {done.returncode}:\n{done.stderr}")
+    return load_config(config, overrides)
+
+
+def measured(run_dir: Path) -> tuple[float, float]:
+    """Target tokens per second and mean staleness of a run, without its first updates."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["event"] == "update"]
+    updates = updates[int(_SHARE_LEFT_OUT * len(updates)) :]
+    first, last = updates[0], updates[-1]
+    tokens = last["target_tokens"] - first["target_tokens"]
+    staleness = sum(update["staleness_mean"] for update in updates[1:]) / (len(updates) - 1)
+    return tokens / (last["wall_seconds"] - first["wall_seconds"]), staleness
+
+
+def compare(config: Path, mode: str, num_workers: int, slowdown: float, overrides: tuple[str, ...]) -> list[Row]:
+    """Train with even and uneven workers, and forecast both from the even run."""
+    of_mode = (*overrides, f"mode={mode}", "name=even")
+    of_mode += (f"accumulate.global={num_workers}",) if mode == "async-global" else ()
+    uneven = (*of_mode, "name=uneven", f"straggler={{worker: 0, slowdown: {slowdown:g}}}")
+    num_ranks = num_workers + load_config(config, of_mode).num_servers
+    runs = {"even": train(config, num_ranks, of_mode), f"one {slowdown:g}x slower": train(config, num_ranks, uneven)}
+    cluster = fit_cluster(runs["even"].output_dir)
+    click.echo(f"fitted to {mode}, even: {json.dumps(cluster.to_dict())}")
+    rows = []
+    for workers, run in runs.items():
+        workload, _ = find_workload(run, None)
+        forecast = measure_throughput(run, cluster, workload, times_of(cluster, run.straggler))
+        tokens_per_second, staleness = measured(run.output_dir)
+        rows.append(
+            Row(
+                mode,
+                workers,
+                tokens_per_second,
+                forecast.target_tokens_per_second,
+                staleness,
+                forecast.staleness_mean,
+            )
+        )
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """Print a table."""
+    click.echo(
+        f"{'mode':14}{'workers':18}{'measured tok/s':>15}{'forecast':>10}{'error':>8}{'staleness':>11}{'forecast':>10}"
+    )
+    for row in rows:
+        click.echo(
+            f"{row.mode:14}{row.workers:18}{row.measured_tokens_per_second:>15,.0f}"
+            f"{row.forecast_tokens_per_second:>10,.0f}{row.error:>8.1%}{row.measured_staleness:>11.2f}"
+            f"{row.forecast_staleness:>10.2f}"
+        )
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), default="configs/multi30k.yaml", show_default=True)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Workers of each job.")
+@click.option("--slowdown", default=2.0, show_default=True, type=click.FloatRange(min=1), help="Of worker 0.")
+@click.option("--updates", default=300, show_default=True, type=click.IntRange(min=40), help="Of each job.")
+@click.option("--mode", "modes", multiple=True, default=("sync", "async-global"), show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows there.")
+def main(
+    corpus: Path,
+    config: Path,
+    workers: int,
+    slowdown: float,
+    updates: int,
+    modes: tuple[str, ...],
+    json_path: Path | None,
+) -> None:
+    """Train on CORPUS, fit, forecast, compare."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        overrides = (
+            f"run_dir={scratch}",
+            f"data.path={corpus.absolute()}",
+            f"stop={{updates: {updates}}}",
+            "validation={every: 0, score: false}",
+            "logging={every: 5, tensorboard: false, timeline: true}",
+        )
+        try:
+            for mode in modes:
+                rows += compare(config, mode, workers, slowdown, overrides)
+        except UserError as error:
+            raise click.ClickException(str(error)) from error
+    show(rows)
+    if json_path:
+        json_path.write_text(json.dumps([{**asdict(row), "error": row.error} for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
