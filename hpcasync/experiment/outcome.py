@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcasync.errors import UserError
 from hpcasync.experiment.plan import MODE, SEED, PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.report.report import Report, make_report
@@ -53,15 +54,18 @@ def write_outcome(experiment: Experiment, report: Report, table: Table, director
     Raises:
         UserError: one of them cannot be written, or a package that the page needs is missing.
     """
-    page = directory / "report.html"
-    write_report(report, page, "html")  # first: it tells of a directory that cannot be written
     files = {
         "results.md": f"# {experiment.name}\n\n{markdown(table.titles, table.rows)}",
         "results.json": json.dumps({"title": experiment.name, **to_json(report.results)}, indent=1) + "\n",
         "results.csv": _csv(report.results),
     }
-    for name, text in files.items():
-        (directory / name).write_text(text)
+    try:
+        for name, text in files.items():
+            (directory / name).write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {directory / name}: {error.strerror or error}") from error
+    page = directory / "report.html"
+    write_report(report, page, "html")  # last: it needs packages that may not be there
     return [page, *(directory / name for name in files)]
 
 

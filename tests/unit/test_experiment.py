@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,16 @@ def test_slurm_print_writes_the_settings_and_shows_the_lines(tmp_path: Path) -> 
 def test_nothing_to_collect(tmp_path: Path) -> None:
     result = CliRunner().invoke(experiment_command, [str(write(tmp_path)), "--collect"])
     assert result.exit_code == 0 and "no run has left any record" in result.output
+
+
+def test_without_the_packages_of_a_page_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, set={"mode": "sync"})
+    (run,) = plan_runs(load_experiment(file))
+    make_run(run.config.output_dir.parent, "sync", name=run.config.name)
+    monkeypatch.setitem(sys.modules, "hpcasync.report.page", None)
+    result = CliRunner().invoke(experiment_command, [str(file), "--collect"])
+    assert isinstance(result.exception, UserError) and "pip install 'hpcasync[report]'" in str(result.exception)
+    written = {path.name for path in (tmp_path / "runs" / "trial").iterdir() if path.is_file()}
+    assert written == {"results.md", "results.json", "results.csv"}
+    lines = (tmp_path / "runs" / "trial" / "results.csv").read_text().splitlines()
+    assert lines[0].startswith("run,mode,seed,updates") and lines[1].startswith(f"{run.name},sync,1,400,400000,240.0,")
