@@ -34,7 +34,7 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         return yaml.load(path.read_text(), _StrictLoader)
     except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}; give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no valid YAML: {_problem(error)}") from error
 

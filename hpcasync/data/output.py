@@ -86,7 +86,9 @@ def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
             _replace(partial, directory, overwrite=overwrite)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or partial}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {error.filename or partial}: {error.strerror or error}; name another --out, or make room"
+        ) from error
 
 
 def _check_free(directory: Path, *, overwrite: bool) -> None:

@@ -41,7 +41,10 @@ class Vocabulary:
         try:
             serialized = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read the SentencePiece model {path}: {error.strerror}") from error
+            raise UserError(
+                f"cannot read the SentencePiece model {path}: {error.strerror}; give a file that spm_train or "
+                "`data prepare` wrote, or restore it"
+            ) from error
         processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(serialized) and processor.LoadFromSerializedProto(serialized)

@@ -67,7 +67,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     try:
         stream = path.open("wb")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another output") from error
     try:
         yield stream
     except BaseException:
@@ -77,7 +77,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     try:
         stream.close()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another output") from error
 
 
 def write_line(line: str, stream: BinaryIO, name: str) -> None:
@@ -92,7 +92,7 @@ def write_line(line: str, stream: BinaryIO, name: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror}") from error
+        raise UserError(f"cannot write {name}: {error.strerror}; choose another output") from error
 
 
 def _raw_lines(path: Path | None) -> Iterator[bytes]:

@@ -36,7 +36,9 @@ def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: b
             shutil.copyfile(corpus.path / vocabulary_file(side), run_dir / vocabulary_file(side))
         config.save(run_dir / "config.yaml")
     except OSError as error:
-        raise UserError(f"cannot write the run directory {run_dir}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the run directory {run_dir}: {error.strerror or error}; set run_dir to where there is room"
+        ) from error
 
 
 def save_configuration(config: Config) -> None:

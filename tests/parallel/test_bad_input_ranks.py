@@ -185,7 +185,12 @@ def tiny_disk(directory: Path, *, options: str) -> Iterator[Path]:
 def test_a_read_only_run_directory(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", options="ro") as disk:
         job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], check=False, timeout=JOB_SECONDS)
-    refuse(job, f"cannot write the run directory {disk}/runs", "Read-only file system", cure="cannot write")
+    refuse(
+        job,
+        f"cannot write the run directory {disk}/runs",
+        "Read-only file system",
+        cure="set run_dir to where there is room",
+    )
 
 
 def test_a_full_disk(commands: ForkedCommands, trainer: Trainer, tmp_path: Path) -> None:
@@ -194,7 +199,7 @@ def test_a_full_disk(commands: ForkedCommands, trainer: Trainer, tmp_path: Path)
         (disk / "kept").write_bytes(b"x" * 20_000)
         words = ("data", "prepare", corpus / "train.src", corpus / "train.tgt", "--out", disk / "new")
         done = commands(*words, "--vocab-size", "70", cwd=disk, timeout=PATIENCE_SECONDS)
-        check_refusal(done.returncode, done.stderr, (f"{disk}/new", "No space left on device"), "cannot write")
+        check_refusal(done.returncode, done.stderr, (f"{disk}/new", "No space left on device"), "make room")
         assert digest_of(disk).keys() == {"kept"}, "what was written of it is gone"
 
 

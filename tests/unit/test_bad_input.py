@@ -51,8 +51,8 @@ def file(name: str, content: str | bytes, *says: str, cure: str) -> Case:
 
 
 CONFIGURATION = [
-    Case("no file", "train absent.yaml", ("absent.yaml", "No such file"), "cannot read the configuration"),
-    Case("a directory", "train corpus", ("corpus", "Is a directory"), "cannot read the configuration"),
+    Case("no file", "train absent.yaml", ("absent.yaml", "No such file"), "give the path of a YAML file"),
+    Case("a directory", "train corpus", ("corpus", "Is a directory"), "give the path of a YAML file"),
     file("no YAML", "seed: [1", "no valid YAML", cure="line 1"),
     file("a list", "- seed: 1", "not list", cure="must hold a mapping"),
     file("an empty file", "", "not NoneType", cure="must hold a mapping"),
@@ -150,7 +150,7 @@ def preparing(name: str, more: str, *says: str, cure: str, damage: Prepare = not
 
 
 PREPARING = [
-    preparing("text missing", "", "train.de", "No such file", cure="cannot read", damage=rename("train.de", "absent")),
+    preparing("text missing", "", "cannot read train.de", cure="No such file", damage=rename("train.de", "absent")),
     preparing("unequal lines", "", "train.en has", "train.de has", cure="line n of one must be the translation",
               damage=change("train.de", lambda t: t + b"noch eine\n")),
     preparing("empty text", "", "train.en", cure="are empty",
@@ -165,9 +165,9 @@ PREPARING = [
     preparing("out is in use", "--out corpus", "--out ", "/corpus already holds", cure="--overwrite"),
     preparing("out is something else", "--out run", "--out ", "/run holds something", cure="name another"),
     preparing("out is a file", "--out run.yaml", "--out ", "/run.yaml is a file", cure="name a directory"),
-    preparing("out below a file", "--out run.yaml/new", "run.yaml", cure="cannot write"),
-    preparing("out cannot be", "--out /proc/new", "/proc", cure="cannot write"),
-    preparing("model missing", "--source-model absent.spm", "absent.spm", cure="cannot read the SentencePiece model"),
+    preparing("out below a file", "--out run.yaml/new", "run.yaml", "cannot write", cure="name another --out"),
+    preparing("out cannot be", "--out /proc/new", "/proc", "cannot write", cure="name another --out"),
+    preparing("model missing", "--source-model absent.spm", "cannot read", "absent.spm", cure="or restore it"),
     preparing("model is garbage", "--source-model run.yaml", "run.yaml is no SentencePiece model", cure="spm_train"),
     preparing("joint of two", "--joint --source-model corpus/source.spm", "--joint", cure="the same file"),
     preparing("all filtered", f"{WITH_MODELS} --max-length 1", "no pair", cure="exceed --max-length 1"),
@@ -177,7 +177,8 @@ PREPARING = [
     Case("no mirror", "data fetch multi30k new --mirror absent", ("--mirror absent",), "http(s):// URL"),
     Case("empty mirror", "data fetch multi30k new --mirror empty", ("--mirror empty has no file",), "upstream: http",
          make_directory("empty")),
-    Case("fetch below a file", "data fetch embedded run.yaml/new --pairs 5", ("run.yaml",), "cannot write"),
+    Case("fetch below a file", "data fetch embedded run.yaml/new --pairs 5", ("cannot write", "run.yaml"),
+         "name another directory"),
 ]  # fmt: skip
 
 TRANSLATE = "translate run --input valid.en --device cpu"
@@ -192,7 +193,7 @@ MODELS = [
          write(f"{BEST}/parameters.safetensors", b"garbage" * 10)),
     Case("another model", TRANSLATE, (f"{BEST}/parameters", "another model"), "config.yaml",
          change("run/config.yaml", lambda c: c.replace(b"ffn_dim: 64", b"ffn_dim: 80"))),
-    Case("model file missing", TRANSLATE, ("run/source.spm",), "cannot read the SentencePiece model",
+    Case("model file missing", TRANSLATE, ("run/source.spm", "cannot read"), "or restore it",
          remove("run/source.spm")),
     Case("model file garbage", TRANSLATE, ("run/target.spm",), "no SentencePiece model",
          write("run/target.spm", b"garbage")),
@@ -200,8 +201,8 @@ MODELS = [
     Case("no text", "translate run --input absent.en", ("absent.en",), "no input file"),
     Case("text is no UTF-8", "translate run --device cpu", ("standard input, line 1", "UTF-8"), "iconv",
          stdin=b"caf\xe9\n"),
-    Case("output below a file", f"{TRANSLATE} --output run.yaml/new", ("run.yaml/new",), "cannot write"),
-    Case("disk full", f"{TRANSLATE} --output /dev/full", ("/dev/full", "No space left"), "cannot write"),
+    Case("output below a file", f"{TRANSLATE} --output run.yaml/new", ("cannot write run.yaml/new",), "choose another"),
+    Case("disk full", f"{TRANSLATE} --output /dev/full", ("write /dev/full", "No space left"), "choose another output"),
     Case("output is input", f"{TRANSLATE} --output valid.en", ("valid.en",), "choose another output"),
     Case("too many to average", f"{TRANSLATE} --average 9", ("9 snapshots",), "run has 3"),
     Case("greedy and beam", f"{TRANSLATE} --greedy --beam 4", ("--beam 4",), "--greedy is --beam 1"),
@@ -235,8 +236,8 @@ LAUNCHING = [
 ]  # fmt: skip
 
 ENVIRONMENT = [
-    setting("run below a file", "run_dir=run.yaml/runs", "run.yaml/runs", cure="cannot write the run directory"),
-    setting("run cannot be", "run_dir=/proc/runs", "/proc/runs", cure="cannot write the run directory"),
+    setting("run below a file", "run_dir=run.yaml/runs", "cannot write the run directory run.yaml", cure="set run_dir"),
+    setting("run cannot be", "run_dir=/proc/runs", "cannot write the run directory /proc", cure="set run_dir"),
     Case("run is there", "train run.yaml", ("runs/x-sync-seed1 holds a run",), "--overwrite",
          write("runs/x-sync-seed1/config.yaml", "x")),
     Case("something else is there", "train run.yaml --overwrite", ("runs/x-sync-seed1 is not empty",), "choose another",

@@ -72,7 +72,9 @@ def in_place_when_complete(directory: Path) -> Iterator[Path]:
         for path in written:
             path.replace(directory / path.name)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {error.filename or directory}: {error.strerror or error}; name another directory"
+        ) from error
     finally:
         if partial.is_dir():
             _remove_files(partial)

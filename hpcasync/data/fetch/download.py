@@ -39,7 +39,9 @@ def download(file: RemoteFile, directory: Path, mirror: Mirror, retry_seconds: S
             part.rename(path)
             discard(part)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {error.filename or directory}: {error.strerror or error}; name another directory"
+        ) from error
     return path
 
 
