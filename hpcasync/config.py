@@ -239,6 +239,12 @@ class LoggingConfig(_Section):
 
     every: int = Field(50, ge=1, description="updates between progress lines")
     tensorboard: bool = Field(True, description="write TensorBoard events too")
+    stall: float = Field(
+        30,
+        ge=0,
+        description="seconds of silence, unusual for it too, after which a worker is reported; in sync: after which "
+        "Horovod names the ranks that all wait for; 0: never",
+    )
     timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 
 

@@ -184,9 +184,7 @@ class Engine:
         self.start()
         observer.begin()
         coordinator.run()
-        request = observer.final_request()
-        if request is not None:
-            coordinator.save(request)
+        coordinator.save_last()
         coordinator.finish()
 
     def start(self) -> None:

@@ -35,6 +35,12 @@ class Observer(Protocol):
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         """An update has been published; return what to save of it."""
 
+    def after_arrival(self, worker: int) -> None:
+        """A push of a worker has arrived."""
+
+    def after_finish(self, worker: int) -> None:
+        """A worker pushes nothing more; told again and again."""
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """A push has been dropped: rejected by its worker if it has no tokens, else too stale or after the end."""
 

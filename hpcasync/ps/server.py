@@ -237,6 +237,7 @@ class Coordinator(_ShardServer):
         self._observer = observer
         self._decisions = decisions
         self._num_pending_saves = 0
+        self._has_saved_last = False
 
     def run(self) -> None:
         """Serve until every worker has finished; then end the other servers."""
@@ -256,6 +257,13 @@ class Coordinator(_ShardServer):
         """Save the newest version."""
         self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0
         self._order(_Order(_Kind.SAVE, save=request))
+
+    def save_last(self) -> None:
+        """Save what is to be saved of the last version, once."""
+        request = None if self._has_saved_last else self._observer.final_request()
+        self._has_saved_last = True
+        if request is not None:
+            self.save(request)
 
     def finish(self) -> None:
         """End the other servers and wait until everything that was to be saved is."""
@@ -289,9 +297,11 @@ class Coordinator(_ShardServer):
                 self._advance()
             if has_finished:
                 self._decisions.finish(worker)
+                self._observer.after_finish(worker)
         return taken
 
     def _receive(self, worker: int, sequence: int) -> None:
+        self._observer.after_arrival(worker)
         self._link.data.sync()
         offset = self._link.record_offset(0, worker, sequence)
         words = self._memory[offset : offset + record_bytes(self._link.max_tickets)].view(torch.float64)
@@ -333,9 +343,7 @@ class Coordinator(_ShardServer):
             self._order(_Order(_Kind.DISCARD))
             self._link.control.store(self._rank, ControlWords.STOP, 1)
             # At once: workers may take long to notice, and what asked for the stop may leave little time.
-            request = self._observer.final_request()
-            if request is not None:
-                self.save(request)
+            self.save_last()
 
     def _collect_saves(self) -> None:
         for saved in self._saver.poll():

@@ -39,6 +39,12 @@ class Unattended:
         self.losses.append(sum(push.record.loss_sum for push in update.pushes) / max(1, update.num_tokens))
         return None
 
+    def after_arrival(self, worker: int) -> None:
+        """Nothing."""
+
+    def after_finish(self, worker: int) -> None:
+        """Nothing."""
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """Nothing."""
 

@@ -1,5 +1,7 @@
 """The synchronous baseline: Horovod allreduce of the same flat gradient vector."""
 
+import math
+import os
 from itertools import chain
 from typing import Any
 
@@ -18,13 +20,20 @@ from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
 
 
-def start_horovod(comm: MPI.Intracomm) -> Any:
+def start_horovod(comm: MPI.Intracomm, stall_seconds: float) -> Any:
     """Start Horovod on all ranks and return its torch module.
+
+    Args:
+        comm: all ranks.
+        stall_seconds: after so long Horovod says on standard error which ranks the others wait for; 0: never.
 
     Raises:
         UserError: Horovod is not installed, was built without MPI, or sees another number of ranks.
     """
     hvd = together(comm, _import_horovod)
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(math.ceil(stall_seconds)))
+    if not stall_seconds:
+        os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
     hvd.init()
     if hvd.size() != comm.size:
         raise UserError(f"Horovod sees {hvd.size()} ranks and MPI {comm.size}: see `hpcasync doctor`", everywhere=True)

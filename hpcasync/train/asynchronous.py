@@ -2,6 +2,8 @@
 
 import torch
 
+from hpcasync.comm.deadline import abort_after
+from hpcasync.comm.roles import Roles
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.flat import FlatParameters
@@ -14,6 +16,9 @@ from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
+
+# After the checkpoint that a signal asked for, for ranks that hang: time may be short then.
+_PATIENCE_SECONDS = 15.0
 
 
 class AsynchronousExchange:
@@ -106,12 +111,15 @@ class AsynchronousExchange:
 class CoordinatorObserver:
     """Translates between the coordinator (`ps.observer.Observer`) and the supervisor of the run."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, roles: Roles | None = None) -> None:
         self._supervisor = supervisor
+        self._watch = None if roles is None else supervisor.watch(roles)
 
     def begin(self) -> None:
         """Start the clock."""
         self._supervisor.start()
+        if self._watch is not None:
+            self._watch.begin()
 
     def final_request(self) -> SaveRequest | None:
         """What has not been saved yet."""
@@ -124,6 +132,16 @@ class CoordinatorObserver:
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         """Count, log, and say what to save."""
         return self._supervisor.after_update(_report(update), learning_rate)
+
+    def after_arrival(self, worker: int) -> None:
+        """Who pushes is not stalled."""
+        if self._watch is not None:
+            self._watch.pushed(worker)
+
+    def after_finish(self, worker: int) -> None:
+        """Nor is who has nothing more to do."""
+        if self._watch is not None:
+            self._watch.finished(worker)
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """Batches of a rejected or stale gradient are done with; a resumed run draws those dropped at the end again."""
@@ -138,10 +156,15 @@ class CoordinatorObserver:
 
     def shard_saved(self, saved: SavedShard) -> None:
         """Count it: a checkpoint is complete with its last shard."""
-        self._supervisor.shard_saved(saved)
+        is_last = self._supervisor.shard_saved(saved) and self._supervisor.ending.is_preempted
+        if is_last and self._watch is not None:
+            text = f"hpcasync: saved; some ranks have not ended in {_PATIENCE_SECONDS:g} s: the job ends without them"
+            abort_after(_PATIENCE_SECONDS, self._supervisor.ending.exit_code, text)
 
     def should_stop(self) -> bool:
         """By the configuration."""
+        if self._watch is not None:
+            self._watch.check()
         return self._supervisor.should_stop()
 
 

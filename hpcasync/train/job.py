@@ -82,7 +82,7 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     setup = together(comm, lambda: _set_up(config, comm, resume=resume))
     require_same(comm, setup.corpus.digest, f"the corpus {config.data.path}")
     require_same(comm, setup.flat.digest, "the layout of the model")
-    hvd = start_horovod(comm) if config.mode == "sync" else None
+    hvd = start_horovod(comm, config.logging.stall) if config.mode == "sync" else None
     together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
     setup.timeline = together(comm, lambda: _open_timeline(setup))
     supervisor = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
@@ -276,7 +276,7 @@ def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
         engine.serve(None, writer)
         return None
     supervisor = _make_supervisor(setup, writer, config.num_servers, engine.window_bytes)
-    engine.serve(CoordinatorObserver(supervisor), writer)
+    engine.serve(CoordinatorObserver(supervisor, setup.roles), writer)
     _end(setup, supervisor)
     return supervisor
 

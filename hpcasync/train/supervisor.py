@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hpcasync.comm.roles import Roles
 from hpcasync.config import Config
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
@@ -22,6 +23,7 @@ from hpcasync.train.run_state import RunState, UpdateReport
 from hpcasync.train.schedule import learning_rate
 from hpcasync.train.snapshots import Snapshots
 from hpcasync.train.stopping import Ending, StopRules
+from hpcasync.train.worker_watch import WorkerWatch
 
 # Of the optimizer: Adam's moments.
 _VECTORS_OF_STATE = 2
@@ -102,6 +104,10 @@ class Supervisor:
         if self.counters.num_updates:
             self._snapshots.go_on(self.counters.num_updates)
 
+    def watch(self, roles: Roles) -> WorkerWatch:
+        """What reports workers that stop or are slow."""
+        return WorkerWatch(self._recorder, roles, self._config.logging.stall, self._clock)
+
     def learning_rate(self, report: UpdateReport) -> float:
         """Learning rate of an update that is about to be made."""
         now = self.counters
@@ -176,17 +182,18 @@ class Supervisor:
         for saved in self._writer.poll():
             self.shard_saved(saved)
 
-    def shard_saved(self, saved: SavedShard) -> None:
-        """A server has done its part of a checkpoint."""
+    def shard_saved(self, saved: SavedShard) -> bool:
+        """A server has done its part of a checkpoint; returns whether the newest version is saved with that."""
         checkpoint = self._checkpoints.shard_saved(saved, self._snapshots.protected)
         if checkpoint is None:
-            return
+            return False
         if checkpoint.error:
             self._not_saved(checkpoint.name, checkpoint.error)
-            return
+            return False
         self._recorder.checkpoint(checkpoint.name)
         if checkpoint.warning:
             self._recorder.note(checkpoint.warning)
+        return checkpoint.name == self._name()
 
     def finish(self) -> None:
         """Wait for files and scores (collects this rank's own shard files in sync); a signal ends the wait for scores.

@@ -133,12 +133,16 @@ class SlurmCluster:
         return all(record["JobState"] in _ENDED for record in self.show(job))
 
     def requeue(self, job: str, between: Callable[[], None]) -> None:
-        """Requeue a running job, call `between` when nothing of it runs, and don't wait two minutes for its next start.
+        """Requeue a running job and call `between` when nothing of it runs; see `start_again`."""
+        self.run("scontrol", "requeue", job)
+        self.start_again(job, between)
+
+    def start_again(self, job: str, between: Callable[[], None], timeout: float = _STOP_SECONDS) -> None:
+        """Wait until a job is queued again, call `between`, and don't wait two minutes for its next start.
 
         A node refuses a credential issued in the second in which it ended the job, or a little later: hence the delay.
         """
-        self.run("scontrol", "requeue", job)
-        self.wait_until(lambda: self._is_waiting(job), _STOP_SECONDS, f"job {job} to be queued again")
+        self.wait_until(lambda: self._is_waiting(job), timeout, f"job {job} to be queued again")
         between()
         self.run("scontrol", "update", f"JobId={job}", f"StartTime=now+{_RESTART_SECONDS}")
 

@@ -103,6 +103,37 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(submitter: Submitter, prepar
     assert len(events_of(checkpoints.parent, "start")) == 2
 
 
+@pytest.mark.timeout(600)
+def test_a_warned_job_saves_and_goes_on_after_a_requeue(submitter: Submitter, prepared: Job) -> None:
+    """USR1 to the batch shell, as `#SBATCH --signal=B:USR1@120` has it before a preemption or the time limit."""
+    cluster, config = submitter.cluster, submitter.directory / "warned.yaml"
+    run_dir = submitter.directory / "runs" / "warned-async-global-seed1"
+
+    def configure(num_updates: int) -> None:
+        # No checkpoint but the one that the signal asks for.
+        changes = {"name": "warned", "stop": {"updates": num_updates}, "validation": {"every": 1_000_000}}
+        config.write_text(yaml.safe_dump({**CONFIG, **changes}))
+
+    def complete() -> list[int]:
+        return sorted(int(path.parent.name[1:]) for path in run_dir.glob("checkpoints/u*[0-9]/state.json"))
+
+    configure(1_000_000)
+    job = submitter.submit("train-async.sbatch", "warned.yaml", options=("--ntasks-per-node=3",))
+    cluster.wait_until(
+        lambda: (run_dir / "metrics.jsonl").exists() and bool(events_of(run_dir, "update")), 300, "training"
+    )
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.start_again(job, lambda: configure(complete()[-1] + 10), timeout=120)
+    [saved] = complete()
+    ended = completed(submitter.finish(job))[0]
+    assert ended.restarts == 1
+    assert f"stopped (preempted by SIGUSR1): {saved} updates" in ended.output
+    assert f"hpcasync: job {job} goes back into the queue" in ended.output
+    assert f"start number 2 of job {job}: train --resume" in ended.output
+    assert f"resuming from runs/warned-async-global-seed1/checkpoints/u{saved:08d}" in ended.output
+    assert summary_of(run_dir)["num_updates"] == saved + 10
+
+
 def test_a_mistake_ends_the_job_with_its_message(submitter: Submitter) -> None:
     job = submitter.run("train-async.sbatch", "tiny.yaml", "mode=sync")[0]
     assert (job.state, job.exit_code) == ("FAILED", "2:0")

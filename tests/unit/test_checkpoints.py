@@ -62,12 +62,13 @@ def test_a_checkpoint_is_read_in_other_shards(tmp_path: Path, num_before: int, n
 
 def test_a_checkpoint_counts_when_its_last_shard_is_there(tmp_path: Path) -> None:
     directory = make_directory(tmp_path, 2)
-    assert directory.begin("u00000001", {}, 1) == "" and directory.newest is None
+    assert directory.begin("u00000001", {}, 1) == ""
     assert directory.shard_saved(SavedShard("u00000001", "b", "01", 7)) is None and list_complete(tmp_path) == []
+    assert not directory.newest
     assert directory.shard_saved(SavedShard("u00000001", "a", "02", 8)) == SavedCheckpoint("u00000001")
-    assert directory.newest == tmp_path / "u00000001" and list_complete(tmp_path) == [directory.newest]
+    assert directory.newest == tmp_path / "u00000001"
     files = {"a": {"sha256": "02", "bytes": 8}, "b": {"sha256": "01", "bytes": 7}}
-    assert read_state(directory.newest) == {"num_shards": 2, "files": files}
+    assert read_state(tmp_path / "u00000001") == {"num_shards": 2, "files": files}
 
 
 def test_a_checkpoint_saved_again_replaces_the_first(tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ class TestPreemption:
         done = self.run(tmp_path, f"exit {PREEMPTED}", requeue_code=1)
         assert done.returncode == PREEMPTED and "submit it again with --resume" in done.stderr
 
-    @pytest.mark.parametrize("name", ["train-async", "train-sync", "sweep"])
+    @pytest.mark.parametrize("name", ["train-async", "train-sync", "train-hetero", "sweep"])
     def test_training_is_warned(self, name: str) -> None:
         assert "#SBATCH --signal=B:USR1@120\n" in (SCRIPTS / f"{name}.sbatch").read_text()
 

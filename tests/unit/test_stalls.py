@@ -1,8 +1,16 @@
 """What counts as a stalled worker, and what as a slow one."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from hpcasync.comm.roles import Roles
+from hpcasync.config import StopConfig
+from hpcasync.train.console import Console
+from hpcasync.train.recorder import Recorder
 from hpcasync.train.stalls import SlowWorker, Stall, StallDetector
+from hpcasync.train.worker_watch import WorkerWatch
 
 
 def push_regularly(detector: StallDetector, seconds: dict[int, float], until: float) -> None:
@@ -18,7 +26,7 @@ def test_a_silent_worker_is_reported_once_and_again_after_it_was_back() -> None:
     push_regularly(detector, {0: 1.0, 1: 1.0}, 20)
     assert list(detector.stalls(25.0)) == [], "not longer than the shortest that counts"
     detector.pushed(0, 25.1)
-    assert list(detector.stalls(25.1)) == [Stall(1, pytest.approx(5.1), 1.0)]
+    assert list(detector.stalls(25.1)) == [Stall(1, 25.1 - 20.0, 1.0)]
     assert list(detector.stalls(30.0)) == []
     assert detector.pushed(1, 50.0) == 30.0
     detector.pushed(0, 50.5)
@@ -60,12 +68,46 @@ def test_who_has_finished_is_not_missed() -> None:
 def test_a_slow_worker_is_reported_once_and_is_not_stalled() -> None:
     detector = StallDetector(3, 1.0, 0.0)
     assert list(detector.slow_workers()) == []
-    reported = []
+    reported: list[SlowWorker] = []
     for step in range(1, 1001):
         now = step / 10
         for worker, every in ((0, 1), (1, 1), (2, 10)):
             if step % every == 0:
                 detector.pushed(worker, now)
         reported += list(detector.slow_workers())
-    assert reported == [SlowWorker(2, pytest.approx(1.0), pytest.approx(0.1))]
+    [slow] = reported
+    assert slow.worker == 2 and (slow.own_seconds, slow.others_seconds) == pytest.approx((1.0, 0.1))
     assert list(detector.stalls(100.05)) == []
+
+
+@pytest.mark.parametrize("least_seconds", [0, 2])
+def test_reports_name_rank_and_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, least_seconds: float
+) -> None:
+    monkeypatch.setenv("HPCASYNC_TERMINAL", "0")
+    now = [0.0]
+    recorder = Recorder(tmp_path, Console(StopConfig(updates=1), 1), every=1, tensorboard=False, batches_per_epoch=1)
+    watch = WorkerWatch(recorder, Roles(("a", "a", "b"), (0,), (1, 2)), least_seconds, lambda: now[0])
+    watch.begin()
+    for tick in range(40):
+        now[0] = tick / 2
+        watch.check()
+        watch.pushed(0)
+        if tick < 20 or tick > 37:
+            watch.pushed(1)
+    watch.finished(0)
+    now[0] += 100
+    watch.check()
+    recorder.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    said = capsys.readouterr().out.splitlines()
+    if not least_seconds:
+        assert lines == [] and said == []
+        return
+    assert [(line["event"], line["worker"], line["rank"], line["host"]) for line in lines] == [
+        ("stall", 1, 2, "b"),
+        ("stall-over", 1, 2, "b"),
+        ("stall", 1, 2, "b"),
+    ]
+    assert said[0] == "worker 1 (rank 2 on b) has pushed nothing for 2 s, usual are 0.5 s; the others go on"
+    assert said[1] == "worker 1 (rank 2 on b) pushes again, after 10 s"

@@ -106,6 +106,12 @@ class Recording:
         is_due = update.version % 3 == 0
         return SaveRequest(f"u{update.version}", snapshot=True, checkpoint=True) if is_due else None
 
+    def after_arrival(self, worker: int) -> None:
+        pass
+
+    def after_finish(self, worker: int) -> None:
+        pass
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         self.dropped.append(record)
         if is_stale and record.num_tokens:

@@ -1,0 +1,77 @@
+"""Tells people which workers have stopped or are slow; training goes on without them."""
+
+from collections.abc import Callable
+
+from hpcasync.comm.roles import Roles
+from hpcasync.train.recorder import Recorder
+from hpcasync.train.stalls import StallDetector
+
+_CHECK_SECONDS = 1.0
+
+
+class WorkerWatch:
+    """The coordinator's eye on the workers.
+
+    Args:
+        recorder: where reports go: events `stall`, `stall-over` and `slow-worker`, and a line for people.
+        roles: who the workers are.
+        least_seconds: shortest silence that is reported (logging.stall); 0: none is.
+        clock: seconds, from any origin.
+    """
+
+    def __init__(self, recorder: Recorder, roles: Roles, least_seconds: float, clock: Callable[[], float]) -> None:
+        self._recorder = recorder
+        self._roles = roles
+        self._clock = clock
+        self._least_seconds = least_seconds
+        self._detector: StallDetector | None = None
+        self._checked = 0.0
+
+    def begin(self) -> None:
+        """Training begins."""
+        if self._least_seconds:
+            self._checked = self._clock()
+            self._detector = StallDetector(len(self._roles.worker_ranks), self._least_seconds, self._checked)
+
+    def pushed(self, worker: int) -> None:
+        """A push has arrived."""
+        silence = None if self._detector is None else self._detector.pushed(worker, self._clock())
+        if silence is not None:
+            self._report("stall-over", worker, f"pushes again, after {silence:.0f} s", silent_seconds=silence)
+
+    def finished(self, worker: int) -> None:
+        """The worker pushes nothing more."""
+        if self._detector is not None:
+            self._detector.finished(worker)
+
+    def check(self) -> None:
+        """Report what is new; may be called as often as one likes."""
+        now = self._clock()
+        if self._detector is None or now - self._checked < _CHECK_SECONDS:
+            return
+        self._checked = now
+        for stall in self._detector.stalls(now):
+            usual = f"usual are {stall.usual_seconds:.2g} s" if stall.usual_seconds else "and nobody else has yet"
+            self._report(
+                "stall",
+                stall.worker,
+                f"has pushed nothing for {stall.silent_seconds:.0f} s, {usual}; the others go on",
+                silent_seconds=stall.silent_seconds,
+                usual_seconds=stall.usual_seconds,
+            )
+        for slow in self._detector.slow_workers():
+            factor = slow.own_seconds / slow.others_seconds
+            self._report(
+                "slow-worker",
+                slow.worker,
+                f"is {factor:.1f} times slower than the others: {slow.own_seconds:.2g} s from push to push, "
+                f"{slow.others_seconds:.2g} s",
+                own_seconds=slow.own_seconds,
+                others_seconds=slow.others_seconds,
+            )
+
+    def _report(self, kind: str, worker: int, text: str, **fields: float) -> None:
+        rank = self._roles.worker_ranks[worker]
+        host = self._roles.hosts[rank]
+        self._recorder.event(kind, worker=worker, rank=rank, host=host, **fields)
+        self._recorder.say(f"worker {worker} (rank {rank} on {host}) {text}")

@@ -1,0 +1,167 @@
+"""Kills a training job at random moments, restarts it, and checks what is left each time.
+
+`python tests/parallel/kill_campaign.py --kills 100` trains on a small generated corpus: every round a random process of
+the job (a worker, a server, the coordinator, mpirun) is killed with SIGKILL at a random moment, and the run is resumed.
+After each death the checkpoints that look complete must load and add up. In the end the run must have covered the same
+batches as one that nobody killed, and be as good.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script
+
+import psutil
+import yaml
+from running_job import RunningJob
+from tiny_training import CONFIG, TinyCorpus, make_tiny_corpus
+
+from hpcasync.comm.shards import Shard
+from hpcasync.ps.tickets import TicketLedger
+from hpcasync.train.checkpoints import read_shard
+from hpcasync.train.run_files import list_complete, read_state
+
+NUM_RANKS = 4
+NUM_EPOCHS = 12
+VICTIMS = ("coordinator", "server", "worker", "mpirun")
+# Some deaths come before training has begun, most while it goes on, some at its end.
+LATEST_SECONDS = 2.0
+OVERRIDES = (
+    "roles.servers=2",
+    "accumulate.global=2",
+    f"stop={{epochs: {NUM_EPOCHS}}}",
+    "checkpoint={every: 2, keep: 2}",
+)
+
+
+@dataclass
+class Campaign:
+    """What happened.
+
+    Attributes:
+        killed: victims by kind.
+        num_checks: checkpoints that were read.
+        losses: of the run that was killed, and of the one that was not: the mean of the last updates.
+    """
+
+    killed: Counter[str] = field(default_factory=Counter)
+    num_checks: int = 0
+    losses: tuple[float, float] = (0.0, 0.0)
+
+
+def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: int) -> Campaign:
+    """Train once in peace and once with `num_kills` deaths; raises AssertionError where something is wrong."""
+    generator = random.Random(seed)
+    config = _write_config(directory, corpus)
+    campaign = Campaign()
+    with RunningJob(NUM_RANKS, config, "name=peace", *OVERRIDES, log=directory / "peace.log") as job:
+        assert job.wait() == 0, job.output
+    peace, log = job, directory / "killed.log"
+    for number in range(num_kills):
+        victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else generator.choice(VICTIMS)
+        campaign.killed[victim] += _kill_once(config, log, victim, generator)
+        campaign.num_checks += _check(job.config.run_dir / "killed-async-global-seed1")
+    with RunningJob(NUM_RANKS, config, "name=killed", *OVERRIDES, *_flags(config), log=log) as job:
+        assert job.wait() == 0, job.output
+    campaign.num_checks += _check(job.run_dir)
+    _compare(peace, job)
+    campaign.losses = _final_loss(job), _final_loss(peace)
+    assert abs(campaign.losses[0] - campaign.losses[1]) < 0.15 * campaign.losses[1], campaign.losses
+    return campaign
+
+
+def _kill_once(config: Path, log: Path, victim: str, generator: random.Random) -> bool:
+    """Start or resume the run and kill; returns whether the victim still lived."""
+    with RunningJob(NUM_RANKS, config, "name=killed", *OVERRIDES, *_flags(config), log=log) as job:
+        before = job.newest
+        if generator.random() < 0.9:
+            # A run that is killed before it gets anywhere, again and again, would not get anywhere.
+            job.wait_until(lambda: job.process.poll() is not None or job.newest != before, "a checkpoint")
+        time.sleep(generator.random() * LATEST_SECONDS)
+        try:
+            process = (
+                job.mpirun() if victim == "mpirun" else job.rank({"coordinator": 0, "server": 1, "worker": 3}[victim])
+            )
+            process.kill()
+        except (KeyError, ValueError, psutil.Error):
+            assert job.wait() == 0, job.output  # it had come to its end
+            return False
+        code = job.wait(60)
+        assert code != 0 or "done (end of the corpus)" in job.output, job.output
+        return True
+
+
+def _flags(config: Path) -> list[str]:
+    run_dir = Path(yaml.safe_load(config.read_text())["run_dir"]) / "killed-async-global-seed1"
+    if not (run_dir / "config.yaml").exists():
+        return []
+    return ["--resume" if list_complete(run_dir / "checkpoints") else "--overwrite"]
+
+
+def _check(run_dir: Path) -> int:
+    """Load every checkpoint that looks complete; returns their number."""
+    complete = list_complete(run_dir / "checkpoints")
+    for path in complete:
+        state = read_state(path)
+        counters, gradients = state["counters"], state["gradients"]
+        applied = TicketLedger(state["tickets"]["low"], state["tickets"]["above"])
+        assert applied.low + len(applied.above) == counters["num_batches"], path
+        assert counters["num_updates"] == int(path.name[1:]) and gradients["num_applied"] == counters["num_steps"], path
+        assert sum(gradients["staleness"].values()) == gradients["num_applied"], path
+        num_elements = sum(_num_elements(path, index) for index in range(state["num_shards"]))
+        tensors = read_shard(path, state["num_shards"], Shard(0, num_elements))
+        assert all(bool(values.isfinite().all()) for values in tensors.values()), path
+    return len(complete)
+
+
+def _num_elements(checkpoint: Path, index: int) -> int:
+    from safetensors import safe_open
+
+    num_shards = read_state(checkpoint)["num_shards"]
+    with safe_open(checkpoint / f"shard-{index:05d}-of-{num_shards:05d}.safetensors", framework="pt") as file:
+        return int(file.get_slice("parameters").get_shape()[0])
+
+
+def _compare(peace: RunningJob, killed: RunningJob) -> None:
+    """The same batches, each once; nothing lost in counting."""
+    expected, found = (read_state(job.run_dir / "checkpoints" / job.newest) for job in (peace, killed))
+    assert found["tickets"] == expected["tickets"]
+    for key in ("num_batches", "target_tokens", "source_tokens"):
+        assert found["counters"][key] == expected["counters"][key], key
+
+
+def _final_loss(job: RunningJob) -> float:
+    losses = [record["loss"] for record in job.records("update")][-8:]
+    return float(sum(losses)) / len(losses)
+
+
+def _write_config(directory: Path, corpus: TinyCorpus) -> Path:
+    path = directory / "config.yaml"
+    values = {**CONFIG, "run_dir": str(directory / "runs"), "data": {**CONFIG["data"], "path": str(corpus.path)}}
+    path.write_text(yaml.safe_dump({**values, "logging": {"every": 5, "tensorboard": False}}))
+    return path
+
+
+def main() -> None:
+    """Run a campaign of any length and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hpcasync-kills-") as name:
+        directory = Path(name)
+        corpus = make_tiny_corpus(directory)
+        campaign = run_campaign(directory, corpus, num_kills=arguments.kills, seed=arguments.seed)
+    killed = ", ".join(f"{kind} {number}" for kind, number in sorted(campaign.killed.items()))
+    print(f"killed: {killed}; {campaign.num_checks} checkpoints read, all whole")
+    print(f"final training loss {campaign.losses[0]:.3f}, without kills {campaign.losses[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What goes wrong while a job runs: processes that die or hang, and what people are told."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from runners import MpiRunner
+from running_job import RunningJob
+from test_signals import check_consistent, write_config
+from tiny_training import TinyCorpus
+
+from hpcasync.exit_codes import PREEMPTED
+
+
+def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    """First a worker, then the coordinator, which is once more than it may be."""
+    overrides = ("checkpoint.every=2", "stop={updates: 1000000}")
+    config, options = write_config(tmp_path, tiny_corpus), ("--max-restarts", "1")
+    with RunningJob(3, config, *overrides, options=options, log=tmp_path / "log") as job:
+        job.wait_until(lambda: job.newest, "a checkpoint")
+        job.rank(2).kill()
+        job.wait_until(lambda: len(job.records("start")) == 2, "the second start")
+        resumed_from = job.newest
+        job.wait_until(lambda: job.newest > resumed_from, "a newer checkpoint")
+        job.rank(0).kill()
+        assert job.wait() == 137, job.output
+    check_consistent(job)
+    for rank in (2, 0):  # mpirun's own words
+        assert re.search(rf"process rank {rank} with PID \d+ on node \S+ exited on\s+signal 9", job.output), job.output
+    restart = f"hpcasync: the job ended with code 137; restart 1 of 1: train {config} {' '.join(overrides)} --resume"
+    assert restart in job.output and f"resuming from {job.run_dir}/checkpoints/{resumed_from}" in job.output
+    reason = "hpcasync: the job ended with code 137, after 1 restart(s); `--resume` goes on from "
+    assert f"{reason}{job.run_dir}/checkpoints/{job.newest}" in job.output
+
+
+def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    """Also when it hangs for ever, the checkpoint that a signal asks for is saved."""
+    overrides = ("accumulate.global=1", "mode=async", "stop={updates: 1000000}", "logging={every: 5, stall: 1}")
+    with RunningJob(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
+        job.wait_until(lambda: job.num_updates >= 30, "update 30")
+        hanging = job.rank(2)
+        hanging.suspend()
+        job.wait_until(lambda: any(record["rank"] == 2 for record in job.records("stall")), "the report")
+        at_report = job.num_updates
+        job.wait_until(lambda: job.num_updates > at_report + 10, "updates of the other worker")
+        hanging.resume()
+        job.wait_until(lambda: any(record["rank"] == 2 for record in job.records("stall-over")), "its return")
+        hanging.suspend()
+        job.process.send_signal(signal.SIGUSR1)
+        assert job.wait() == PREEMPTED, job.output
+    check_consistent(job)
+    assert "hpcasync: saved; some ranks have not ended in 15 s: the job ends without them" in job.output
+    [host] = {record["host"] for record in job.records("stall")}
+    assert f"worker 1 (rank 2 on {host}) has pushed nothing for " in job.output
+    assert f"worker 1 (rank 2 on {host}) pushes again, after " in job.output
+
+
+def test_horovod_names_the_rank_that_all_wait_for(mpirun: MpiRunner) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not installed: make setup")
+    program = (
+        "import time, torch; from mpi4py import MPI; from hpcasync.train.allreduce import start_horovod; "
+        "hvd = start_horovod(MPI.COMM_WORLD, 1.0); hvd.allreduce(torch.ones(1), name='first'); "
+        "time.sleep(5.0 * (hvd.rank() == 1)); hvd.allreduce(torch.ones(1), name='gradient'); hvd.shutdown()"
+    )
+    job = mpirun.python(2, program, timeout=240)
+    assert "for more than 1 seconds" in job.stderr and "gradient" in job.stderr, job.stderr
+    assert re.search(r"[Mm]issing ranks:\s*1", job.stderr), job.stderr
