@@ -1,11 +1,12 @@
 """`hpcasync simulate` as a command."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from tiny_run import TinyRun
@@ -17,7 +18,7 @@ Invoke = Callable[..., Result]
 
 
 @pytest.fixture
-def invoke(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+def invoke(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
     """Run the command on a small configuration in this process."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
@@ -38,7 +39,9 @@ def invoke(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -
     def run(*arguments: Any) -> Result:
         return CliRunner().invoke(cli, ["simulate", str(path), *map(str, arguments)], standalone_mode=False)
 
-    return run
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
 
 
 def refusal(result: Result) -> str:

@@ -4,6 +4,7 @@ tests/parallel/test_simulate_equivalence.py compares with real jobs.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ class Simulator:
 
 
 @pytest.fixture
-def simulate(tmp_path: Path, tiny_run: TinyRun) -> Simulator:
-    return Simulator(tmp_path, tiny_run.corpus)
+def simulate(tmp_path: Path, tiny_run: TinyRun) -> Iterator[Simulator]:
+    threads = torch.get_num_threads()
+    yield Simulator(tmp_path, tiny_run.corpus)
+    torch.set_num_threads(threads)
 
 
 def records(config: Config, kind: str = "update") -> list[dict[str, Any]]:
