@@ -232,8 +232,8 @@ def test_a_page_and_a_picture_of_runs_with_and_without_records(tmp_path: Path) -
     paths.append(make_run(tmp_path, "async", is_finished=False))
     write_timeline(paths[1], 0, "worker", 0, 0.0, [["compute", 0.0, 1.0], ["push", 1.0, 0.5]])
     made = make_report(paths, title="A <b> title")
-    for name in ("report.html", "report.png"):
-        write_report(made, tmp_path / name, name.rpartition(".")[2])
+    write_report(made, tmp_path / "report.html", "html")
+    write_report(made, tmp_path / "report.png", "png")
     page = (tmp_path / "report.html").read_text()
     assert "A &lt;b&gt; title" in page and "<b> title" not in page
     assert "1 run not finished" in page and 'id="bleu-time"' in page and 'id="timeline-bars"' in page
