@@ -66,8 +66,8 @@ class ExchangeConfig(_Section):
     parameters: ParameterFormat = Field("fp32", description="how parameters travel to the workers")
     overlap: Overlap = Field(
         "none",
-        description="what runs beside the computation: nothing; pushing the gradient while backward makes it; or the pull "
-        "too, which makes gradients one update staler",
+        description="what runs beside the computation: nothing; pushing the gradient while backward makes it; or the "
+        "pull too, which makes gradients one update staler",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hpcasync
 from hpcasync.bench.jobs import run_ranks
 from hpcasync.bench.rows import Row, rate_row, time_row
 from hpcasync.bench.training import run_training_job
@@ -32,7 +31,7 @@ def bench_compare(
     Raises:
         UserError: the peers' programs are not there (they are part of a checkout), or one failed.
     """
-    directory = Path(hpcasync.__file__).parent.parent / "benchmarks" / "peers"
+    directory = Path(__file__).parents[2] / "benchmarks" / "peers"
     if not directory.is_dir():
         raise UserError(
             f"{directory} is not there: run this from a checkout of hpcasync, which has the peers' programs"

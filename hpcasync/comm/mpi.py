@@ -39,8 +39,8 @@ def require_threads(what: str) -> None:
     """
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
-            f"{what} needs MPI_THREAD_MULTIPLE, and this MPI library provides {thread_level()}: set it to none, or use a "
-            "library built with thread support",
+            f"{what} needs MPI_THREAD_MULTIPLE, and this MPI library provides {thread_level()}: set it to none, or use "
+            "a library built with thread support",
             everywhere=True,
         )
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,9 @@ def _exit_code(returncode: int) -> int:
 def environment_of_ranks() -> dict[str, str]:
     """This process's environment for a job whose output goes where ours goes.
 
-    mpirun gives ranks pseudo-terminals whatever its own output is; here it is known.
+    mpirun gives ranks pseudo-terminals of no size, whatever its own output is; here it is known.
     """
-    return {**os.environ, "HPCASYNC_TERMINAL": "1" if sys.stdout.isatty() else "0"}
+    if not sys.stdout.isatty():
+        return {**os.environ, "HPCASYNC_TERMINAL": "0"}
+    columns = str(shutil.get_terminal_size().columns)
+    return {**os.environ, "HPCASYNC_TERMINAL": "1", "COLUMNS": columns}

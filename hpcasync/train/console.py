@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from hpcasync.config import StopConfig
 
@@ -26,7 +26,7 @@ class Console:
         self._batches_per_epoch = batches_per_epoch
         self._started_at: tuple[float, float] | None = None
         self._live: Progress | None = None
-        self._rich = RichConsole(force_terminal=True, highlight=False) if _is_terminal() else None
+        self._rich = RichConsole(force_terminal=True, highlight=False, soft_wrap=True) if _is_terminal() else None
 
     def line(self, text: str) -> None:
         """Print a line."""
@@ -46,9 +46,14 @@ class Console:
         if self._rich is None:
             print(text, flush=True)
             return
+        # One line: a terminal too narrow for all of it still shows what matters most.
+        text = (
+            f"update {fields['num_updates']} loss {fields['loss']:.3f} {fields['target_tokens_per_second']:,.0f} tok/s "
+            f"left {_duration(left_seconds)} epoch {fields['data_epoch']:.2f} staleness {fields['staleness_mean']:.2f}"
+        )
         if self._live is None:
-            columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn()
-            self._live = Progress(*columns, console=self._rich, refresh_per_second=4)
+            columns = BarColumn(bar_width=10), TextColumn("{task.description}")
+            self._live = Progress(*columns, console=self._rich, refresh_per_second=2)
             self._live.add_task(text, total=1.0)
             self._live.start()
         self._live.update(self._live.task_ids[0], description=text, completed=done)
