@@ -103,7 +103,7 @@ def test_a_terminal_has_one_live_line_and_lines_above_it(monkeypatch: pytest.Mon
     console.update(fields())
     console.close()
     assert "[not markup] a line" in shown.getvalue()
-    assert "update    120" in shown.getvalue() and "tok/s" in shown.getvalue()
+    assert "update 120 loss" in shown.getvalue() and "tok/s" in shown.getvalue()
 
 
 def test_ranks_of_mpirun_are_no_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
