@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -39,19 +40,19 @@ def main(num_elements: int, num_updates: int) -> None:
     model = torch.nn.parallel.DistributedDataParallel(Sum(num_elements), gradient_as_bucket_view=True)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
-    def steps(number: int, context: AbstractContextManager[object], *, is_whole: bool) -> float:
+    def steps(number: int, context: Callable[[], AbstractContextManager[object]], *, is_whole: bool) -> float:
         started = time.perf_counter()
         for _ in range(number):
             optimizer.zero_grad(set_to_none=False)
-            with context:
+            with context():
                 model().backward()
             if is_whole:
                 optimizer.step()
         return (time.perf_counter() - started) / number
 
-    steps(WARM_UP, nullcontext(), is_whole=True)
-    whole = steps(num_updates, nullcontext(), is_whole=True)
-    local = steps(num_updates, model.no_sync(), is_whole=False)
+    steps(WARM_UP, nullcontext, is_whole=True)
+    whole = steps(num_updates, nullcontext, is_whole=True)
+    local = steps(num_updates, model.no_sync, is_whole=False)
     if comm.rank == 0:
         result = {"seconds_per_update": whole - local, "version": f"torch {torch.__version__}"}
         print("hpcasync-bench-result " + json.dumps(result), flush=True)

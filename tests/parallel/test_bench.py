@@ -1,0 +1,48 @@
+"""The benchmarks run and say what they promise; what they measure is nobody's test."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hpcasync.bench.compare import bench_compare
+from hpcasync.bench.rows import Row, rate_row, time_row
+from hpcasync.cli.bench import bench
+
+ROW = {"name", "value", "unit", "limit", "ratio", "goal", "met", "spread", "note"}
+
+
+def rows_of(*arguments: str) -> list[dict[str, object]]:
+    result = CliRunner().invoke(bench, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.output)
+    assert {"hpcasync", "torch", "cpus"} <= set(answer["signature"])
+    assert all(set(row) == ROW and row["value"] > 0 for row in answer["rows"])
+    return list(answer["rows"])
+
+
+def test_apply() -> None:
+    rows = rows_of("apply", "--elements", "300000", "--rounds", "2")
+    assert [row["goal"] for row in rows] == [0.8, 0.8]
+
+
+def test_transport() -> None:
+    rows = rows_of("transport", "--elements", "100000", "--rounds", "2")
+    assert [str(row["name"]).split(" of ")[0] for row in rows][:2] == ["push", "pull"]
+    assert len(rows) == 4 and all(row["limit"] for row in rows)
+
+
+@pytest.mark.slow
+def test_compare_runs_every_peer() -> None:
+    pytest.importorskip("horovod", reason="Horovod is not installed")
+    rows = bench_compare(2000, num_rounds=1, num_updates=3, corpus=None, seconds=0)
+    assert sum("ours against" in row.name for row in rows) == 4
+    assert sum("update latency" in row.name for row in rows) == 3
+
+
+def test_ratios() -> None:
+    rate = rate_row("copy", [8.0, 9.0, 5.0], [10.0, 10.0, 10.0], "GB/s", goal=0.9)
+    assert (rate.value, rate.ratio, rate.met, rate.spread) == (8.0, 0.8, False, (5.0, 9.0))
+    time = time_row("update", [0.001, 0.002], [0.004, 0.004], goal=1.0)
+    assert (time.value, time.limit, time.ratio, time.met) == (1.5, 4.0, 3.0, True)
+    assert Row("latency", 1.0, "us").met is None
