@@ -54,9 +54,9 @@ def bench_step(corpus: str, preset: str, num_updates: int, batch_tokens: int) ->
 
 
 def _activities(timeline: Path) -> dict[str, list[float]]:
-    """Durations of each activity in seconds, without those of the warm-up."""
+    """Durations of each activity in seconds, without those of the warm-up. Each resumption begins with an empty line."""
     durations: dict[str, list[float]] = defaultdict(list)
-    for line in timeline.read_text().splitlines():
+    for line in filter(None, timeline.read_text().splitlines()):
         span = json.loads(line)
         if isinstance(span, list):
             durations[span[0]].append(float(span[2]))

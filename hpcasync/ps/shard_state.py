@@ -15,7 +15,7 @@ GradientBlocks = Callable[[int, int], torch.Tensor]
 
 # Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
 # and a server can serve MPI between blocks.
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 19
 
 
 class ShardState:
