@@ -54,7 +54,7 @@ def bench_step(corpus: str, preset: str, num_updates: int, batch_tokens: int) ->
 
 
 def _activities(timeline: Path) -> dict[str, list[float]]:
-    """Durations of each activity in seconds, without those of the warm-up. Each resumption begins with an empty line."""
+    """Durations of each activity in seconds, without those of the warm-up; a timeline has empty lines, too."""
     durations: dict[str, list[float]] = defaultdict(list)
     for line in filter(None, timeline.read_text().splitlines()):
         span = json.loads(line)
