@@ -120,22 +120,27 @@ class DataWindow:
         if values.device.type != "cpu":
             self._remote.Flush_local(rank)  # `raw` lives only as long as this call
 
-    def read(self, rank: int, offset: int, out: torch.Tensor) -> None:
-        """Copy from `offset` bytes into `rank`'s memory to a contiguous tensor (any device); complete on return."""
-        num_bytes = out.numel() * out.element_size()
+    def read(self, rank: int, offset: int, out: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Copy from `offset` bytes into `rank`'s memory to a contiguous tensor (any device); complete on return.
+
+        `dtype` is that of the values there, where it is not `out`'s: they are converted on the way.
+        """
+        dtype = out.dtype if dtype is None else dtype
+        num_bytes = out.numel() * dtype.itemsize
         if self.is_local(rank):
             self._shared.Sync()
-            out.copy_(self.memory(rank)[offset : offset + num_bytes].view(out.dtype))
+            out.copy_(self.memory(rank)[offset : offset + num_bytes].view(dtype))
             self._shared.Sync()  # an atomic read made after this is made after the loads
             return
         assert self._remote is not None
-        host = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
+        is_direct = out.device.type == "cpu" and out.dtype == dtype
+        host = out if is_direct else torch.empty_like(out, device="cpu", dtype=dtype)
         raw = host.view(torch.uint8).numpy()
         for start in range(0, num_bytes, _MAX_TRANSFER_BYTES):
             piece = raw[start : start + _MAX_TRANSFER_BYTES]
             self._remote.Get([piece, MPI.BYTE], rank, (offset + start, piece.size, MPI.BYTE))
         self._remote.Flush(rank)
-        if host is not out:
+        if not is_direct:
             out.copy_(host)
 
     def flush(self, rank: int) -> None:

@@ -57,7 +57,9 @@ class Client:
             if version == self._version:
                 return version
             for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
-                self._read(rank, link.buffer_offset(server, version), out[shard.start : shard.stop])
+                link.data.read(
+                    rank, link.buffer_offset(server, version), out[shard.start : shard.stop], link.parameter_dtype
+                )
             # A shard that began to write version + 2 did so over the buffer that was read.
             newest = max(link.control.read(rank, ControlWords.WRITING) for rank in link.roles.server_ranks)
             if newest <= version + 1:
@@ -131,15 +133,6 @@ class Client:
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
         self._link.control.store(self._coordinator, ControlWords.finished(self._worker), 1)
-
-    def _read(self, rank: int, offset: int, out: torch.Tensor) -> None:
-        link = self._link
-        if out.dtype == link.parameter_dtype:
-            link.data.read(rank, offset, out)
-            return
-        received = torch.empty(out.shape, dtype=link.parameter_dtype)
-        link.data.read(rank, offset, received)
-        out.copy_(received)
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
         started = time.perf_counter()

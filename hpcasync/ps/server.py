@@ -165,8 +165,8 @@ class _ShardServer:
         if self._compensation is not None:
             self._compensation.remember(update.version, self._state.parameters)
         self._link.data.sync()
-        self._link.server_comm.Barrier()  # a version is published when all shards have it
         self._consume()
+        self._link.server_comm.Barrier()  # a version is published when all shards have it
 
     def _save(self, request: SaveRequest) -> None:
         if request.checkpoint:
