@@ -1,68 +1,44 @@
 """Servers and workers around a quadratic function, in many sizes of job, against a replay of what the coordinator did.
 
-The gradient of a batch (ticket t, n tokens) at parameters x is n (x - c_t). The coordinator records every update; the
-replay computes each version from the recorded groups in numpy, by Adam as it is written down in its paper (Kingma & Ba
-2015, algorithm 1), and is compared with what every worker pulled, with every snapshot and with the final parameters.
+The coordinator records every update; the replay computes each version from the recorded groups, and is compared with
+what every worker pulled, with every snapshot and with the final parameters.
 
 The sizes of job are run one after the other on the first ranks of the world; the rest waits.
 """
 
 import itertools
 import time
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
+from engine_replay import Recording, as_pulled, check, replay
 from mpi4py import MPI
-from numpy.typing import NDArray
+from quadratic import (
+    COMPENSATION,
+    FIRST_VERSION,
+    NUM_ELEMENTS,
+    OPTIMIZER,
+    Scenario,
+    Vector,
+    gradient_of,
+    num_tokens,
+    start_vector,
+)
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.config import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
+from hpcasync.config import PullPolicy
 from hpcasync.ps.client import Client
 from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.link import Link, LinkOptions
+from hpcasync.ps.link import Link
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
-from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.staleness import make_policy
-from hpcasync.ps.state import PushCounts, Update, UpdateState
+from hpcasync.ps.state import PushCounts, UpdateState
 from hpcasync.train.optimizers import optimizer_factory
-
-NUM_ELEMENTS = 20_011
-OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0)
-TOPK = 0.1
-COMPENSATION = 0.3
-FIRST_VERSION = 7  # as if the run had been resumed
-Vector = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A size of job, and what happens in it."""
-
-    num_servers: int
-    num_workers: int
-    pushes_per_update: int
-    num_tickets: int = 40
-    num_slots: int = 2
-    pull: PullPolicy = "latest"
-    stop_after: int = 0
-    rejected: frozenset[int] = frozenset()
-    is_scattered: bool = False
-    limit: int | None = None
-    policy: StalenessPolicy = "wait"
-    is_compensated: bool = False
-    gradients: GradientFormat = "fp32"
-    parameters: ParameterFormat = "fp32"
-
-    @property
-    def link_options(self) -> LinkOptions:
-        return LinkOptions(self.num_slots, 1, gradients=self.gradients, topk=TOPK, parameters=self.parameters)
 
 
 class Scattered(MPI.Intracomm):
@@ -70,88 +46,6 @@ class Scattered(MPI.Intracomm):
 
     def Split_type(self, *_: object) -> MPI.Intracomm:  # noqa: N802 - the name is mpi4py's
         return MPI.COMM_SELF.Dup()
-
-
-def start_vector() -> Vector:
-    return np.linspace(-1, 1, NUM_ELEMENTS, dtype=np.float32)
-
-
-def num_tokens(ticket: int) -> int:
-    return 1 + ticket % 3
-
-
-def gradient_of(ticket: int, parameters: Vector) -> Vector:
-    centre = np.sin(np.arange(NUM_ELEMENTS) * 0.01 + ticket).astype(np.float32)
-    return np.asarray(np.float32(num_tokens(ticket)) * (parameters - centre), np.float32)
-
-
-@dataclass
-class Recording:
-    """What the coordinator did (`ps.observer`)."""
-
-    scenario: Scenario
-    updates: list[Update] = field(default_factory=list)
-    dropped: list[PushRecord] = field(default_factory=list)
-    snapshots: dict[str, Vector] = field(default_factory=dict)
-    saved: Counter[str] = field(default_factory=Counter)
-    started: list[SavedShard] = field(default_factory=list)
-    num_stale: int = 0
-
-    def learning_rate(self, update: Update) -> float:
-        return rate(update.version)
-
-    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
-        assert learning_rate == rate(update.version) * rate_factor(self.scenario, update)
-        self.updates.append(update)
-        is_due = update.version % 3 == 0
-        return SaveRequest(f"u{update.version}", snapshot=True, checkpoint=True) if is_due else None
-
-    def after_arrival(self, worker: int) -> None:
-        pass
-
-    def after_finish(self, worker: int) -> None:
-        pass
-
-    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
-        self.dropped.append(record)
-        if is_stale and record.num_tokens:
-            self.num_stale += 1
-
-    def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
-        self.snapshots[request.name] = vector.numpy()
-
-    def shard_saved(self, saved: SavedShard) -> None:
-        self.saved[saved.name] += 1
-
-    def should_stop(self) -> bool:
-        return bool(self.scenario.stop_after) and len(self.updates) >= self.scenario.stop_after
-
-    def final_request(self) -> SaveRequest | None:
-        return None
-
-    def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
-        assert tensors["parameters"].numel() == shard.size and tensors["optimizer.exp_avg"].numel() == shard.size
-        self.started.append(SavedShard(name, f"shard-{server_index}"))
-
-    def poll(self) -> list[SavedShard]:
-        """Half of the saves take until the end of the run."""
-        return [self.started.pop()] if len(self.started) > 1 else []
-
-    def wait(self) -> list[SavedShard]:
-        done, self.started = self.started, []
-        return done
-
-
-def rate(version: int) -> float:
-    return OPTIMIZER.learning_rate / version
-
-
-def rate_factor(scenario: Scenario, update: Update) -> float:
-    if scenario.limit is None or scenario.policy != "scale":
-        return 1.0
-    factors = [(min(1.0, max(1, scenario.limit) / max(1, stale))) for stale in update.staleness]
-    tokens = [push.record.num_tokens for push in update.pushes]
-    return sum(map(float.__mul__, factors, map(float, tokens))) / sum(tokens)
 
 
 def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
@@ -203,7 +97,7 @@ def work(client: Client, scenario: Scenario) -> tuple[int, list[tuple[int, Vecto
         if client.should_stop() or (ticket := client.draw()) >= scenario.num_tickets:
             break
         time.sleep(0.0005 * (ticket % 4))  # workers are not equally fast
-        gradient.copy_(torch.from_numpy(gradient_of(ticket, parameters.numpy())))
+        gradient.copy_(torch.from_numpy(gradient_of(scenario, ticket, parameters.numpy())))
         tokens = 0 if ticket in scenario.rejected else num_tokens(ticket)
         if not client.push(gradient, PushRecord(version, tokens, 0.5 * tokens, 1, 0.0, (ticket,))):
             break
@@ -244,129 +138,6 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
     coordinator.finish()
     assert decisions.is_finished
     return decisions.counts, recording.snapshots["final"]
-
-
-def as_pulled(scenario: Scenario, parameters: Vector) -> Vector:
-    return rounded(parameters) if scenario.parameters == "bf16" else parameters
-
-
-def rounded(values: Vector) -> Vector:
-    return torch.from_numpy(values).to(torch.bfloat16).float().numpy()
-
-
-class Sender:
-    """What a worker's gradients are by the time they arrive."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self._scenario = scenario
-        self._residual = np.zeros(NUM_ELEMENTS, np.float32)
-
-    def send(self, gradient: Vector) -> Vector:
-        if self._scenario.gradients == "bf16":
-            return rounded(gradient)
-        if self._scenario.gradients == "fp32":
-            return gradient
-        self._residual += gradient
-        sent = np.zeros_like(gradient)
-        for shard in cut_shards(NUM_ELEMENTS, self._scenario.num_servers):
-            part = self._residual[shard.start : shard.stop]
-            largest = shard.start + np.argsort(-np.abs(part), kind="stable")[: round(TOPK * shard.size)]
-            sent[largest] = self._residual[largest]
-        self._residual -= sent
-        return sent
-
-
-def replay(scenario: Scenario, updates: list[Update]) -> dict[int, Vector]:
-    """Every version, computed from the groups alone."""
-    versions = {FIRST_VERSION: start_vector()}
-    first, second = np.zeros(NUM_ELEMENTS), np.zeros(NUM_ELEMENTS)
-    (beta1, beta2), clip = OPTIMIZER.betas, OPTIMIZER.clip_norm
-    senders = [Sender(scenario) for _ in range(scenario.num_workers)]
-    for number, update in enumerate(updates, start=1):
-        now = versions[update.version - 1]
-        total = np.zeros(NUM_ELEMENTS)
-        for push in update.pushes:
-            (ticket,) = push.record.tickets
-            then = versions[push.record.version]
-            sent = senders[push.worker].send(gradient_of(ticket, as_pulled(scenario, then)))
-            total += sent
-            if scenario.is_compensated:
-                total += COMPENSATION / num_tokens(ticket) * sent**2 * (now - then)
-        mean = total / update.num_tokens
-        mean *= min(1.0, clip / (float(np.linalg.norm(mean)) + 1e-6))
-        first = beta1 * first + (1 - beta1) * mean
-        second = beta2 * second + (1 - beta2) * mean**2
-        step = (first / (1 - beta1**number)) / (np.sqrt(second / (1 - beta2**number)) + OPTIMIZER.eps)
-        learning_rate = rate(update.version) * rate_factor(scenario, update)
-        versions[update.version] = (now - learning_rate * step).astype(np.float32)
-    return versions
-
-
-def check(
-    scenario: Scenario,
-    recording: Recording,
-    counts: PushCounts,
-    num_pushed: list[int],
-    versions: dict[int, Vector],
-    final: Vector,
-) -> None:
-    updates = recording.updates
-    pushes = [push for update in updates for push in update.pushes]
-    assert [update.version for update in updates] == list(range(FIRST_VERSION + 1, FIRST_VERSION + 1 + len(updates)))
-    assert counts.num_pushed == sum(num_pushed) == counts.num_applied + counts.num_dropped, (counts, num_pushed)
-    assert counts.num_applied == len(pushes)
-    assert counts.staleness == Counter(stale for update in updates for stale in update.staleness)
-    seen = Counter((push.worker, push.sequence) for push in pushes)
-    assert not seen or max(seen.values()) == 1
-    tickets = Counter(itertools.chain.from_iterable(push.record.tickets for push in pushes))
-    assert not tickets or max(tickets.values()) == 1
-    rejected = Counter(ticket for record in recording.dropped if not record.num_tokens for ticket in record.tickets)
-    if scenario.stop_after:
-        assert len(updates) == scenario.stop_after
-    else:
-        stale = Counter(record.tickets[0] for record in recording.dropped if record.num_tokens)
-        assert tickets + rejected + stale == Counter(range(scenario.num_tickets))
-        assert set(rejected) == scenario.rejected
-        assert counts.num_dropped == len(scenario.rejected) + recording.num_stale
-        assert not recording.num_stale or scenario.policy == "drop"
-    if scenario.limit is not None and scenario.policy != "scale":
-        assert max(counts.staleness, default=0) <= scenario.limit, counts
-    check_groups(scenario, updates)
-    last = versions[updates[-1].version if updates else FIRST_VERSION]
-    np.testing.assert_allclose(final, last, rtol=1e-4, atol=1e-5)
-    for name, vector in recording.snapshots.items():
-        if name != "final":
-            np.testing.assert_allclose(vector, versions[int(name[1:])], rtol=1e-4, atol=1e-5, err_msg=name)
-    due = [name for name in recording.snapshots if name != "final" or updates]
-    assert recording.saved == Counter({name: scenario.num_servers for name in due}), recording.saved
-
-
-def check_groups(scenario: Scenario, updates: list[Update]) -> None:
-    sizes = [len(update.pushes) for update in updates]
-    if not sizes:
-        return
-    most = scenario.pushes_per_update
-    if is_applied := scenario.pull == "applied":
-        most = min(most, scenario.num_workers)
-        assert all(len({push.worker for push in update.pushes}) == len(update.pushes) for update in updates)
-        assert all(stale == 0 for update in updates for stale in update.staleness) or most < scenario.num_workers
-    if scenario.pull == "handled":
-        check_handled(updates)
-    if is_applied and most == scenario.num_workers:
-        # Near the end workers finish one after the other, and groups get smaller.
-        assert sizes == sorted(sizes, reverse=True) and sizes[0] == most
-    elif scenario.limit is not None and scenario.policy == "wait":
-        # A group that waits takes in what arrives meanwhile, at most one push of every worker.
-        assert all(most <= size <= most + scenario.num_workers for size in sizes[:-1]), sizes
-    else:
-        assert all(size == most for size in sizes[:-1]) and sizes[-1] <= most, sizes
-
-
-def check_handled(updates: list[Update]) -> None:
-    """A worker whose push completed an update computes its next gradient from that version or a later one."""
-    completed = {(update.pushes[-1].worker, update.pushes[-1].sequence): update.version for update in updates}
-    for push in itertools.chain.from_iterable(update.pushes for update in updates):
-        assert push.record.version >= completed.get((push.worker, push.sequence - 1), 0)
 
 
 def all_sizes() -> list[Scenario]:
