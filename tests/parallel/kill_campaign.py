@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,16 +29,13 @@ from hpcasync.train.checkpoints import read_shard
 from hpcasync.train.run_files import list_complete, read_state
 
 NUM_RANKS = 4
-NUM_EPOCHS = 12
 VICTIMS = ("coordinator", "server", "worker", "mpirun")
-# Some deaths come before training has begun, most while it goes on, some at its end.
-LATEST_SECONDS = 2.0
-OVERRIDES = (
-    "roles.servers=2",
-    "accumulate.global=2",
-    f"stop={{epochs: {NUM_EPOCHS}}}",
-    "checkpoint={every: 2, keep: 2}",
-)
+VICTIM_RANKS = {"coordinator": 0, "server": 1, "worker": 3}
+# An epoch has 11 updates. Moments are counted in updates, so that no machine is fast enough to be done before.
+EPOCHS_PER_KILL = 6
+MOST_UPDATES_PER_KILL = 50
+LATEST_SECONDS_AT_START = 2.0
+SECONDS_OF_AN_UPDATE = 0.02
 
 
 @dataclass
@@ -60,14 +58,22 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
     generator = random.Random(seed)
     config = _write_config(directory, corpus)
     campaign = Campaign()
-    with RunningJob(NUM_RANKS, config, "name=peace", *OVERRIDES, log=directory / "peace.log") as job:
+    overrides = (
+        "roles.servers=2",
+        "accumulate.global=2",
+        f"stop={{epochs: {EPOCHS_PER_KILL * (num_kills + 1)}}}",
+        "checkpoint={every: 2, keep: 2}",
+    )
+    with RunningJob(NUM_RANKS, config, "name=peace", *overrides, log=directory / "peace.log") as job:
         assert job.wait() == 0, job.output
     peace, log = job, directory / "killed.log"
     for number in range(num_kills):
         victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else generator.choice(VICTIMS)
-        campaign.killed[victim] += _kill_once(config, log, victim, generator)
+        with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
+            _kill(job, victim, generator)
+        campaign.killed[victim] += 1
         campaign.num_checks += _check(job.config.run_dir / "killed-async-global-seed1")
-    with RunningJob(NUM_RANKS, config, "name=killed", *OVERRIDES, *_flags(config), log=log) as job:
+    with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
         assert job.wait() == 0, job.output
     campaign.num_checks += _check(job.run_dir)
     _compare(peace, job)
@@ -76,25 +82,30 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
     return campaign
 
 
-def _kill_once(config: Path, log: Path, victim: str, generator: random.Random) -> bool:
-    """Start or resume the run and kill; returns whether the victim still lived."""
-    with RunningJob(NUM_RANKS, config, "name=killed", *OVERRIDES, *_flags(config), log=log) as job:
-        before = job.newest
-        if generator.random() < 0.9:
-            # A run that is killed before it gets anywhere, again and again, would not get anywhere.
-            job.wait_until(lambda: job.process.poll() is not None or job.newest != before, "a checkpoint")
-        time.sleep(generator.random() * LATEST_SECONDS)
-        try:
-            process = (
-                job.mpirun() if victim == "mpirun" else job.rank({"coordinator": 0, "server": 1, "worker": 3}[victim])
-            )
-            process.kill()
-        except (KeyError, ValueError, psutil.Error):
-            assert job.wait() == 0, job.output  # it had come to its end
-            return False
-        code = job.wait(60)
-        assert code != 0 or "done (end of the corpus)" in job.output, job.output
-        return True
+def _kill(job: RunningJob, victim: str, generator: random.Random) -> None:
+    """Kill a process of the job, most often while it trains, and wait for the job's end."""
+    find = job.mpirun if victim == "mpirun" else lambda: job.rank(VICTIM_RANKS[victim])
+    if generator.random() < 0.9:
+        # A run that is killed before it gets anywhere, again and again, would not get anywhere.
+        due = _num_updates(job.newest) + generator.randint(1, MOST_UPDATES_PER_KILL)
+        job.wait_until(lambda: _num_updates(job.newest) >= due, f"update {due}")
+        time.sleep(generator.random() * SECONDS_OF_AN_UPDATE)
+    else:
+        job.wait_until(lambda: _is_there(find), f"a {victim}")
+        time.sleep(generator.random() * LATEST_SECONDS_AT_START)
+    find().kill()
+    assert job.wait(60) != 0, job.output
+
+
+def _num_updates(checkpoint: str) -> int:
+    return int(checkpoint[1:] or 0)
+
+
+def _is_there(find: Callable[[], psutil.Process]) -> bool:
+    try:
+        return find().is_running()
+    except (KeyError, ValueError, psutil.Error):
+        return False
 
 
 def _flags(config: Path) -> list[str]:
