@@ -24,6 +24,7 @@ from hpcasync.ps.unattended import Unattended
 from hpcasync.train.optimizers import optimizer_factory
 
 LENGTH, BATCH = 128, 16
+MODES = ("sync", "async", "async-local", "async-global")
 
 
 class CharacterModel(nn.Module):
@@ -59,26 +60,27 @@ def batch(data: torch.Tensor, ticket: int) -> torch.Tensor:
     return torch.stack([data[start : start + LENGTH + 1] for start in starts.tolist()])
 
 
-def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torch.Tensor) -> None:
-    """A worker: pull, compute, push, until the servers have had enough."""
+def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torch.Tensor, batches: int) -> None:
+    """A worker: pull, sum the gradients of some batches, push, until the servers have had enough."""
     while not client.should_stop():
         version = client.pull(flat.parameters)
-        ticket = client.draw()
-        text = batch(data, ticket)
+        tickets = tuple(client.draw() for _ in range(batches))
         flat.gradient.zero_()
-        started = time.perf_counter()
-        loss = model(text)
-        loss.backward()
-        seconds, num_tokens = time.perf_counter() - started, text[:, 1:].numel()
-        record = PushRecord(version, num_tokens, loss.item(), num_tokens, seconds, (ticket,))
+        total, num_tokens, started = 0.0, 0, time.perf_counter()
+        for text in (batch(data, ticket) for ticket in tickets):
+            loss = model(text)
+            loss.backward()
+            total += loss.item()
+            num_tokens += text[:, 1:].numel()
+        record = PushRecord(version, num_tokens, total, num_tokens, time.perf_counter() - started, tickets)
         if not (client.push(flat.gradient, record) and client.wait()):
             break
     client.finish()
 
 
 @click.command()
-@click.option("--mode", type=click.Choice(["sync", "async", "async-global"]), default="async-global", show_default=True)
-@click.option("--updates", type=int, default=300, show_default=True, help="Of as many gradients as there are workers.")
+@click.option("--mode", type=click.Choice(MODES), default="async-global", show_default=True)
+@click.option("--updates", type=int, default=300, show_default=True, help="Of as many batches as there are workers.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
@@ -89,19 +91,20 @@ def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
     num_workers = comm.size - 1
     model = CharacterModel()
     flat = FlatParameters(model)
-    group = 1 if mode == "async" else num_workers
+    group = num_workers if mode in ("sync", "async-global") else 1
+    batches = num_workers if mode == "async-local" else 1
     options = EngineOptions(
         pushes_per_update=group, pull="applied" if mode == "sync" else "handled", clip_norm=1.0, ema_decay=0.99
     )
     engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
     train, held_out = corpus()
-    observer = Unattended(learning_rate, updates * num_workers // group)
+    observer = Unattended(learning_rate, updates * num_workers // (group * batches))
     started = time.perf_counter()
     if engine.is_server:
         engine.serve(observer, observer)
     else:
         engine.start()
-        work(engine.client, model, flat, train)
+        work(engine.client, model, flat, train, batches)
     seconds = time.perf_counter() - started
     engine.close()
     if engine.is_coordinator:
@@ -113,7 +116,8 @@ def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
         staleness, counts = engine.counts.staleness, engine.counts
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
-        print(json.dumps(result | {"staleness": mean, "learning_rate": learning_rate, "seed": seed}), flush=True)
+        result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate, "seed": seed}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
