@@ -19,6 +19,7 @@ from hpcasync.config import OptimizerConfig
 from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.unattended import Unattended
 from hpcasync.train.optimizers import optimizer_factory
@@ -94,7 +95,11 @@ def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
     group = num_workers if mode in ("sync", "async-global") else 1
     batches = num_workers if mode == "async-local" else 1
     options = EngineOptions(
-        pushes_per_update=group, pull="applied" if mode == "sync" else "handled", clip_norm=1.0, ema_decay=0.99
+        pushes_per_update=group,
+        pull="applied" if mode == "sync" else "handled",
+        clip_norm=1.0,
+        ema_decay=0.99,
+        link=LinkOptions(max_tickets=batches),
     )
     engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
     train, held_out = corpus()

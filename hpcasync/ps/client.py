@@ -74,6 +74,9 @@ class Client:
 
         Returns:
             False if training has ended meanwhile: then nothing was pushed.
+
+        Raises:
+            ValueError: the record has more tickets than `LinkOptions.max_tickets`.
         """
         if not self.begin_push():
             return False

@@ -34,8 +34,16 @@ def record_bytes(max_tickets: int) -> int:
 
 
 def encode_record(record: PushRecord, max_tickets: int) -> torch.Tensor:
-    """The record as float64 words; integers stay exact up to 2**53."""
-    assert len(record.tickets) <= max_tickets
+    """The record as float64 words; integers stay exact up to 2**53.
+
+    Raises:
+        ValueError: more tickets than the windows were made for.
+    """
+    if len(record.tickets) > max_tickets:
+        raise ValueError(
+            f"a push covers {len(record.tickets)} batches, but the windows have room for {max_tickets}: "
+            f"set LinkOptions.max_tickets={len(record.tickets)} on all ranks"
+        )
     words = torch.zeros(record_bytes(max_tickets) // 8, dtype=torch.float64)
     fixed = [record.version, record.num_tokens, record.loss_sum, record.num_source_tokens, record.compute_seconds]
     fixed.append(len(record.tickets))

@@ -31,6 +31,6 @@ def test_space_is_whole_cache_lines() -> None:
     assert [record_bytes(number) for number in (0, 1, 8, 9)] == [64, 128, 128, 192]
 
 
-def test_more_tickets_than_there_is_space_for() -> None:
-    with pytest.raises(AssertionError):
-        encode_record(PushRecord(0, 1, 0.0, 1, 0.0, (1, 2, 3)), max_tickets=2)
+def test_a_push_of_too_many_batches_says_what_to_set() -> None:
+    with pytest.raises(ValueError, match=r"covers 3 batches, .* room for 2: set LinkOptions.max_tickets=3"):
+        encode_record(PushRecord(1, 5, 1.0, 5, 0.1, (1, 2, 3)), 2)
