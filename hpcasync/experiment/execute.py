@@ -65,9 +65,9 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
         status: where it stands.
         num_threads: roles.worker_threads where the configuration does not say, and several runs share the machine.
     """
-    evaluate = ["evaluate", str(run.config.output_dir), "--split", experiment.evaluate]
+    scoring = _scoring(experiment, run)
     if status is Status.UNSCORED:
-        return [evaluate]
+        return scoring
     overrides = list(run.overrides)
     if num_threads is not None and run.config.roles.worker_threads is None:
         overrides.append(f"roles.worker_threads={num_threads}")
@@ -77,7 +77,19 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
     else:
         train = ["train", str(experiment.base), *overrides, *flags]
         first = ["launch", "-n", str(run.num_ranks), "--", *train]
-    return [first] if experiment.evaluate == "none" else [first, evaluate]
+    return [first, *scoring]
+
+
+def _scoring(experiment: Experiment, run: PlannedRun) -> list[list[str]]:
+    if experiment.evaluate == "none":
+        return []
+    evaluate = ["evaluate", str(run.config.output_dir), "--split"]
+    # A run that did not score its snapshots has no best one yet, and no times to a score.
+    every = [*evaluate, "valid", "--all", "--beam", str(run.config.validation.beam)]
+    best = [[*evaluate, experiment.evaluate]]
+    if run.config.validation.score:
+        return best
+    return [every] if experiment.evaluate == "valid" else [every, *best]
 
 
 def _cluster_options(experiment: Experiment, run: PlannedRun) -> list[str]:

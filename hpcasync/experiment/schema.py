@@ -40,7 +40,9 @@ class Experiment(_Section):
     exclude: list[Settings] = Field([], description="combinations of axes to leave out")
     thresholds: list[float] = Field([], description="BLEU scores to tell times for")
     evaluate: Literal["none", "valid", "test"] = Field(
-        "none", description="text on which the best snapshot of each run is scored when it has ended"
+        "none",
+        description="text on which the best snapshot of each run is scored when it has ended; where the run does not "
+        "score its snapshots, all of them are scored on the validation text before",
     )
     slurm: SlurmSection = SlurmSection()
 

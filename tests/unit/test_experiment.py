@@ -168,6 +168,16 @@ def test_commands(tmp_path: Path) -> None:
     assert commands(experiment, run, Status.NEW, None)[0][-1] == "roles.servers=1"
 
 
+@pytest.mark.parametrize(("split", "number"), [("valid", 1), ("test", 2)])
+def test_all_snapshots_are_scored_afterwards_where_the_run_does_not_score_them(
+    tmp_path: Path, split: str, number: int
+) -> None:
+    experiment, (run,) = plan(tmp_path, set={"validation.score": False, "validation.beam": 2}, evaluate=split)
+    every, *best = commands(experiment, run, Status.UNSCORED, None)
+    assert every == ["evaluate", str(run.config.output_dir), "--split", "valid", "--all", "--beam", "2"]
+    assert best == [["evaluate", str(run.config.output_dir), "--split", "test"]] * (number - 1)
+
+
 def test_simulated_runs(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("compute: {jitter: lognormal, cv: 0.2}\n")
     experiment, runs = plan(
