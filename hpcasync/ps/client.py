@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import Backoff, make_progress
+from hpcasync.comm.waiting import Backoff
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
 
@@ -34,6 +34,9 @@ class Client:
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
         self._version = -1
+        servers = list(enumerate(link.roles.server_ranks))
+        self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
+        self._far_shards = [(rank, link.shards[server]) for server, rank in servers if not link.data.is_local(rank)]
         self.num_pushed = 0
         self.num_pull_retries = 0
         self.wait_seconds = 0.0
@@ -51,21 +54,39 @@ class Client:
 
         Does nothing if `out` holds it already.
         """
-        link = self._link
         while True:
-            version = link.control.read(self._coordinator, ControlWords.PUBLISHED)
+            version = self._link.control.read(self._coordinator, ControlWords.PUBLISHED)
             if version == self._version:
                 return version
-            for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
-                link.data.read(
-                    rank, link.buffer_offset(server, version), out[shard.start : shard.stop], link.parameter_dtype
-                )
-            # A shard that began to write version + 2 did so over the buffer that was read.
-            newest = max(link.control.read(rank, ControlWords.WRITING) for rank in link.roles.server_ranks)
-            if newest <= version + 1:
+            self._request(version, out)
+            is_whole = self._load(version, out)
+            if self._has_received() and is_whole:
                 self._version = version
                 return version
             self.num_pull_retries += 1
+
+    def _load(self, version: int, out: torch.Tensor) -> bool:
+        """Copy the shards of the servers on this node; returns whether they are of this version."""
+        link = self._link
+        for server, rank in self._near_servers:
+            part = out[link.shards[server].start : link.shards[server].stop]
+            link.data.read(rank, link.buffer_offset(server, version), part, link.parameter_dtype)
+        # A shard that began to write version + 2 did so over the buffer that was read.
+        return all(link.control.read(rank, ControlWords.WRITING) <= version + 1 for _, rank in self._near_servers)
+
+    def _request(self, version: int, out: torch.Tensor) -> None:
+        """Have the servers on other nodes send their shards."""
+        if self._link.receiver is not None:
+            self._link.receiver.request(version, self._far_shards, out)
+
+    def _has_received(self) -> bool:
+        """Wait for what was requested; returns whether all servers still had the version."""
+        if self._link.receiver is None:
+            return True
+        backoff = Backoff()
+        while (answer := self._link.receiver.advance()) is None:
+            backoff.wait()
+        return answer
 
     def push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
         """Write a [num_elements] float32 gradient and its record to all servers, then announce it.
@@ -144,7 +165,7 @@ class Client:
             while any(self._link.control.read(rank, word) < value for rank in ranks):
                 if self.should_stop():
                     return False
-                make_progress(self._link.comm)
+                self._link.make_progress()
                 backoff.wait()
             return not self.should_stop()
         finally:

@@ -25,7 +25,7 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import Link, LinkOptions
@@ -115,7 +115,7 @@ class Engine:
                 initial_shard(parameters, self._link.shards[self._link.server_index]),
                 make_optimizer,
                 ema_decay=options.ema_decay,
-                between_blocks=lambda: make_progress(comm),
+                between_blocks=self._link.make_progress,
             )
 
     @property

@@ -13,8 +13,10 @@ from mpi4py import MPI
 
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.comm.waiting import make_progress
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.memory import require_window_memory
+from hpcasync.ps.publication import ParameterReceiver, ParameterSender
 from hpcasync.ps.record import record_bytes
 from hpcasync.ps.wire import GradientFormat, make_wire
 
@@ -119,6 +121,14 @@ class Link:
         assert isinstance(node_comm, MPI.Intracomm)
         self.control = ControlWindow(comm, ControlWords.count(self.num_workers) if is_server else 0)
         self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
+        # Parameters that workers on other nodes pull are messages of their own communicator.
+        self._messages = comm.Dup() if self.data.spans_nodes else None
+        self._sender: ParameterSender | None = None
+        self.receiver: ParameterReceiver | None = None
+        if self._messages is not None and is_server:
+            self._sender = ParameterSender(self._messages, self.own_buffer)
+        elif self._messages is not None:
+            self.receiver = ParameterReceiver(self._messages, self.parameter_dtype)
 
     @property
     def num_workers(self) -> int:
@@ -148,8 +158,30 @@ class Link:
         """Size of a server's data window."""
         return self.record_offset(server, self.num_workers, 0)
 
+    def own_buffer(self, version: int) -> torch.Tensor:
+        """Where a version of the shard lies in this server's memory: [size] of `parameter_dtype`."""
+        assert self.server_index is not None
+        num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
+        offset = self.buffer_offset(self.server_index, version)
+        return self.data.memory(self.comm.rank)[offset : offset + num_bytes].view(self.parameter_dtype)
+
+    def begin_writing(self, version: int) -> None:
+        """To be called before the first byte of a version is written, over those of the version before the last."""
+        if self._sender is not None:
+            self._sender.before_writing(version)
+        self.control.store(self.comm.rank, ControlWords.WRITING, version)
+        self.data.sync()  # told before the first store
+
+    def make_progress(self) -> None:
+        """Let MPI serve others' one-sided operations on this rank; a server also serves pulls from other nodes."""
+        make_progress(self.comm)
+        if self._sender is not None:
+            self._sender.advance()
+
     def free(self) -> None:
         """Free the windows (collective)."""
+        if self._messages is not None:
+            self._messages.Free()
         self.data.free()
         self.control.free()
 

@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import Backoff, make_progress
+from hpcasync.comm.waiting import Backoff
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
@@ -81,12 +81,11 @@ class _ShardServer:
         self._publish_initial(version)
 
     def _publish_initial(self, version: int) -> None:
-        control = self._link.control
-        control.store(self._rank, ControlWords.WRITING, version)
-        self._buffer(version).copy_(self._state.parameters)
+        self._link.begin_writing(version)
+        self._link.own_buffer(version).copy_(self._state.parameters)
         self._link.data.sync()
         if self._index == 0:
-            control.store(self._rank, ControlWords.PUBLISHED, version)
+            self._link.control.store(self._rank, ControlWords.PUBLISHED, version)
 
     def _execute(self, order: _Order) -> None:
         with self._span(order):
@@ -152,14 +151,13 @@ class _ShardServer:
         if self._clip_norm:
             squared = self._link.server_comm.allreduce(self._sum.squared_norm())
             scale *= clip_factor(scale * float(squared) ** 0.5, self._clip_norm)
-        self._link.control.store(self._rank, ControlWords.WRITING, update.version)
-        self._link.data.sync()  # told before the first store
+        self._link.begin_writing(update.version)
         self._state.apply(
             self._sum.block,
             scale=scale,
             learning_rate=learning_rate,
             version=update.version,
-            publish=self._buffer(update.version),
+            publish=self._link.own_buffer(update.version),
         )
         self._sum.clear()
         if self._compensation is not None:
@@ -189,10 +187,6 @@ class _ShardServer:
         comm.Gatherv(values.numpy(), None if vector is None else [vector.numpy(), layout, MPI.FLOAT])
         return vector
 
-    def _buffer(self, version: int) -> torch.Tensor:
-        offset, dtype = self._link.buffer_offset(self._index, version), self._link.parameter_dtype
-        return self._memory[offset : offset + self._shard.size * dtype.itemsize].view(dtype)
-
 
 class Follower(_ShardServer):
     """A server other than the coordinator."""
@@ -210,7 +204,7 @@ class Follower(_ShardServer):
                     break
                 self._execute(order)
             else:
-                make_progress(self._link.comm)
+                self._link.make_progress()
                 backoff.wait()
         self._report_saves(self._saver.wait())
 
@@ -250,7 +244,7 @@ class Coordinator(_ShardServer):
                 backoff.reset()
             self._advance()
             self._collect_saves()
-            make_progress(self._link.comm)
+            self._link.make_progress()
             backoff.wait()
 
     def save(self, request: SaveRequest) -> None:

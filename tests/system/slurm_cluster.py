@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-from network_hosts import NetworkHosts
+
+from hpcasync.bench.network_hosts import NetworkHosts
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 NODES = ("n0", "n1", "n2")

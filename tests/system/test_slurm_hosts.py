@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network_hosts import NetworkHosts
-from network_hosts import reason_to_skip as reason_without_hosts
 from slurm_cluster import SlurmCluster, reason_to_skip
 from submitter import Submitter, completed, make_directory, summary_of
+
+from hpcasync.bench.network_hosts import NetworkHosts
+from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 
 # Longer than any of them takes, for a machine that is busy with other things.
 pytestmark = pytest.mark.timeout(600)

@@ -1,15 +1,18 @@
 """Windows on every rank: atomics from all ranks, transfers of all sizes, visibility by one atomic write, freeing.
 
-Argument: `shared` for memory of one node, `scattered` to take every rank for a node of its own, so that Put and Get do
-what load and store do within a node.
+Argument: `shared` for memory of one node, `scattered` to take every rank for a node of its own, so that Put does what
+store does within a node.
 """
 
+import itertools
 import sys
 import time
+from functools import partial
 
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm.streams import PIECE_BYTES, IncomingStream, OutgoingStream
 from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.comm.windows import ControlWindow, DataWindow, WindowSet
 
@@ -45,7 +48,7 @@ def check_atomics(comm: MPI.Intracomm) -> None:
 
 
 def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
-    """Every rank writes to every rank, and reads what the others wrote."""
+    """Every rank writes to every rank, and reads what the others on its node were written."""
     part = LARGE_BYTES + 64
     window = DataWindow(comm, node_comm, comm.size * part)
     assert window.is_local(comm.rank) and window.memory(comm.rank).numel() == comm.size * part
@@ -61,7 +64,7 @@ def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
     for origin in range(comm.size):
         expected = torch.arange(LARGE_BYTES // 4, dtype=torch.float32) + 1000 * origin + comm.rank
         assert torch.equal(own[origin * part : origin * part + LARGE_BYTES].view(torch.float32), expected)
-    for target in range(comm.size):
+    for target in filter(window.is_local, range(comm.size)):
         for origin in range(comm.size):
             out = torch.empty(LARGE_BYTES // 4)
             window.read(target, origin * part, out)
@@ -71,6 +74,38 @@ def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
             assert pair.tolist() == [origin, target]
     comm.Barrier()
     window.free()
+
+
+def check_streams(comm: MPI.Intracomm) -> None:
+    """Every rank sends to every other at once: nothing, less than a piece, a piece, several and a bit."""
+    messages = comm.Dup()
+    for num_bytes in (0, 1000, PIECE_BYTES, 6 * PIECE_BYTES + 24):
+        sources = {rank: torch.full((num_bytes,), 16 * comm.rank + rank, dtype=torch.uint8) for rank in others(comm)}
+        arrived: dict[int, list[tuple[int, int]]] = {rank: [] for rank in others(comm)}
+        targets = {rank: torch.empty(num_bytes, dtype=torch.uint8) for rank in others(comm)}
+        streams: list[OutgoingStream | IncomingStream] = []
+        for rank in others(comm):
+            streams.append(IncomingStream(messages, rank, 1, targets[rank], partial(note, arrived[rank])))
+            streams.append(OutgoingStream(messages, rank, 1, num_bytes, partial(piece_of, sources[rank])))
+        while not all([stream.advance() for stream in streams]):
+            time.sleep(0)
+        for rank in others(comm):
+            assert torch.equal(targets[rank], torch.full_like(targets[rank], 16 * rank + comm.rank))
+            bounds = [0, *(stop for _, stop in arrived[rank])]
+            assert list(itertools.pairwise(bounds)) == arrived[rank] and bounds[-1] == num_bytes
+    messages.Free()
+
+
+def note(bounds: list[tuple[int, int]], start: int, stop: int) -> None:
+    bounds.append((start, stop))
+
+
+def piece_of(memory: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return memory[start:stop]
+
+
+def others(comm: MPI.Intracomm) -> list[int]:
+    return [rank for rank in range(comm.size) if rank != comm.rank]
 
 
 def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
@@ -113,6 +148,7 @@ def main() -> None:
     node_comm = comm.Split(comm.rank if is_scattered else 0, comm.rank)
     assert isinstance(node_comm, MPI.Intracomm)
     check_atomics(comm)
+    check_streams(comm)
     for _ in range(2):  # windows can be made again after they have been freed
         check_transfers(comm, node_comm)
         check_message_passing(comm, node_comm)

@@ -1,0 +1,110 @@
+"""Hosts on one machine: network namespaces with addresses and names of their own, joined by links of a known speed.
+
+For measuring transport between hosts, and for tests. Needs Linux, root, and iproute2.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+# Each host has its own name, shared memory and /etc/hosts; then it becomes the command.
+_ENTER = 'hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
+# What mpirun takes for ssh: AGENT [OPTIONS] HOST COMMAND… (a line for a shell, as with ssh).
+_AGENT = """#!/bin/sh
+while case $1 in -*) true ;; *) false ;; esac; do shift; done
+host=$1
+shift
+exec nsenter --net=/run/netns/{prefix}"$host" unshare --uts --mount sh -c '{enter}' sh "$host" {names} /bin/sh -c "$*"
+"""
+# Bytes that may leave at once, and how long others may wait: a link that drops nothing that TCP sends.
+_SHAPING = ("burst", "256kb", "latency", "50ms")
+
+
+def reason_to_skip() -> str | None:
+    """Why there can be no such hosts on this machine, or None."""
+    name = f"hpcasync-try-{os.getpid()}"
+    try:
+        subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        subprocess.run(["ip", "netns", "del", name], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no network namespaces here (they need root and iproute2): {error}"
+    return None
+
+
+class NetworkHosts:
+    """A context manager; the hosts are named n0, n1, ….
+
+    Args:
+        num_hosts: how many.
+        rate: of every host's link in each direction, as `tc` writes it ("1gbit"); default: as fast as it goes.
+
+    Attributes:
+        addresses: of each host, by name.
+        outside: the address of this machine that they see.
+        agent: a program that mpirun can use in the place of ssh.
+    """
+
+    def __init__(self, num_hosts: int = 3, rate: str | None = None) -> None:
+        number = os.getpid() % 10000
+        network = f"10.{64 + number // 250}.{number % 250}"
+        self._bridge, self._prefix, self._rate = f"hpb{number}", f"hp{number}-", rate
+        self.addresses = {f"n{index}": f"{network}.{10 + index}" for index in range(num_hosts)}
+        self.outside = f"{network}.1"
+        self._directory = Path(tempfile.mkdtemp(prefix="hpcasync-hosts-"))
+        self._names = self._directory / "hosts"
+        self.agent = self._directory / "agent"
+
+    def __enter__(self) -> "NetworkHosts":
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
+        self._names.write_text("\n".join(lines) + "\n")
+        self.agent.write_text(_AGENT.format(prefix=self._prefix, enter=_ENTER, names=self._names))
+        self.agent.chmod(0o755)
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def on(self, index: int, command: Sequence[str]) -> tuple[str, ...]:
+        """The command that runs another one on a host."""
+        name = list(self.addresses)[index]
+        enter = ("nsenter", f"--net=/run/netns/{self._prefix}{name}", "unshare", "--uts", "--mount", "sh", "-c", _ENTER)
+        return (*enter, "sh", name, str(self._names), *command)
+
+    def _start(self) -> None:
+        _run("ip", "link", "add", self._bridge, "type", "bridge")
+        _run("ip", "addr", "add", f"{self.outside}/24", "dev", self._bridge)
+        _run("ip", "link", "set", self._bridge, "up")
+        for index, (name, address) in enumerate(self.addresses.items()):
+            space, link = self._prefix + name, f"{self._bridge}-{index}"
+            _run("ip", "netns", "add", space)
+            _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _run("ip", "link", "set", link, "master", self._bridge, "up")
+            for words in (("link", "set", "lo", "up"), ("addr", "add", f"{address}/24", "dev", "eth0")):
+                _run("ip", "-n", space, *words)
+            _run("ip", "-n", space, "link", "set", "eth0", "up")
+            if self._rate is not None:
+                shape = ("root", "tbf", "rate", self._rate, *_SHAPING)
+                _run("tc", "qdisc", "add", "dev", link, *shape)
+                _run("tc", "-n", space, "qdisc", "add", "dev", "eth0", *shape)
+
+    def _stop(self) -> None:
+        for name in self.addresses:
+            _run("ip", "netns", "del", self._prefix + name, check=False)
+        _run("ip", "link", "del", self._bridge, check=False)
+        for path in (self._names, self.agent):
+            path.unlink(missing_ok=True)
+        self._directory.rmdir()
+
+
+def _run(*command: str, check: bool = True) -> None:
+    subprocess.run(command, check=check, capture_output=True)
