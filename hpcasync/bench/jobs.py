@@ -7,6 +7,7 @@ from typing import Any
 
 from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
+from hpcasync.launch.mpirun import JobLine
 from hpcasync.launch.process import capture, environment_of_ranks
 
 # Programs print one line that begins so, then JSON; MPI libraries print what they like.
@@ -20,6 +21,7 @@ def run_ranks(
     *,
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Any:
     """Start `python *program` on ranks and return what one of them printed behind `RESULT`.
 
@@ -28,6 +30,7 @@ def run_ranks(
         program: arguments of this Python, for example ("-m", "package.module", "60000000").
         options: mpirun options, such as hosts.
         variables: environment beside the caller's.
+        prefix: command that starts mpirun where it is to run.
 
     Raises:
         UserError: the job failed, with the end of what it printed.
@@ -35,6 +38,7 @@ def run_ranks(
     environment = environment_of_ranks() | dict(variables or {})
     command = (sys.executable, *program)
     line = job_line_here(num_ranks, command, environment=environment, options=options)
+    line = JobLine((*prefix, *line.argv), line.variables)
     job = capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
     results = [text.removeprefix(RESULT) for text in job.stdout.splitlines() if text.startswith(RESULT)]
     if job.returncode or job.timed_out or len(results) != 1:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from hpcasync.errors import UserError
+from hpcasync.launch.mpirun import Flavour
+
 # Each host has its own name, shared memory and /etc/hosts; then it becomes the command.
 _ENTER = 'hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
 # What mpirun takes for ssh: AGENT [OPTIONS] HOST COMMAND… (a line for a shell, as with ssh).
@@ -80,6 +83,17 @@ class NetworkHosts:
         enter = ("nsenter", f"--net=/run/netns/{self._prefix}{name}", "unshare", "--uts", "--mount", "sh", "-c", _ENTER)
         return (*enter, "sh", name, str(self._names), *command)
 
+    def mpirun_options(self, flavour: Flavour, ranks_per_host: Sequence[int]) -> tuple[str, ...]:
+        """What mpirun, started on host 0, needs to start so many ranks on each host."""
+        slots = [f"{name}:{ranks}" for name, ranks in zip(self.addresses, ranks_per_host, strict=False) if ranks]
+        hosts = ",".join(slots)
+        if flavour == "openmpi":
+            # Without UCX's hardware its component only prints an error.
+            return ("--prtemca", "plm_ssh_agent", str(self.agent), "--host", hosts, "--mca", "osc", "^ucx")
+        start = ("-launcher", "ssh", "-launcher-exec", str(self.agent), "-hosts", hosts, "-iface", "eth0")
+        # UCX would find that the hosts are one machine, and use its memory.
+        return (*start, "-genv", "UCX_TLS", "tcp,self", "-genv", "UCX_NET_DEVICES", "eth0")
+
     def _start(self) -> None:
         _run("ip", "link", "add", self._bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{self.outside}/24", "dev", self._bridge)
@@ -104,6 +118,23 @@ class NetworkHosts:
         for path in (self._names, self.agent):
             path.unlink(missing_ok=True)
         self._directory.rmdir()
+
+
+def bytes_per_second(rate: str) -> float:
+    """The speed of a link from tc's way of writing it: "1gbit", "500mbit".
+
+    Raises:
+        UserError: it is written in another way.
+    """
+    units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+    number, unit = rate[:-4], rate[-4:].lower()
+    try:
+        bits = float(number) * units[unit]
+    except (ValueError, KeyError):
+        bits = 0.0
+    if bits <= 0:
+        raise UserError(f"{rate!r} is no speed of a link: write a number with kbit, mbit or gbit, for example 1gbit")
+    return bits / 8
 
 
 def _run(*command: str, check: bool = True) -> None:

@@ -4,33 +4,66 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcasync.bench.jobs import run_ranks
+from hpcasync.bench.network_hosts import NetworkHosts, bytes_per_second, reason_to_skip
 from hpcasync.bench.rows import Row, rate_row
+from hpcasync.errors import UserError
+from hpcasync.launch.locate import find_launcher
 
 _PROGRAM = ("-m", "hpcasync.bench.transport_ranks")
+_FORMATS = ("fp32", "bf16")
 
 
-def bench_transport(num_elements: int, num_rounds: int, options: Sequence[str]) -> tuple[list[Row], str]:
-    """Measure on this host, or with `options` (mpirun's) between hosts; returns the rows and the MPI library."""
+def bench_transport(
+    num_elements: int, num_rounds: int, options: Sequence[str], link: str | None = None
+) -> tuple[list[Row], str]:
+    """Measure on this host, or between hosts: with `options` (mpirun's), or two made here with a `link` of known rate.
+
+    Returns:
+        the rows and the MPI library.
+
+    Raises:
+        UserError: `link` is no rate, or no hosts can be made here; or the job failed.
+    """
     arguments = str(num_elements), str(num_rounds)
-    one = run_ranks(2, (*_PROGRAM, "1", *arguments), options=options)
+    if link is not None:
+        return _over_link(arguments, options, link)
+    one = run_ranks(2, (*_PROGRAM, "1", *arguments, "fp32"), options=options)
     if one["hosts"] > 1:
-        return _rows_between_hosts(num_elements, one), one["mpi"]
+        two = run_ranks(2, (*_PROGRAM, "1", *arguments, "bf16"), options=options)
+        return _rows_between_hosts(arguments, [one, two], None), one["mpi"]
     size = f"{num_elements:,} fp32"
     rows = [
         rate_row(f"push of {size}", one["push"], one["memcpy"], "GB/s", goal=0.9, note="limit: memcpy"),
         rate_row(f"pull of {size}", one["pull"], one["memcpy"], "GB/s", goal=0.9, note="limit: memcpy"),
     ]
     for num_servers in (1, 2):
-        two = run_ranks(num_servers + 2, (*_PROGRAM, str(num_servers), *arguments), options=options)
+        both = run_ranks(num_servers + 2, (*_PROGRAM, str(num_servers), *arguments, "fp32"), options=options)
         name = f"two workers push at once into {num_servers} server{'s' if num_servers > 1 else ''}"
-        rows.append(rate_row(name, two["push"], two["memcpy"], "GB/s", goal=0.8, note="limit: two memcpy at once"))
+        rows.append(rate_row(name, both["push"], both["memcpy"], "GB/s", goal=0.8, note="limit: two memcpy at once"))
     return rows, one["mpi"]
 
 
-def _rows_between_hosts(num_elements: int, result: Any) -> list[Row]:
-    line = [result["line_rate"]] * len(result["push"])
-    size = f"{num_elements:,} fp32 between hosts"
-    return [
-        rate_row(f"push of {size}", result["push"], line, "GB/s", goal=0.9, note="limit: one TCP stream"),
-        rate_row(f"pull of {size}", result["pull"], line, "GB/s", goal=0.9, note="limit: one TCP stream"),
-    ]
+def _over_link(arguments: tuple[str, str], options: Sequence[str], link: str) -> tuple[list[Row], str]:
+    rate = bytes_per_second(link)
+    if reason := reason_to_skip():
+        raise UserError(f"--link makes two hosts on this machine: {reason}")
+    with NetworkHosts(2, link) as hosts:
+        where = (*hosts.mpirun_options(find_launcher().flavour, (1, 1)), *options)
+        results = [
+            run_ranks(2, (*_PROGRAM, "1", *arguments, form), options=where, prefix=hosts.on(0, ())) for form in _FORMATS
+        ]
+    assert all(result["hosts"] == 2 for result in results)
+    return _rows_between_hosts(arguments, results, rate), results[0]["mpi"]
+
+
+def _rows_between_hosts(arguments: tuple[str, str], results: Sequence[Any], rate: float | None) -> list[Row]:
+    """Rows for each format, against the link's rate in bytes per second, or where it is not known one TCP stream."""
+    rows = []
+    for form, result in zip(_FORMATS, results, strict=True):
+        tcp = result["line_rate"]
+        limits = [tcp if rate is None else rate / 1e9] * len(result["push"])
+        note = "limit: one TCP stream" if rate is None else f"limit: the link; one TCP stream reached {tcp:.3g}"
+        for what in ("push", "pull"):
+            name = f"{what} of {int(arguments[0]):,} {form} between hosts"
+            rows.append(rate_row(name, result[what], limits, "GB/s", goal=0.9, note=note))
+    return rows

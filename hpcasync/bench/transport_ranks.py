@@ -1,6 +1,6 @@
 """What the ranks of `hpcasync bench transport` do: push and pull through the engine's own windows, and plain copies.
 
-    mpirun -n SERVERS+WORKERS python -m hpcasync.bench.transport_ranks SERVERS NUM_ELEMENTS ROUNDS
+    mpirun -n SERVERS+WORKERS python -m hpcasync.bench.transport_ranks SERVERS NUM_ELEMENTS ROUNDS FORMAT
 
 Servers do what a server does around a push, save for the arithmetic.
 """
@@ -17,22 +17,23 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.bench.memory import Memcpy
 from hpcasync.comm.mpi import gather_hosts, library_name
 from hpcasync.comm.roles import assign_roles
-from hpcasync.comm.waiting import Backoff, make_progress, wait_for_all
+from hpcasync.comm.waiting import Backoff, wait_for_all
 from hpcasync.ps.client import Client
 from hpcasync.ps.link import ControlWords, Link, LinkOptions
+from hpcasync.ps.link import ParameterFormat as Form
 from hpcasync.ps.record import PushRecord
 
 _LINE_BYTES = 64 << 20
 
 
-def main(num_servers: int, num_elements: int, num_rounds: int) -> None:
+def main(num_servers: int, num_elements: int, num_rounds: int, form: Form) -> None:
     """Measure, and print the result on the first worker."""
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     roles = assign_roles(gather_hosts(comm), num_servers)
     spans_hosts = len(set(roles.hosts)) > 1
     line_rate = _line_rate(comm, roles.server_ranks[0], roles.worker_ranks[0]) if spans_hosts else None
-    link = Link(comm, roles, num_elements, LinkOptions())
+    link = Link(comm, roles, num_elements, LinkOptions(gradients=form, parameters=form))
     is_worker = link.worker_index is not None
     workers = comm.Split(1 if is_worker else 0, comm.rank)
     assert isinstance(workers, MPI.Intracomm)
@@ -55,7 +56,7 @@ def _measure(link: Link, workers: MPI.Intracomm, num_elements: int, num_rounds: 
     gradient, parameters = torch.ones(num_elements), torch.zeros(num_elements)
     memcpy = Memcpy(num_elements)
     samples: dict[str, list[float]] = {"push": [], "pull": [], "memcpy": []}
-    total_bytes = 4 * num_elements * workers.size / 1e9
+    total_bytes = link.parameter_dtype.itemsize * num_elements * workers.size / 1e9
     client.pull(parameters)
     for number in range(num_rounds + 2):
         seconds = []
@@ -103,10 +104,10 @@ def _serve(link: Link) -> None:
             link.control.store(own, ControlWords.consumed(worker), sequence)
             if is_coordinator:
                 version += 1
-                link.control.store(own, ControlWords.WRITING, version)
+                link.begin_writing(version)
                 link.control.store(own, ControlWords.PUBLISHED, version)
                 link.control.store(own, ControlWords.handled(worker), sequence)
-        make_progress(link.comm)
+        link.make_progress()
         backoff.wait()
 
 
@@ -150,4 +151,4 @@ def _address_towards_peers() -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "bf16" if sys.argv[4] == "bf16" else "fp32")

@@ -25,11 +25,13 @@ def bench() -> None:
 @bench.command()
 @click.option("--elements", type=click.IntRange(1), default=60_000_000, show_default=True, help="Parameters.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
+@click.option("--link", metavar="RATE", help="Between two hosts made for it here, whose link has this rate, such as "
+              "1gbit (Linux, root).")  # fmt: skip
 @_options
 @_json
-def transport(elements: int, rounds: int, options: str, as_json: bool) -> None:
-    """Push and pull against memcpy; with --mpirun "--host a,b" between hosts, against one TCP stream."""
-    rows, library = bench_transport(elements, rounds, shlex.split(options))
+def transport(elements: int, rounds: int, link: str | None, options: str, as_json: bool) -> None:
+    """Push and pull against memcpy; between hosts (--link, or --mpirun "--host a,b") against the line."""
+    rows, library = bench_transport(elements, rounds, shlex.split(options), link)
     print_rows(rows, as_json=as_json, mpi=library)
 
 

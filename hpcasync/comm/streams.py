@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-# Measured over 1 gbit/s: pieces of 64 KiB reach 0.88 of the line, of 1 MiB and more 0.93.
+# Measured over 1 gbit/s: pieces of 64 KiB reached 0.88 of the line, of 1 MiB and more 0.93.
 PIECE_BYTES = 4 << 20
 _MAX_IN_FLIGHT = 4
 

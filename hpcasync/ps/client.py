@@ -7,10 +7,14 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import Backoff
+from hpcasync.comm.windows import PIECE_BYTES
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
 
 PullPolicy = Literal["latest", "handled", "applied"]
+
+# Float32 elements written to a server on another host before it is the next one's turn.
+_TURN_ELEMENTS = PIECE_BYTES // 4
 
 
 class Client:
@@ -117,11 +121,18 @@ class Client:
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """
         link = self._link
-        for server, (rank, shard) in enumerate(zip(link.roles.server_ranks, link.shards, strict=True)):
+        pieces = []
+        for server, shard in enumerate(link.shards):
             met = Shard(max(part.start, shard.start), min(part.stop, shard.stop))
-            if met.size > 0:
-                offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
-                link.wire.write(link.data, rank, offset, gradient, shard, met)
+            is_cut = link.wire.has_blocks and not link.data.is_local(link.roles.server_ranks[server])
+            size = _TURN_ELEMENTS if is_cut else max(1, met.size)
+            starts = range(met.start, met.stop, size)
+            pieces += [(turn, server, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)]
+        # Other hosts in turn: each may be behind a line of its own.
+        for _, server, piece in sorted(pieces, key=lambda entry: entry[:2]):
+            offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
+            rank = link.roles.server_ranks[server]
+            link.wire.write(link.data, rank, offset, gradient, link.shards[server], piece)
 
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""

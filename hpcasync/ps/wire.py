@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.windows import DataWindow
+from hpcasync.comm.windows import PIECE_BYTES, DataWindow
 
 GradientFormat = Literal["fp32", "bf16", "topk"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -63,7 +63,7 @@ class DenseWire:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._staged: dict[tuple[int, int], torch.Tensor] = {}
+        self._staged: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def slot_bytes(self, num_elements: int) -> int:
         """One element each."""
@@ -86,10 +86,18 @@ class DenseWire:
             num_bytes = self.slot_bytes(part.size)
             window.memory(rank)[offset : offset + num_bytes].view(self._dtype).copy_(values)
             return
-        if values.dtype != self._dtype:
-            values = values.to(self._dtype)
-            self._staged[rank, part.start] = values  # kept until the flush
-        window.write(rank, offset, values)
+        if values.dtype == self._dtype:
+            window.write(rank, offset, values)
+            return
+        key = rank, part.start, part.size
+        if key not in self._staged:
+            self._staged[key] = torch.empty(part.size, dtype=self._dtype)
+        # A piece is on its way while the next one is converted.
+        num_elements = PIECE_BYTES // self._dtype.itemsize
+        for start in range(0, part.size, num_elements):
+            piece = self._staged[key][start : start + num_elements]
+            piece.copy_(values[start : start + num_elements])
+            window.write(rank, offset + self.slot_bytes(start), piece)
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Element by element."""

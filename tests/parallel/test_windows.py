@@ -8,6 +8,6 @@ from runners import MpiRunner
 PROGRAM = Path(__file__).parent / "programs" / "check_windows.py"
 
 
-@pytest.mark.parametrize(("num_ranks", "placement"), [(3, "shared"), (3, "scattered")])
+@pytest.mark.parametrize(("num_ranks", "placement"), [(3, "nodes"), (3, "scattered")])
 def test_windows(mpirun: MpiRunner, num_ranks: int, placement: str) -> None:
     assert "windows passed" in mpirun.python(num_ranks, PROGRAM, placement).stdout

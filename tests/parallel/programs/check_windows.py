@@ -1,6 +1,6 @@
 """Windows on every rank: atomics from all ranks, transfers of all sizes, visibility by one atomic write, freeing.
 
-Argument: `shared` for memory of one node, `scattered` to take every rank for a node of its own, so that Put does what
+Argument: `nodes` for the nodes as they are, `scattered` to take every rank for a node of its own, so that Put does what
 store does within a node.
 """
 
@@ -145,7 +145,7 @@ def receive_all(comm: MPI.Intracomm, control: ControlWindow, data: DataWindow) -
 def main() -> None:
     comm = MPI.COMM_WORLD
     is_scattered = sys.argv[1] == "scattered"
-    node_comm = comm.Split(comm.rank if is_scattered else 0, comm.rank)
+    node_comm = comm.Split(comm.rank, comm.rank) if is_scattered else comm.Split_type(MPI.COMM_TYPE_SHARED)
     assert isinstance(node_comm, MPI.Intracomm)
     check_atomics(comm)
     check_streams(comm)
