@@ -40,10 +40,8 @@ def _parse_sizes(_ctx: click.Context, _parameter: click.Parameter, text: str | N
 @click.option("--steps", type=click.IntRange(min=4), metavar="N", help="Pushes per worker without gradients.")
 @click.option("--search-servers", is_flag=True, help="Without gradients: how many servers to use.")
 @click.option("--sweep-workers", callback=_parse_sizes, metavar="N,N,...", help="sync beside async-global, by size.")
-@click.option("--staleness", default=0, type=click.IntRange(min=0), metavar="K",
-              help="mode=sync: compute every gradient from parameters K updates old.")  # fmt: skip
-@click.option("--staleness-warmup", default=0, type=click.IntRange(min=0), metavar="N",
-              help="Reach --staleness linearly over N updates.")  # fmt: skip
+@click.option("--staleness", type=int, metavar="K", help="Short for cluster.forced_staleness.updates=K.")
+@click.option("--staleness-warmup", type=int, metavar="N", help="Short for cluster.forced_staleness.warmup=N.")
 @click.option("--json", "is_json", is_flag=True, help="Without gradients: write JSON.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier simulated run of the same name, mode and seed.")
 def simulate(
@@ -53,8 +51,8 @@ def simulate(
     fitted_run: Path | None,
     save_cluster: Path | None,
     workers: int | None,
-    staleness: int,
-    staleness_warmup: int,
+    staleness: int | None,
+    staleness_warmup: int | None,
     overwrite: bool,
     **options: Any,
 ) -> int:
@@ -69,14 +67,15 @@ def simulate(
     _check_alone()
     resolved = load_config(config, tuple(text for text in overrides if not text.startswith(_PREFIX)))
     of_cluster = tuple(text.removeprefix(_PREFIX) for text in overrides if text.startswith(_PREFIX))
-    of_cluster += (f"workers={workers}",) if workers is not None else ()
+    short = {"workers": workers, "forced_staleness.updates": staleness, "forced_staleness.warmup": staleness_warmup}
+    of_cluster += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     if cluster_file is not None and fitted_run is not None:
         raise click.UsageError("--cluster and --fit exclude each other")
     cluster = _resolve_cluster(resolved, cluster_file, fitted_run, of_cluster)
     if save_cluster is not None:
         _write(save_cluster, cluster.to_yaml())
     if options["no_gradients"] or options["sweep_workers"]:
-        if staleness or staleness_warmup:
+        if cluster.forced_staleness.updates:
             raise click.UsageError("--staleness changes gradients: it goes without --no-gradients and --sweep-workers")
         _without_gradients(resolved, cluster, **options)
         return 0
@@ -84,9 +83,7 @@ def simulate(
         if options[name]:
             flag = "json" if name == "is_json" else name.replace("_", "-")
             raise click.UsageError(f"--{flag} goes with --no-gradients")
-    if staleness_warmup and not staleness:
-        raise click.UsageError("--staleness-warmup goes with --staleness")
-    return _with_gradients(resolved, cluster, (staleness, staleness_warmup), overwrite=overwrite)
+    return _with_gradients(resolved, cluster, overwrite=overwrite)
 
 
 def _check_alone() -> None:
@@ -158,11 +155,10 @@ def _without_gradients(
         click.echo(show.servers_line(best))
 
 
-def _with_gradients(config: Config, cluster: "ClusterConfig", forced: tuple[int, int], *, overwrite: bool) -> int:
+def _with_gradients(config: Config, cluster: "ClusterConfig", *, overwrite: bool) -> int:
     import mpi4py
 
     mpi4py.rc.initialize = False  # the engine's modules import MPI, which a simulation does not start
-    from hpcasync.simulate.forced_staleness import ForcedStaleness
     from hpcasync.simulate.job import run_simulated_training
     from hpcasync.simulate.times import times_of
 
@@ -170,7 +166,6 @@ def _with_gradients(config: Config, cluster: "ClusterConfig", forced: tuple[int,
         config,
         cluster,
         times_of(cluster, config.straggler),
-        delay=ForcedStaleness(*forced),
         num_threads=config.roles.worker_threads,
         overwrite=overwrite,
     )

@@ -99,6 +99,19 @@ class ServerConfig(_Section):
         return self
 
 
+class ForcedStalenessConfig(_Section):
+    """Staleness by decree in mode sync, to tell its effect on learning from everything else that asynchrony changes."""
+
+    updates: int = Field(0, ge=0, description="sync: every gradient is computed from parameters so many updates old")
+    warmup: int = Field(0, ge=0, description="updates over which that grows linearly from 0; 0: from the start")
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "ForcedStalenessConfig":
+        if self.warmup and not self.updates:
+            raise ValueError("warmup needs updates")
+        return self
+
+
 class ClusterConfig(_Section):
     """A cluster. Servers are those of the training configuration, all alike."""
 
@@ -107,6 +120,7 @@ class ClusterConfig(_Section):
     compute: ComputeConfig = ComputeConfig()
     network: NetworkConfig = NetworkConfig()
     server: ServerConfig = ServerConfig()
+    forced_staleness: ForcedStalenessConfig = ForcedStalenessConfig()
 
     @model_validator(mode="after")
     def _check_stalls(self) -> "ClusterConfig":

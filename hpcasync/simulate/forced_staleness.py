@@ -1,22 +1,10 @@
-"""Staleness by decree, to tell its effect on learning from everything else that asynchrony changes."""
+"""How stale gradients are made to be in synchronous training (`simulate.cluster.ForcedStalenessConfig`)."""
 
-from dataclasses import dataclass
+from hpcasync.simulate.cluster import ForcedStalenessConfig
 
 
-@dataclass(frozen=True)
-class ForcedStaleness:
-    """In synchronous training, every gradient is computed from the version of some updates ago.
-
-    Attributes:
-        most: updates that gradients are behind.
-        warmup: updates over which the delay grows linearly from 0 to `most`; 0: from the start.
-    """
-
-    most: int = 0
-    warmup: int = 0
-
-    def at(self, version: int) -> int:
-        """The delay, in updates, of gradients for the update after `version`."""
-        if version >= self.warmup:
-            return self.most
-        return self.most * version // self.warmup
+def forced_staleness(forced: ForcedStalenessConfig, version: int) -> int:
+    """How many updates behind gradients for the update after `version` are."""
+    if version >= forced.warmup:
+        return forced.updates
+    return forced.updates * version // forced.warmup

@@ -18,7 +18,6 @@ from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig
-from hpcasync.simulate.forced_staleness import ForcedStaleness
 from hpcasync.simulate.synchronous import SynchronousCluster
 from hpcasync.simulate.throughput import make_decisions
 from hpcasync.simulate.times import MakeTimes
@@ -75,7 +74,6 @@ def run_simulated_training(
     cluster: ClusterConfig,
     make_times: MakeTimes,
     *,
-    delay: ForcedStaleness,
     num_threads: int | None,
     overwrite: bool,
 ) -> int:
@@ -85,14 +83,13 @@ def run_simulated_training(
         config: of the run.
         cluster: none of its times "measured".
         make_times: of the workers' computation.
-        delay: forced staleness, in sync.
         num_threads: intra-op threads; default: torch's.
         overwrite: remove an earlier simulated run.
 
     Raises:
         UserError: for anything that a user can cause.
     """
-    _check(config, cluster, delay)
+    _check(config, cluster)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     setup = _set_up(config, cluster)
@@ -104,25 +101,28 @@ def run_simulated_training(
     training = Training(
         config, setup.corpus, setup.plan, setup.model, setup.flat, setup.shards, supervisor, writer, cluster.workers
     )
-    simulated = setup.clock.cluster = _make_cluster(setup, training, make_times, delay)
+    simulated = setup.clock.cluster = _make_cluster(setup, training, make_times)
     supervisor.start()
     simulated.run()
     request = supervisor.final_request()
     if request is not None:
         training.save(request)
     supervisor.finish()
-    supervisor.report_end(_summary(setup, supervisor, simulated, delay))
+    supervisor.report_end(_summary(setup, supervisor, simulated))
     return supervisor.exit_code
 
 
-def _check(config: Config, cluster: ClusterConfig, delay: ForcedStaleness) -> None:
+def _check(config: Config, cluster: ClusterConfig) -> None:
     if cluster.workers > MOST_WORKERS_WITH_GRADIENTS:
         raise UserError(
             f"cluster.workers={cluster.workers}: with gradients at most {MOST_WORKERS_WITH_GRADIENTS} workers can be "
             "simulated; leave the gradients out with --no-gradients, which tells throughput alone"
         )
-    if delay.most and config.mode != "sync":
-        raise UserError(f"--staleness forces the staleness of mode=sync; in mode {config.mode} it comes by itself")
+    if cluster.forced_staleness.updates and config.mode != "sync":
+        raise UserError(
+            "cluster.forced_staleness.updates forces the staleness of mode=sync; in mode "
+            f"{config.mode} it comes by itself"
+        )
     if config.mode != "sync":
         ExchangeOptions.of(config)  # refuses what is not simulated
     if config.stop.patience:
@@ -198,16 +198,14 @@ def _header(setup: _Setup) -> list[str]:
     ]
 
 
-def _make_cluster(
-    setup: _Setup, training: Training, make_times: MakeTimes, delay: ForcedStaleness
-) -> AsynchronousCluster | SynchronousCluster:
+def _make_cluster(setup: _Setup, training: Training, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
     config, cluster = setup.config, setup.cluster
     num_elements = setup.flat.num_elements
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
     costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, push_bytes, pull_bytes)
     counts = setup.state.counts
     if config.mode == "sync":
-        return SynchronousCluster(costs, training, counts, num_local=config.accumulate.local, delay=delay)
+        return SynchronousCluster(costs, training, counts, num_local=config.accumulate.local)
     decisions = make_decisions(config, cluster.workers, counts)
     options = ExchangeOptions.of(config)
     return AsynchronousCluster(costs, training, decisions, options, stop_seconds=config.stop.seconds)
@@ -217,7 +215,6 @@ def _summary(
     setup: _Setup,
     supervisor: Supervisor,
     simulated: AsynchronousCluster | SynchronousCluster,
-    delay: ForcedStaleness,
 ) -> dict[str, Any]:
     return make_summary(
         setup.config,
@@ -230,7 +227,5 @@ def _summary(
         simulated={
             "cluster": setup.cluster.to_dict(),
             "efficiency": simulated.usage.compute / (setup.cluster.workers * simulated.now) if simulated.now else 0.0,
-            "forced_staleness": delay.most,
-            "forced_staleness_warmup": delay.warmup,
         },
     )

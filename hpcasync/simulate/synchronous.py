@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import Arrival, PushCounts, Update
-from hpcasync.simulate.forced_staleness import ForcedStaleness
+from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import ring_allreduce_seconds
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage
@@ -23,7 +23,6 @@ class SynchronousCluster:
         program: what is computed.
         counts: of gradients; kept up to date.
         num_local: accumulate.local.
-        delay: from which older version gradients are computed, for ablations.
     """
 
     def __init__(
@@ -33,15 +32,14 @@ class SynchronousCluster:
         counts: PushCounts,
         *,
         num_local: int,
-        delay: ForcedStaleness | None = None,
     ) -> None:
         self._costs = costs
         self._program = program
         self._counts = counts
         self._num_workers = costs.cluster.workers
         self._num_local = num_local
-        self._delay = delay or ForcedStaleness()
-        self._versions: deque[Any] = deque([program.parameters], maxlen=self._delay.most + 1)
+        self._delay = costs.cluster.forced_staleness
+        self._versions: deque[Any] = deque([program.parameters], maxlen=self._delay.updates + 1)
         self._allreduce_seconds = ring_allreduce_seconds(costs.push_bytes, self._num_workers, costs.cluster.network)
         self._version = 0
         self._num_rounds = 0
@@ -73,7 +71,7 @@ class SynchronousCluster:
         return any(tickets)
 
     def _gradient(self, worker: int, tickets: tuple[int, ...], seconds: float) -> Arrival | None:
-        staleness = min(self._delay.at(self._version), len(self._versions) - 1)
+        staleness = min(forced_staleness(self._delay, self._version), len(self._versions) - 1)
         parameters = self._versions[-1 - staleness]
         record = self._program.gradient(worker, self._version - staleness, parameters, tickets, seconds)
         self._counts.num_pushed += 1

@@ -8,9 +8,9 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcasync.simulate.cluster import ClusterConfig, NetworkConfig, parse_cluster
+from hpcasync.simulate.cluster import ClusterConfig, ForcedStalenessConfig, NetworkConfig, parse_cluster
 from hpcasync.simulate.compute_time import ModelledTimes, RecordedTimes
-from hpcasync.simulate.forced_staleness import ForcedStaleness
+from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import FifoLink, Network, ring_allreduce_seconds
 from hpcasync.simulate.timing import polling_delay
 
@@ -136,7 +136,7 @@ def test_polling_delay_grows_to_half_a_millisecond() -> None:
 
 
 def test_forced_staleness_warms_up() -> None:
-    delay = ForcedStaleness(4, warmup=8)
-    assert [delay.at(version) for version in (0, 1, 2, 4, 7, 8, 100)] == [0, 0, 1, 2, 3, 4, 4]
-    assert ForcedStaleness(3).at(0) == 3
-    assert ForcedStaleness().at(50) == 0
+    delay = ForcedStalenessConfig(updates=4, warmup=8)
+    assert [forced_staleness(delay, version) for version in (0, 1, 2, 4, 7, 8, 100)] == [0, 0, 1, 2, 3, 4, 4]
+    assert forced_staleness(ForcedStalenessConfig(updates=3), 0) == 3
+    assert forced_staleness(ForcedStalenessConfig(), 50) == 0

@@ -23,7 +23,6 @@ from hpcasync.nmt.snapshots import list_snapshots
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.simulate.cluster import parse_cluster
-from hpcasync.simulate.forced_staleness import ForcedStaleness
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.times import times_of
 from hpcasync.train.counters import Counters
@@ -63,17 +62,16 @@ class Simulator:
         self,
         *,
         workers: int = 3,
-        delay: ForcedStaleness | None = None,
+        staleness: dict[str, int] | None = None,
         cluster: dict[str, Any] | None = None,
         **more: Any,
     ) -> Config:
         config = self.config(**more)
-        described = parse_cluster({"workers": workers, **(cluster or {})}, "test")
+        described = parse_cluster({"workers": workers, "forced_staleness": staleness or {}, **(cluster or {})}, "test")
         code = run_simulated_training(
             config,
             described,
             times_of(described, config.straggler),
-            delay=delay or ForcedStaleness(),
             num_threads=1,
             overwrite=False,
         )
@@ -207,18 +205,18 @@ def test_jitter_changes_the_order_and_not_what_synchronous_training_learns(simul
 
 
 def test_forced_staleness(simulate: Simulator) -> None:
-    fresh, stale = simulate(mode="sync"), simulate(mode="sync", delay=ForcedStaleness(2))
-    warm = simulate(mode="sync", delay=ForcedStaleness(2, warmup=4))
+    fresh, stale = simulate(mode="sync"), simulate(mode="sync", staleness={"updates": 2})
+    warm = simulate(mode="sync", staleness={"updates": 2, "warmup": 4})
     # The first versions have no older ones.
     assert summary(stale)["staleness"]["histogram"] == {"0": 3, "1": 3, "2": 3 * (NUM_UPDATES - 2)}
     assert summary(warm)["staleness"]["histogram"] == {"0": 6, "1": 6, "2": 3 * (NUM_UPDATES - 4)}
-    assert summary(stale)["simulated"]["forced_staleness"] == 2
+    assert summary(stale)["simulated"]["cluster"]["forced_staleness"]["updates"] == 2
     assert losses(fresh)[0] == losses(stale)[0] and losses(fresh)[1:] != losses(stale)[1:]
 
 
 def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> None:
     """Delay 1 with one worker: the update of version v + 1 has the gradient at version v - 1, worked out here."""
-    config = simulate(mode="sync", workers=1, delay=ForcedStaleness(1), optimizer={"learning_rate": 0.003})
+    config = simulate(mode="sync", workers=1, staleness={"updates": 1}, optimizer={"learning_rate": 0.003})
     corpus = PreparedCorpus.open(config.data.path)
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
     plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
@@ -297,7 +295,7 @@ def test_each_epoch_covers_the_corpus_once(simulate: Simulator) -> None:
     ("workers", "delay", "more", "expected"),
     [
         (65, 0, {}, "cluster.workers=65: with gradients at most 64"),
-        (2, 3, {"mode": "async"}, "--staleness forces the staleness of mode=sync"),
+        (2, 3, {"mode": "async"}, "forces the staleness of mode=sync"),
         (2, 0, {"stop": {"patience": 2}, "validation": {"every": 1}}, "stop.patience counts scores"),
     ],
 )
@@ -305,7 +303,7 @@ def test_what_cannot_be_simulated_is_refused(
     simulate: Simulator, workers: int, delay: int, more: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        simulate(workers=workers, delay=ForcedStaleness(delay), **more)
+        simulate(workers=workers, staleness={"updates": delay}, **more)
 
 
 def test_a_real_run_is_not_overwritten(simulate: Simulator, tmp_path: Path) -> None:
@@ -319,7 +317,6 @@ def test_a_real_run_is_not_overwritten(simulate: Simulator, tmp_path: Path) -> N
                 config,
                 cluster,
                 times_of(cluster, config.straggler),
-                delay=ForcedStaleness(),
                 num_threads=1,
                 overwrite=overwrite,
             )
