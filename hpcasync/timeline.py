@@ -8,7 +8,7 @@ seconds since then by a clock that is never set. Clocks of several hosts agree a
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,6 +21,9 @@ class Timeline:
     def span(self, activity: str, **details: object) -> AbstractContextManager[None]:
         """Record what is done within. `details` must be of JSON's types; they are read when the span ends."""
         return nullcontext()
+
+    def add(self, activity: str, start: float, seconds: float, **details: object) -> None:
+        """Record what was done from `start` on, by the timeline's clock."""
 
     def close(self) -> None:
         """Write what has not been written."""
@@ -37,29 +40,51 @@ class TimelineFile(Timeline):
         role: "server" or "worker".
         index: server_index or worker_index.
         host: its name.
+        clock: seconds from any origin; never set.
+        opened: system time in seconds at this moment; default: now.
     """
 
-    def __init__(self, run_dir: Path, *, rank: int, role: str, index: int, host: str) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        rank: int,
+        role: str,
+        index: int,
+        host: str,
+        clock: Callable[[], float] = time.perf_counter,
+        opened: float | None = None,
+    ) -> None:
         self._path = timeline_path(run_dir, rank)
+        self._clock = clock
         self._lines: list[str] = [""]  # a crash may have left half a line before
         self._is_open = True
-        self._origin = self._written = time.perf_counter()
-        facts = {"rank": rank, "role": role, "index": index, "host": host, "opened": time.time()}
+        self._origin = self._written = clock()
+        facts = {
+            "rank": rank,
+            "role": role,
+            "index": index,
+            "host": host,
+            "opened": time.time() if opened is None else opened,
+        }
         self._lines.append(json.dumps(facts))
 
     @contextmanager
     def span(self, activity: str, **details: object) -> Iterator[None]:
         """Record what is done within, an exception that ends it included."""
-        started = time.perf_counter()
+        started = self._clock()
         try:
             yield
         finally:
-            ended = time.perf_counter()
-            values = [activity, round(started - self._origin, 6), round(ended - started, 6)]
-            self._lines.append(json.dumps([*values, details] if details else values, separators=(",", ":")))
-            if ended - self._written > _WRITE_SECONDS:
-                self._write()
-                self._written = ended
+            self.add(activity, started, self._clock() - started, **details)
+
+    def add(self, activity: str, start: float, seconds: float, **details: object) -> None:
+        """Record what was done from `start` on, by the timeline's clock."""
+        values = [activity, round(start - self._origin, 6), round(seconds, 6)]
+        self._lines.append(json.dumps([*values, details] if details else values, separators=(",", ":")))
+        if start + seconds - self._written > _WRITE_SECONDS:
+            self._write()
+            self._written = start + seconds
 
     def close(self) -> None:
         """Write what has not been written."""

@@ -42,8 +42,7 @@ def experiment(file: Path, dry_run: bool, jobs: int, is_collecting: bool, slurm:
     if is_collecting:
         _finish(described, runs)
         return
-    can_resume = described.run == "real"
-    work = [(run, status_of(run, can_resume=can_resume, split=described.evaluate)) for run in runs]
+    work = [(run, status_of(run, split=described.evaluate)) for run in runs]
     if dry_run:
         _list(work)
         return

@@ -8,6 +8,7 @@ import click
 
 from hpcasync.config import Config, load_config
 from hpcasync.errors import UserError
+from hpcasync.train.stop_signals import note_stop_signals
 
 if TYPE_CHECKING:
     from hpcasync.simulate.cluster import ClusterConfig
@@ -43,6 +44,7 @@ def _parse_sizes(_ctx: click.Context, _parameter: click.Parameter, text: str | N
 @click.option("--staleness", type=int, metavar="K", help="Short for cluster.forced_staleness.updates=K.")
 @click.option("--staleness-warmup", type=int, metavar="N", help="Short for cluster.forced_staleness.warmup=N.")
 @click.option("--json", "is_json", is_flag=True, help="Without gradients: write JSON.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier simulated run of the same name, mode and seed.")
 def simulate(
     config: Path,
@@ -53,6 +55,7 @@ def simulate(
     workers: int | None,
     staleness: int | None,
     staleness_warmup: int | None,
+    resume: bool,
     overwrite: bool,
     **options: Any,
 ) -> int:
@@ -71,19 +74,24 @@ def simulate(
     of_cluster += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     if cluster_file is not None and fitted_run is not None:
         raise click.UsageError("--cluster and --fit exclude each other")
-    cluster = _resolve_cluster(resolved, cluster_file, fitted_run, of_cluster)
+    if resume and (overwrite or fitted_run is not None):
+        raise click.UsageError("--resume goes on with the run and its cluster: leave --overwrite and --fit out")
+    cluster = _resolve_cluster(resolved, cluster_file, fitted_run, of_cluster, resume=resume)
     if save_cluster is not None:
         _write(save_cluster, cluster.to_yaml())
     if options["no_gradients"] or options["sweep_workers"]:
         if cluster.forced_staleness.updates:
             raise click.UsageError("--staleness changes gradients: it goes without --no-gradients and --sweep-workers")
+        if resume:
+            raise click.UsageError("--resume goes on with a run that has gradients")
         _without_gradients(resolved, cluster, **options)
         return 0
+    note_stop_signals()
     for name in ("parameters", "steps", "search_servers", "is_json"):
         if options[name]:
             flag = "json" if name == "is_json" else name.replace("_", "-")
             raise click.UsageError(f"--{flag} goes with --no-gradients")
-    return _with_gradients(resolved, cluster, overwrite=overwrite)
+    return _with_gradients(resolved, cluster, overwrite=overwrite, resume=resume)
 
 
 def _check_alone() -> None:
@@ -97,17 +105,21 @@ def _check_alone() -> None:
 
 
 def _resolve_cluster(
-    config: Config, cluster_file: Path | None, fitted_run: Path | None, overrides: tuple[str, ...]
+    config: Config, cluster_file: Path | None, fitted_run: Path | None, overrides: tuple[str, ...], *, resume: bool
 ) -> "ClusterConfig":
-    from hpcasync.simulate.cluster import load_cluster
+    from hpcasync.simulate.cluster import MEASURED, load_cluster
 
-    if fitted_run is None:
+    if resume:
+        from hpcasync.simulate.run_directory import cluster_of_run
+
+        cluster = cluster_of_run(config.output_dir, cluster_file, overrides)
+    elif fitted_run is None:
         cluster = load_cluster(cluster_file, overrides)
     else:
         from hpcasync.simulate.fit import fit_cluster
 
         cluster = fit_cluster(fitted_run, overrides)
-    if "measured" in cluster.server.model_dump().values():
+    if MEASURED in cluster.server.model_dump().values():
         from hpcasync.simulate.server_speed import with_measured_speeds
 
         cluster = with_measured_speeds(cluster, config.optimizer)
@@ -155,7 +167,7 @@ def _without_gradients(
         click.echo(show.servers_line(best))
 
 
-def _with_gradients(config: Config, cluster: "ClusterConfig", *, overwrite: bool) -> int:
+def _with_gradients(config: Config, cluster: "ClusterConfig", *, overwrite: bool, resume: bool) -> int:
     import mpi4py
 
     mpi4py.rc.initialize = False  # the engine's modules import MPI, which a simulation does not start
@@ -168,6 +180,7 @@ def _with_gradients(config: Config, cluster: "ClusterConfig", *, overwrite: bool
         times_of(cluster, config.straggler),
         num_threads=config.roles.worker_threads,
         overwrite=overwrite,
+        resume=resume,
     )
 
 

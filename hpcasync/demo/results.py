@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +12,8 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.load import load_model
 from hpcasync.nmt.run_evaluation import read_records
 from hpcasync.nmt.search import Searcher, SearchSettings
+from hpcasync.report.results import time_to
+from hpcasync.train.summary import read_validations
 
 _NUM_SENTENCES = 4
 
@@ -31,7 +32,7 @@ def show_translations(runs: Sequence[Config]) -> None:
 
 def compare(runs: Sequence[Config]) -> None:
     """Print a table of the runs: BLEU, throughput, time to a BLEU that all reached, staleness, where they are."""
-    validations = [_validations(run.output_dir) for run in runs]
+    validations = [read_validations(run.output_dir) for run in runs]
     threshold = common_threshold(validations)
     table = Table(box=None, pad_edge=False)
     for heading in (
@@ -64,16 +65,6 @@ def common_threshold(validations: Sequence[Sequence[dict[str, Any]]]) -> int:
     """The highest multiple of 5 BLEU that every run reached."""
     best = [max((score["bleu"] for score in scores), default=0.0) for scores in validations]
     return int(min(best) // 5 * 5)
-
-
-def time_to(threshold: float, scores: Sequence[dict[str, Any]]) -> float | None:
-    """Training time of the first snapshot that reached a BLEU, in seconds."""
-    return next((score["wall_seconds"] for score in scores if score["bleu"] >= threshold), None)
-
-
-def _validations(run_dir: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if record["event"] == "validation"]
 
 
 def _translate(run: Config, sources: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from hpcasync.errors import UserError
 from hpcasync.experiment.plan import MODE, SEED, PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.report.report import Report, make_report
-from hpcasync.report.results import Result
+from hpcasync.report.results import Result, time_to
 from hpcasync.report.table import MISSING, markdown, result_cells, to_json
 from hpcasync.report.write import write_report
 
@@ -81,10 +81,7 @@ def _csv(results: Sequence[Result]) -> str:
         for run in result.group.runs:
             last = run.summary or (run.updates[-1] if run.updates else {})
             scores = [score["bleu"] for score in run.validations if score["bleu"] is not None]
-            times = [
-                next((s["wall_seconds"] for s in run.validations if (s["bleu"] or 0) >= threshold), "")
-                for threshold in thresholds
-            ]
+            times = ["" if (t := time_to(threshold, run.validations)) is None else t for threshold in thresholds]
             writer.writerow([run.path.name, run.mode, run.seed, last.get("num_updates", 0),
                              last.get("target_tokens", 0), last.get("wall_seconds", 0), run.tokens_per_second,
                              run.staleness_mean, max(scores, default=""), scores[-1] if scores else "",

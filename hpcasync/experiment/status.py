@@ -28,12 +28,11 @@ class Status(enum.Enum):
     BROKEN_OFF = "interrupted before its first checkpoint, begins again"
 
 
-def status_of(run: PlannedRun, *, can_resume: bool = True, split: str = "none") -> Status:
+def status_of(run: PlannedRun, *, split: str = "none") -> Status:
     """Look at the run directory.
 
     Args:
         run: the plan.
-        can_resume: whether an interrupted run of its kind can go on.
         split: text on which its best snapshot is to be scored in the end, or "none".
 
     Raises:
@@ -48,7 +47,7 @@ def status_of(run: PlannedRun, *, can_resume: bool = True, split: str = "none") 
         is_scored = split == "none" or (directory / f"evaluation-{split}.jsonl").is_file()
         return Status.FINISHED if is_scored or exit_code == DIVERGED else Status.UNSCORED
     has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
-    return Status.INTERRUPTED if has_checkpoint and can_resume else Status.BROKEN_OFF
+    return Status.INTERRUPTED if has_checkpoint else Status.BROKEN_OFF
 
 
 def _exit_code(summary: Path) -> int | None:

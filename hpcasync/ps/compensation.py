@@ -17,11 +17,14 @@ class DelayCompensation:
         limit: most staleness, in updates.
         parameters: [size] float32 of the first version.
         version: its number.
+
+    Attributes:
+        versions: [limit + 1, size] float32, version v in row v mod (limit + 1).
     """
 
     def __init__(self, strength: float, limit: int, parameters: torch.Tensor, version: int) -> None:
         self._strength = strength
-        self._versions = torch.empty(limit + 1, parameters.numel(), dtype=torch.float32)
+        self.versions = torch.empty(limit + 1, parameters.numel(), dtype=torch.float32)
         self.remember(version, parameters)
 
     @staticmethod
@@ -31,11 +34,11 @@ class DelayCompensation:
 
     def remember(self, version: int, parameters: torch.Tensor) -> None:
         """Keep [size] parameters that have just been published, in place of the oldest."""
-        self._versions[version % len(self._versions)].copy_(parameters)
+        self.versions[version % len(self.versions)].copy_(parameters)
 
     def correct(self, gradient: torch.Tensor, num_tokens: int, version: int, parameters: torch.Tensor) -> None:
         """Correct, in place, a [size] gradient that is the sum over `num_tokens` at `version`."""
-        then = self._versions[version % len(self._versions)]
+        then = self.versions[version % len(self.versions)]
         for start in range(0, gradient.numel(), BLOCK_ELEMENTS):
             stop = min(start + BLOCK_ELEMENTS, gradient.numel())
             block = gradient[start:stop]

@@ -119,6 +119,9 @@ class TopKWire:
 
     Args:
         fraction: of the elements of a shard that are sent.
+
+    Attributes:
+        residual: [num_elements] float32 that has not been sent; None before the first write.
     """
 
     has_blocks = False
@@ -126,7 +129,7 @@ class TopKWire:
     def __init__(self, fraction: float) -> None:
         assert 0 < fraction <= 1
         self._fraction = fraction
-        self._residual: torch.Tensor | None = None
+        self.residual: torch.Tensor | None = None
         self._staged: dict[int, torch.Tensor] = {}
 
     def slot_bytes(self, num_elements: int) -> int:
@@ -144,9 +147,9 @@ class TopKWire:
     ) -> None:
         """Send the largest elements of gradient plus residual, keep the rest."""
         assert part is None or part == shard
-        if self._residual is None:
-            self._residual = torch.zeros_like(gradient)
-        residual = self._residual[shard.start : shard.stop].add_(gradient[shard.start : shard.stop])
+        if self.residual is None:
+            self.residual = torch.zeros_like(gradient)
+        residual = self.residual[shard.start : shard.stop].add_(gradient[shard.start : shard.stop])
         positions = self._choose(residual)
         values = residual[positions]
         residual[positions] = 0

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hpcasync.strict import apply_overrides, read_values, validate
 
 MOST_WORKERS = 4096
+# Stands for a number that is measured on this machine before the simulation.
+MEASURED = "measured"
 # With gradients, each of them is computed here, one after the other.
 MOST_WORKERS_WITH_GRADIENTS = 64
 

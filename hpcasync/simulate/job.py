@@ -1,7 +1,7 @@
 """`hpcasync simulate` with gradients: a run directory as a real run leaves it, with virtual times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,35 +9,33 @@ import torch
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config import Config
-from hpcasync.data.batches import BatchPlan
-from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
-from hpcasync.nmt.build import build_model
-from hpcasync.nmt.memory import keep_freed_memory
-from hpcasync.nmt.model import TranslationModel
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
+from hpcasync.ps.state import PushCounts
+from hpcasync.ps.tickets import TicketLedger
+from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig
+from hpcasync.simulate.exchange import ExchangeOptions
+from hpcasync.simulate.program import Program
+from hpcasync.simulate.resumption import Replay, SavedSimulation
+from hpcasync.simulate.run_directory import CLUSTER_FILE, check_overwrite, check_same_run
 from hpcasync.simulate.synchronous import SynchronousCluster
 from hpcasync.simulate.throughput import make_decisions
 from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
-from hpcasync.train.checkpoints import ShardWriter
-from hpcasync.train.console import Console
-from hpcasync.train.corpus_checks import open_corpus
+from hpcasync.timeline import Timeline, TimelineFile, timeline_path
+from hpcasync.train.checkpoints import ShardWriter, read_shard
 from hpcasync.train.devices import choose_device
-from hpcasync.train.header import effective_batch
+from hpcasync.train.header import task_lines, title_lines
 from hpcasync.train.recorder import Recorder
-from hpcasync.train.run_directory import create_run_directory
+from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
 from hpcasync.train.run_files import write_text_atomically
 from hpcasync.train.run_state import RunState
 from hpcasync.train.summary import make_summary
 from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.task import Task, make_task
 from hpcasync.train.versions import collect_versions
-
-CLUSTER_FILE = "cluster.yaml"
 
 
 class _Clock:
@@ -56,17 +54,11 @@ class _Setup:
     config: Config
     cluster: ClusterConfig
     roles: Roles
-    corpus: PreparedCorpus
-    plan: BatchPlan
-    model: TranslationModel
-    flat: FlatParameters
+    task: Task
+    shards: list[Shard]
     state: RunState
+    saved: SavedSimulation | None
     clock: _Clock
-
-    @property
-    def shards(self) -> list[Shard]:
-        """One per server; in sync the whole."""
-        return cut_shards(self.flat.num_elements, max(1, self.config.num_servers))
 
 
 def run_simulated_training(
@@ -75,7 +67,8 @@ def run_simulated_training(
     make_times: MakeTimes,
     *,
     num_threads: int | None,
-    overwrite: bool,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> int:
     """Train in virtual time into config.output_dir; returns the exit code.
 
@@ -85,6 +78,7 @@ def run_simulated_training(
         make_times: of the workers' computation.
         num_threads: intra-op threads; default: torch's.
         overwrite: remove an earlier simulated run.
+        resume: go on from the newest checkpoint of an earlier simulated run.
 
     Raises:
         UserError: for anything that a user can cause.
@@ -92,18 +86,26 @@ def run_simulated_training(
     _check(config, cluster)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    setup = _set_up(config, cluster)
-    _check_overwrite(config.output_dir, overwrite=overwrite)
-    create_run_directory(config, setup.corpus, overwrite=overwrite)
-    write_text_atomically(config.output_dir / CLUSTER_FILE, cluster.to_yaml())
+    setup = _set_up(config, cluster, resume=resume)
+    if resume:
+        save_configuration(config)
+    else:
+        check_overwrite(config.output_dir, overwrite=overwrite)
+        create_run_directory(config, setup.task.corpus, overwrite=overwrite)
+        write_text_atomically(config.output_dir / CLUSTER_FILE, cluster.to_yaml())
     writer = ShardWriter(config.output_dir / "checkpoints", len(setup.shards))
     supervisor = _make_supervisor(setup, writer)
-    training = Training(
-        config, setup.corpus, setup.plan, setup.model, setup.flat, setup.shards, supervisor, writer, cluster.workers
-    )
-    simulated = setup.clock.cluster = _make_cluster(setup, training, make_times)
-    supervisor.start()
-    simulated.run()
+    training = Training(setup.task, setup.shards, supervisor, writer, cluster.workers)
+    program: Program = training
+    if setup.saved is None:
+        training.begin()
+    else:
+        program = Replay(training, setup.saved, setup.state.ledger)
+    simulated = setup.clock.cluster = _make_cluster(setup, program, make_times)
+    timelines = _open_timelines(setup)
+    simulated.run(timelines)
+    for timeline in timelines:
+        timeline.close()
     request = supervisor.final_request()
     if request is not None:
         training.save(request)
@@ -123,49 +125,31 @@ def _check(config: Config, cluster: ClusterConfig) -> None:
             "cluster.forced_staleness.updates forces the staleness of mode=sync; in mode "
             f"{config.mode} it comes by itself"
         )
-    if config.mode != "sync":
-        ExchangeOptions.of(config)  # refuses what is not simulated
-    if config.stop.patience:
-        raise UserError(
-            "stop.patience counts scores, which come at real and not at virtual times: set another limit for a "
-            "simulation, and stop.patience=0"
-        )
 
 
-def _check_overwrite(run_dir: Path, *, overwrite: bool) -> None:
-    if overwrite and (run_dir / "config.yaml").exists() and not (run_dir / CLUSTER_FILE).exists():
-        raise UserError(
-            f"{run_dir} holds a run that was not simulated, which --overwrite does not remove here: set name or run_dir"
-        )
-
-
-def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
+def _set_up(config: Config, cluster: ClusterConfig, *, resume: bool) -> _Setup:
     num_ranks = config.num_servers + cluster.workers
     roles = assign_roles(["simulated"] * num_ranks, config.num_servers)
-    device = choose_device(config, roles, roles.worker_ranks[0])
-    if device.type == "cpu":
-        keep_freed_memory()
-    corpus = open_corpus(config)
-    source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id).to(device)
-    flat = FlatParameters(model)
-    return _Setup(config, cluster, roles, corpus, plan, model, flat, RunState.new(config), _Clock())
+    task = make_task(config, choose_device(config, roles, roles.worker_ranks[0]))
+    # One per server; in sync the whole.
+    shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
+    setup = _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
+    if resume:
+        checkpoint = find_checkpoint(config)
+        check_same_run(config, cluster)
+        state, num_shards = read_run_state(checkpoint, task.layout, config.validation.metric)
+        shard_tensors = [read_shard(checkpoint, num_shards, shard) for shard in shards]
+        setup.saved = SavedSimulation(str(checkpoint), state.counters.num_updates, shard_tensors)
+        # The replay counts gradients and batches again, those left out that came after the last update.
+        setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts())
+        setup.saved.rejected()  # refuses what no simulation has written, before anything is
+    return setup
 
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
-    config, plan = setup.config, setup.plan
-    console = Console(config.stop, plan.num_batches())
-    recorder = Recorder(
-        config.output_dir,
-        console,
-        every=config.logging.every,
-        tensorboard=config.logging.tensorboard,
-        batches_per_epoch=plan.num_batches(),
-    )
-    for line in _header(setup):
-        console.line(line)
+    config, task = setup.config, setup.task
+    recorder = task.open_recorder()
+    _show_header(setup, recorder)
     recorder.event(
         "start",
         configuration=config.to_dict(),
@@ -173,48 +157,55 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
         roles=setup.roles.describe(),
         cluster=setup.cluster.to_dict(),
     )
-    layout = {
-        "model": setup.flat.digest,
-        "corpus": setup.corpus.digest,
-        "batches": f"{config.data.batch_tokens} tokens, seed {config.seed}",
-    }
     return Supervisor(
-        config, config.output_dir, setup.flat, len(setup.shards), writer, recorder, setup.state, layout, setup.clock
+        config, config.output_dir, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
     )
 
 
-def _header(setup: _Setup) -> list[str]:
-    config, cluster, plan = setup.config, setup.cluster, setup.plan
-    tokens = int(setup.corpus.train.target_file.offsets[-1]) + len(setup.corpus.train)
-    batch = effective_batch(config, setup.roles, tokens / plan.num_batches())
-    return [
-        f"{config.name}: simulated, mode {config.mode}, seed {config.seed}, configuration {config.digest}",
-        f"  run directory: {config.output_dir}",
-        f"  cluster: {cluster.workers} workers, {config.num_servers} servers, seed {cluster.seed}",
-        f"  model: {setup.flat.num_trainable:,} parameters, {config.precision} on {setup.flat.parameters.device.type}",
-        f"  corpus: {len(setup.corpus.train):,} pairs, {plan.num_batches():,} batches per epoch",
-        f"  effective batch: {batch:,.0f} target tokens per update",
-        "  all times are virtual",
-    ]
-
-
-def _make_cluster(setup: _Setup, training: Training, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
+def _show_header(setup: _Setup, recorder: Recorder) -> None:
     config, cluster = setup.config, setup.cluster
-    num_elements = setup.flat.num_elements
+    for line in title_lines(config, "simulated, "):
+        recorder.say(line)
+    recorder.say(f"  cluster: {cluster.workers} workers, {config.num_servers} servers, seed {cluster.seed}")
+    for line in task_lines(setup.task, cluster.workers):
+        recorder.say(line)
+    recorder.say("  all times are virtual")
+    if setup.saved is not None:
+        recorder.note(f"resuming from {setup.saved.name}")
+
+
+def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
+    config, cluster = setup.config, setup.cluster
+    num_elements = setup.task.flat.num_elements
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
     costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, push_bytes, pull_bytes)
     counts = setup.state.counts
     if config.mode == "sync":
-        return SynchronousCluster(costs, training, counts, num_local=config.accumulate.local)
+        return SynchronousCluster(costs, program, counts, num_local=config.accumulate.local)
     decisions = make_decisions(config, cluster.workers, counts)
-    options = ExchangeOptions.of(config)
-    return AsynchronousCluster(costs, training, decisions, options, stop_seconds=config.stop.seconds)
+    return AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config), stop_seconds=config.stop.seconds)
+
+
+def _open_timelines(setup: _Setup) -> Sequence[Timeline]:
+    """Of the first server, which stands for all, and of each worker; a resumed run writes them anew in its replay."""
+    config, roles = setup.config, setup.roles
+    if not config.logging.timeline:
+        return ()
+    ranks = [("server", 0, rank) for rank in roles.server_ranks[:1]]
+    ranks += [("worker", index, rank) for index, rank in enumerate(roles.worker_ranks)]
+    timelines = []
+    for role, index, rank in ranks:
+        timeline_path(config.output_dir, rank).unlink(missing_ok=True)
+        timelines.append(
+            TimelineFile(
+                config.output_dir, rank=rank, role=role, index=index, host="simulated", clock=setup.clock, opened=0.0
+            )
+        )
+    return timelines
 
 
 def _summary(
-    setup: _Setup,
-    supervisor: Supervisor,
-    simulated: AsynchronousCluster | SynchronousCluster,
+    setup: _Setup, supervisor: Supervisor, simulated: AsynchronousCluster | SynchronousCluster
 ) -> dict[str, Any]:
     return make_summary(
         setup.config,
@@ -223,7 +214,8 @@ def _summary(
         setup.state.counts,
         collect_versions(),
         stop_reason=supervisor.stop_reason,
-        num_parameters=setup.flat.num_trainable,
+        exit_code=supervisor.exit_code,
+        num_parameters=setup.task.flat.num_trainable,
         simulated={
             "cluster": setup.cluster.to_dict(),
             "efficiency": simulated.usage.compute / (setup.cluster.workers * simulated.now) if simulated.now else 0.0,

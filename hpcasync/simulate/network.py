@@ -62,23 +62,29 @@ class Network:
 
     def push(self, worker: int, num_bytes: float, after: float = 0.0) -> Waiting:
         """Wait until so many bytes of a worker have arrived at the servers, and `after` seconds more."""
+        arrival = yield from self.put(worker, num_bytes)
+        yield self._env.timeout(arrival - self._env.now + after)
+
+    def put(self, worker: int, num_bytes: float) -> Generator[simpy.Event, Any, float]:
+        """Wait until a transfer to the servers has begun; returns when its last byte arrives, in seconds."""
         own = self._from_workers[worker // self._per_link]
-        return self._carry(own, num_bytes, self.to_server, num_bytes / self._num_servers, after)
+        return (yield from self._carry(own, num_bytes, self.to_server, num_bytes / self._num_servers))
 
     def pull(self, worker: int, num_bytes: float, after: float = 0.0) -> Waiting:
         """Wait until so many bytes have come from the servers, and `after` seconds more."""
         own = self._to_workers[worker // self._per_link]
-        return self._carry(self.from_server, num_bytes / self._num_servers, own, num_bytes, after)
+        arrival = yield from self._carry(self.from_server, num_bytes / self._num_servers, own, num_bytes)
+        yield self._env.timeout(arrival - self._env.now + after)
 
     def _carry(
-        self, first: FifoLink, first_bytes: float, second: FifoLink, second_bytes: float, after: float
-    ) -> Waiting:
+        self, first: FifoLink, first_bytes: float, second: FifoLink, second_bytes: float
+    ) -> Generator[simpy.Event, Any, float]:
         """Through two links without waiting in between for the whole: the second starts a latency after the first."""
         start, end = first.reserve(self._env.now, first_bytes)
         if start > self._env.now:
             yield self._env.timeout(start - self._env.now)
         _, second_end = second.reserve(self._env.now + self.latency, second_bytes)
-        yield self._env.timeout(max(end + self.latency, second_end) - self._env.now + after)
+        return max(end + self.latency, second_end)
 
 
 def ring_allreduce_seconds(num_bytes: float, num_workers: int, network: NetworkConfig) -> float:

@@ -8,7 +8,7 @@ from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.wire import Wire, make_wire
+from hpcasync.ps.wire import TopKWire, Wire, make_wire
 from hpcasync.train.optimizers import optimizer_factory
 
 
@@ -26,6 +26,7 @@ class SimulatedServer:
         is_sync = config.mode == "sync"
         optimizer, exchange, staleness = config.optimizer, config.exchange, config.staleness
         self.shard = shard
+        self._num_elements = vector.numel()
         self.state = ShardState(
             vector[shard.start : shard.stop].clone(), optimizer_factory(optimizer), ema_decay=optimizer.ema_decay
         )
@@ -62,6 +63,28 @@ class SimulatedServer:
         self._wires[0].copy(gradient, self._slot.bytes)
         self._compensation.correct(gradient, record.num_tokens, record.version, self.state.parameters)
         self._sum.add(gradient)
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Copies of what it remembers of earlier gradients and versions, beside its state; [size] each."""
+        tensors = {}
+        for worker, wire in enumerate(self._wires):
+            if isinstance(wire, TopKWire) and wire.residual is not None:
+                tensors[f"residual.{worker}"] = wire.residual[self.shard.start : self.shard.stop].clone()
+        if self._compensation is not None:
+            for row, parameters in enumerate(self._compensation.versions):
+                tensors[f"compensation.{row}"] = parameters.clone()
+        return tensors
+
+    def load(self, state: dict[str, torch.Tensor], memory: dict[str, torch.Tensor]) -> None:
+        """Go on from the tensors of the shard's state and those of `memory`."""
+        self.state.load_state_tensors(state)
+        for worker, wire in enumerate(self._wires):
+            if isinstance(wire, TopKWire) and f"residual.{worker}" in memory:
+                wire.residual = torch.zeros(self._num_elements, dtype=torch.float32)
+                wire.residual[self.shard.start : self.shard.stop] = memory[f"residual.{worker}"]
+        if self._compensation is not None:
+            for row, parameters in enumerate(self._compensation.versions):
+                parameters.copy_(memory[f"compensation.{row}"])
 
     def squared_norm(self) -> float:
         """Of the sum."""

@@ -5,6 +5,7 @@ workers in their order, so that random times do not change the result.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from hpcasync.ps.record import PushRecord
@@ -13,6 +14,7 @@ from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import ring_allreduce_seconds
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage
+from hpcasync.timeline import Timeline
 
 
 class SynchronousCluster:
@@ -44,10 +46,16 @@ class SynchronousCluster:
         self._version = 0
         self._num_rounds = 0
         self.now = 0.0
+        self._timelines: Sequence[Timeline] = ()
         self.usage = Usage()
 
-    def run(self) -> None:
-        """Run until the corpus or the program ends."""
+    def run(self, timelines: Sequence[Timeline] = ()) -> None:
+        """Run until the corpus or the program ends.
+
+        Args:
+            timelines: of the workers; default: nothing is recorded.
+        """
+        self._timelines = timelines
         while not self._program.should_stop() and self._round():
             pass
 
@@ -56,6 +64,7 @@ class SynchronousCluster:
         tickets = [self._tickets(worker) for worker in range(self._num_workers)]
         seconds = [self._compute_seconds(worker, drawn) for worker, drawn in enumerate(tickets)]
         slowest = max(seconds)
+        self._record(tickets, seconds)
         self.now += slowest + self._allreduce_seconds
         self.usage.compute += sum(seconds)
         self.usage.waiting += self._num_workers * slowest - sum(seconds)
@@ -88,6 +97,8 @@ class SynchronousCluster:
     def _apply(self, arrivals: tuple[Arrival, ...]) -> None:
         self._version += 1
         update = Update(self._version, arrivals)
+        for timeline in self._timelines:
+            timeline.add("apply", self.now, self._costs.step_seconds, version=self._version)
         self.now += self._costs.step_seconds
         self.usage.server += self._costs.step_seconds
         self._program.apply(update)
@@ -95,6 +106,14 @@ class SynchronousCluster:
         self._counts.num_applied += len(arrivals)
         self._counts.staleness.update(update.staleness)
         self._program.after_update(update, self.now)
+
+    def _record(self, tickets: Sequence[tuple[int, ...]], seconds: Sequence[float]) -> None:
+        """Computing, then the allreduce, in which workers wait for the slowest of them."""
+        end = self.now + max(seconds) + self._allreduce_seconds
+        for timeline, drawn, computing in zip(self._timelines, tickets, seconds, strict=False):
+            tokens = [sum(map(self._program.num_tokens, drawn))]
+            timeline.add("compute", self.now, computing, tokens=tokens)
+            timeline.add("allreduce", self.now + computing, end - self.now - computing)
 
     def _compute_seconds(self, worker: int, tickets: tuple[int, ...]) -> float:
         end = self.now

@@ -9,8 +9,9 @@ from hpcasync.config import Config
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import PushCounts, Update, UpdateState
-from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
+from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import ClusterConfig
+from hpcasync.simulate.exchange import ExchangeOptions
 from hpcasync.simulate.result import Throughput
 from hpcasync.simulate.synchronous import SynchronousCluster
 from hpcasync.simulate.times import MakeTimes

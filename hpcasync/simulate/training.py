@@ -1,35 +1,30 @@
 """A training run inside a simulated cluster: real batches, gradients, optimizer steps and run directory."""
 
+import weakref
 from typing import Any
 
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.config import Config
-from hpcasync.data.batches import BatchPlan
-from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.nmt.model import TranslationModel
-from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.shard_state import clip_factor
 from hpcasync.ps.state import Update
+from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.simulate.workload import target_tokens
 from hpcasync.train.asynchronous import CoordinatorObserver
 from hpcasync.train.checkpoints import ShardWriter
 from hpcasync.train.step import GradientStep
 from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.task import Task
 
 
 class Training:
     """A program (`simulate.program`) that trains: every class that computes is the one of a real run.
 
     Args:
-        config: of the run.
-        corpus, plan: the batches.
-        model: computes the gradients of all workers, one after the other.
-        flat: its parameters; overwritten for every gradient.
+        task: corpus and model, which computes the gradients of all workers, one after the other.
         shards: of the servers; one of the whole vector in sync.
         supervisor: counts, logs, saves and decides; its clock is the virtual one.
         writer: the supervisor's.
@@ -38,20 +33,16 @@ class Training:
 
     def __init__(
         self,
-        config: Config,
-        corpus: PreparedCorpus,
-        plan: BatchPlan,
-        model: TranslationModel,
-        flat: FlatParameters,
+        task: Task,
         shards: list[Shard],
         supervisor: Supervisor,
         writer: ShardWriter,
         num_workers: int,
     ) -> None:
-        self._config = config
-        self._corpus = corpus
-        self._plan = plan
-        self._flat = flat
+        self._config = config = task.config
+        self._corpus = task.corpus
+        self._plan = task.plan
+        self._flat = flat = task.flat
         self._supervisor = supervisor
         self._observer = CoordinatorObserver(supervisor)
         self._writer = writer
@@ -59,13 +50,18 @@ class Training:
         vector = flat.parameters.detach().to("cpu", copy=True)
         self._servers = [SimulatedServer(config, vector, shard, num_workers) for shard in shards]
         # Reduced precision keeps a scale for each worker.
-        self._steps = [GradientStep(config, model, flat, plan) for _ in range(num_workers)]
-        self._published = self._assemble()
+        self._steps = [GradientStep(config, task.model, flat, task.plan) for _ in range(num_workers)]
         self._learning_rate = 0.0
+        self._rejected: list[int] = []
+        # Those that somebody still holds: workers that compute with them, pulls under way, pushes not yet taken.
+        self._versions: weakref.WeakValueDictionary[int, Version] = weakref.WeakValueDictionary()
+        self._published = self._new_version(0, self._assemble())
+        self._moment: Moment | None = None
+        self._moment = self._keep_moment()
 
     @property
-    def parameters(self) -> torch.Tensor:
-        """The newest version as workers get it, [num_elements] float32 on the CPU."""
+    def parameters(self) -> Version:
+        """The newest version as workers get it."""
         return self._published
 
     def ticket(self, number: int) -> int | None:
@@ -81,13 +77,16 @@ class Training:
         self, worker: int, version: int, parameters: Any, tickets: tuple[int, ...], compute_seconds: float
     ) -> PushRecord:
         """Forward and backward passes with the parameters that the worker had; into its slots at the servers."""
-        self._flat.parameters.copy_(parameters)
+        assert parameters.vector is not None
+        self._flat.parameters.copy_(parameters.vector)
         remaining = iter(tickets)
         contribution = self._steps[worker].run(lambda: next(remaining, None))
         if contribution.target_tokens:
             gradient = self._flat.gradient.to("cpu")
             for server in self._servers:
                 server.write(worker, gradient)
+        else:
+            self._rejected += contribution.tickets
         return PushRecord(
             version,
             contribution.target_tokens,
@@ -112,13 +111,16 @@ class Training:
             scale *= clip_factor(scale * squared**0.5, clip_norm)
         for server in self._servers:
             server.apply(update.version, scale=scale, learning_rate=self._learning_rate)
-        self._published = self._assemble()
+        self._published = self._new_version(update.version, self._assemble())
 
     def after_update(self, update: Update, now: float) -> None:
         """Count, log and save."""
         request = self._observer.after_update(update, self._learning_rate)
+        self._moment = self._keep_moment()
         if request is not None:
             self.save(request)
+            if request.snapshot and self._config.stop.patience:
+                self._supervisor.wait_for_scores()  # in no virtual time: the end depends on them
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """As the coordinator does it."""
@@ -132,10 +134,42 @@ class Training:
     def save(self, request: SaveRequest) -> None:
         """Save the newest version as a snapshot, a checkpoint, or both."""
         if request.checkpoint:
+            assert self._moment is not None
             for index, server in enumerate(self._servers):
-                self._writer.save_shard(request.name, index, server.shard, server.state.state_tensors())
+                tensors = server.state.state_tensors() | self._moment.tensors(index, server.shard, self._rejected)
+                self._writer.save_shard(request.name, index, server.shard, tensors)
         if request.snapshot:
             self._supervisor.save_snapshot(request, torch.cat([server.averaged for server in self._servers]))
+
+    def skip(self, update: Update) -> None:
+        """An update of an interrupted run is replayed: its parameters are put in place later, if anybody needs them."""
+        self._published = self._new_version(update.version, None)
+
+    def begin(self) -> None:
+        """Start the clock of a run, or of the rest of one."""
+        self._observer.begin()
+        if self._config.stop.patience:
+            self._supervisor.wait_for_scores()  # of an interrupted run
+
+    def go_on(self, saved: SavedSimulation) -> None:
+        """Begin at a checkpoint of the version that has been published last."""
+        for index, server in enumerate(self._servers):
+            server.load(saved.shards[index], saved.memory(index))
+        for number, version in list(self._versions.items()):
+            version.vector = self._assemble() if number == saved.version else saved.vector(number)
+        self._rejected = sorted(saved.rejected())
+        self._moment = self._keep_moment()
+        self.begin()
+
+    def _new_version(self, number: int, vector: torch.Tensor | None) -> Version:
+        version = self._versions[number] = Version(number, vector)
+        return version
+
+    def _keep_moment(self) -> Moment:
+        """The last update may turn out to be the one that is saved only when later gradients have been computed."""
+        self._moment = None  # lets go of versions that nobody else holds
+        older = {number: held for number, held in self._versions.items() if held is not self._published}
+        return Moment(older, [server.memory() for server in self._servers])
 
     def _assemble(self) -> torch.Tensor:
         return torch.cat([server.published() for server in self._servers])

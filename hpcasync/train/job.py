@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mpi4py import MPI
 
 from hpcasync.comm.mpi import gather_hosts, require_same, require_threads, together
@@ -12,13 +11,7 @@ from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config import Config
-from hpcasync.data.batches import BatchPlan
-from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.nmt.build import build_model
-from hpcasync.nmt.memory import keep_freed_memory
-from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.slurm.environment import check_world_size
@@ -26,18 +19,16 @@ from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
 from hpcasync.train.checkpoints import ShardWriter, read_shard
-from hpcasync.train.console import Console
-from hpcasync.train.corpus_checks import open_corpus
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
-from hpcasync.train.recorder import Recorder
 from hpcasync.train.resources import Resources, settle_resources
 from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
 from hpcasync.train.run_state import RunState
 from hpcasync.train.step import GradientStep
 from hpcasync.train.summary import make_summary
 from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.task import Task, make_task
 from hpcasync.train.versions import collect_versions
 from hpcasync.train.worker import run_worker
 
@@ -49,25 +40,12 @@ class _Setup:
     config: Config
     comm: MPI.Intracomm
     roles: Roles
-    corpus: PreparedCorpus
-    plan: BatchPlan
-    model: TranslationModel
-    flat: FlatParameters
+    task: Task
     resources: Resources
     state: RunState
     checkpoint: Path | None
     num_checkpoint_shards: int
     timeline: Timeline = field(default_factory=Timeline)
-
-    @property
-    def layout(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it."""
-        data = self.config.data
-        return {
-            "model": self.flat.digest,
-            "corpus": self.corpus.digest,
-            "batches": f"{data.batch_tokens} tokens, seed {self.config.seed}",
-        }
 
 
 def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -80,8 +58,8 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
     setup = together(comm, lambda: _set_up(config, comm, resume=resume))
-    require_same(comm, setup.corpus.digest, f"the corpus {config.data.path}")
-    require_same(comm, setup.flat.digest, "the layout of the model")
+    require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
+    require_same(comm, setup.task.flat.digest, "the layout of the model")
     hvd = start_horovod(comm, config.logging.stall) if config.mode == "sync" else None
     together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
     setup.timeline = together(comm, lambda: _open_timeline(setup))
@@ -111,61 +89,33 @@ def _prepare_on_first(setup: _Setup, *, resume: bool, overwrite: bool) -> None:
     if resume:
         save_configuration(setup.config)
     else:
-        create_run_directory(setup.config, setup.corpus, overwrite=overwrite)
+        create_run_directory(setup.config, setup.task.corpus, overwrite=overwrite)
 
 
 def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool) -> _Setup:
     roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
     resources = settle_resources(config, roles, comm)
-    if resources.device.type == "cpu":
-        keep_freed_memory()
-    corpus = open_corpus(config)
-    vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
-    torch.manual_seed(config.seed)
-    model = build_model(
-        config.model, len(vocabularies[0]), len(vocabularies[1]), vocabularies[0].pad_id, vocabularies[1].pad_id
-    ).to(resources.device)
-    setup = _Setup(
-        config,
-        comm,
-        roles,
-        corpus,
-        plan,
-        model,
-        FlatParameters(model),
-        resources,
-        RunState.new(config),
-        None,
-        0,
-        Timeline(),
-    )
+    task = make_task(config, resources.device)
+    setup = _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0)
     if resume:
         setup.checkpoint = find_checkpoint(config)
         setup.state, setup.num_checkpoint_shards = read_run_state(
-            setup.checkpoint, setup.layout, config.validation.metric
+            setup.checkpoint, task.layout, config.validation.metric
         )
     return setup
 
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window_bytes: int) -> Supervisor:
-    config, plan = setup.config, setup.plan
-    console = Console(config.stop, plan.num_batches())
-    recorder = Recorder(
-        config.output_dir,
-        console,
-        every=config.logging.every,
-        tensorboard=config.logging.tensorboard,
-        batches_per_epoch=plan.num_batches(),
-    )
-    for line in header_lines(config, setup.roles, setup.corpus, plan, setup.flat, setup.resources, window_bytes):
-        console.line(line)
+    config, task = setup.config, setup.task
+    recorder = task.open_recorder()
+    for line in header_lines(task, setup.roles, setup.resources, window_bytes):
+        recorder.say(line)
     if setup.checkpoint is not None:
         recorder.note(f"resuming from {setup.checkpoint}")
     recorder.event("start", configuration=config.to_dict(), versions=collect_versions(), roles=setup.roles.describe())
     if config.straggler.worker is not None:
         recorder.note(f"worker {config.straggler.worker} is slowed down {config.straggler.slowdown:g} times")
-    return Supervisor(config, config.output_dir, setup.flat, num_shards, writer, recorder, setup.state, setup.layout)
+    return Supervisor(config, config.output_dir, task.flat, num_shards, writer, recorder, setup.state, task.layout)
 
 
 def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
@@ -174,7 +124,7 @@ def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
 
 
 def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
-    config, comm, flat = setup.config, setup.comm, setup.flat
+    config, comm, flat = setup.config, setup.comm, setup.task.flat
     hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
     optimizer = config.optimizer
     state = ShardState(flat.parameters, optimizer_factory(optimizer), ema_decay=optimizer.ema_decay)
@@ -188,7 +138,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         hvd,
         state,
         setup.state.ledger.remaining(),
-        setup.plan,
+        setup.task.plan,
         supervisor,
         num_epochs=config.stop.epochs,
         num_local=config.accumulate.local,
@@ -197,7 +147,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         counts=setup.state.counts,
         timeline=setup.timeline,
     )
-    step = GradientStep(config, setup.model, flat, setup.plan)
+    step = GradientStep(config, setup.task.model, flat, setup.task.plan)
     comm.Barrier()
     if supervisor is not None:
         supervisor.start()
@@ -224,7 +174,7 @@ def _run_asynchronous(setup: _Setup) -> Supervisor | None:
     config = setup.config
     engine = Engine(
         setup.comm,
-        setup.flat.parameters,
+        setup.task.flat.parameters,
         optimizer_factory(config.optimizer),
         _engine_options(config),
         roles=setup.roles,
@@ -282,16 +232,16 @@ def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
 
 
 def _work(setup: _Setup, engine: Engine) -> None:
-    step = GradientStep(setup.config, setup.model, setup.flat, setup.plan)
+    step = GradientStep(setup.config, setup.task.model, setup.task.flat, setup.task.plan)
     config, client, tickets = setup.config, engine.client, setup.state.ledger.remaining()
     if config.exchange.overlap != "none":
         require_threads(f"exchange.overlap={config.exchange.overlap}")
     kind = {"none": AsynchronousExchange, "push": PushOverlappedExchange, "full": OverlappedExchange}
     exchange = kind[config.exchange.overlap](
-        client, setup.flat, tickets, setup.plan, num_epochs=config.stop.epochs, timeline=setup.timeline
+        client, setup.task.flat, tickets, setup.task.plan, num_epochs=config.stop.epochs, timeline=setup.timeline
     )
     engine.start()
-    run_worker(step, exchange, setup.flat, setup.timeline, slowdown=_slowdown(setup))
+    run_worker(step, exchange, setup.task.flat, setup.timeline, slowdown=_slowdown(setup))
     exchange.close()
 
 
@@ -305,6 +255,6 @@ def _end(setup: _Setup, supervisor: Supervisor) -> None:
         collect_versions(),
         stop_reason=supervisor.stop_reason,
         exit_code=supervisor.exit_code,
-        num_parameters=setup.flat.num_trainable,
+        num_parameters=setup.task.flat.num_trainable,
     )
     supervisor.report_end(summary)

@@ -75,13 +75,16 @@ class Snapshots:
         """Wait until all that were started are on disk."""
         self._written(self._writer.wait())
 
-    def wait_for_scores(self, should_give_up: Callable[[], bool]) -> None:
-        """Wait for scores unless told not to; then end the scoring process."""
-        if self._pending:
-            self._recorder.note(f"waiting for {len(self._pending)} snapshot(s) to be scored")
+    def wait_for_scores(self, should_give_up: Callable[[], bool]) -> bool:
+        """Wait for scores unless told not to; return whether some have come."""
+        have_come = False
         while self._pending and not should_give_up():
-            self._collect_scores()
+            have_come = self._collect_scores() or have_come
             time.sleep(0.05)
+        return have_come
+
+    def end_scoring(self) -> None:
+        """End the scoring process; what it has not scored is scored by a resumed run."""
         if self._scorer is not None:
             self._scorer.close()
 

@@ -142,6 +142,12 @@ class Supervisor:
         """These batches of one gradient are done with, without an update: it was too stale (staleness.policy drop)."""
         self._state.ledger.add(tickets)
 
+    def wait_for_scores(self) -> None:
+        """Wait until every snapshot has been scored, or a signal comes, for a run whose end must not depend on when."""
+        self._snapshots.wait_for_files()
+        if self._snapshots.wait_for_scores(lambda: bool(stop_signals.received())):
+            self._rules.after_score(self._state.best.num_stalled)
+
     def should_stop(self) -> bool:
         """Whether training is over."""
         if self._snapshots.poll():
@@ -203,7 +209,10 @@ class Supervisor:
         for saved in self._writer.wait():
             self.shard_saved(saved)
         self._snapshots.wait_for_files()
+        if self._snapshots.num_unscored:
+            self._recorder.note(f"waiting for {self._snapshots.num_unscored} snapshot(s) to be scored")
         self._snapshots.wait_for_scores(lambda: self.ending.is_preempted or bool(stop_signals.received()))
+        self._snapshots.end_scoring()
         if self._snapshots.num_unscored and not self.ending.is_preempted:
             self._rules.interrupt(f"{stop_signals.received()} while the last snapshots were scored")
 

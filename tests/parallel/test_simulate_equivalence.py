@@ -13,6 +13,7 @@ from tiny_training import Run, TinyCorpus, Trainer
 from hpcasync.cli.main import cli
 from hpcasync.config import load_config
 from hpcasync.launch.process import FinishedJob
+from hpcasync.train import stop_signals
 
 NUM_UPDATES = 12
 STOP = f"stop={{updates: {NUM_UPDATES}}}"
@@ -38,6 +39,7 @@ def threads() -> Iterator[None]:
     """The simulator works in this process and sets its threads."""
     before = torch.get_num_threads()
     yield
+    stop_signals.forget()
     torch.set_num_threads(before)
 
 

@@ -1,6 +1,11 @@
 """Fixtures that several unit tests share."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import torch
+from simulator import Simulator
 from tiny_run import TinyRun, make_tiny_run
 
 
@@ -8,3 +13,11 @@ from tiny_run import TinyRun, make_tiny_run
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A trained model with its run directory and corpus; read it, or work on a copy."""
     return make_tiny_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def simulate(tmp_path: Path, tiny_run: TinyRun) -> Iterator[Simulator]:
+    """Trains on the tiny corpus in virtual time."""
+    threads = torch.get_num_threads()
+    yield Simulator(tmp_path, tiny_run.corpus)
+    torch.set_num_threads(threads)

@@ -27,8 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "launch": BASE,
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
-    "simulate": BASE | {"comm", "data", "nmt", "ps", "train"},
-    "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch"},
+    "simulate": BASE | {"comm", "data", "nmt", "ps", "timeline", "train"},
+    "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch", "report"},
     "bench": BASE | {"comm", "launch", "ps", "train"},
     "cli": BASE
     | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}

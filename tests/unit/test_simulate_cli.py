@@ -13,6 +13,8 @@ from tiny_run import TinyRun
 
 from hpcasync.cli.main import cli
 from hpcasync.errors import UserError
+from hpcasync.exit_codes import PREEMPTED
+from hpcasync.train import stop_signals
 
 Invoke = Callable[..., Result]
 
@@ -41,6 +43,7 @@ def invoke(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -
 
     threads = torch.get_num_threads()
     yield run
+    stop_signals.forget()
     torch.set_num_threads(threads)
 
 
@@ -60,6 +63,20 @@ def test_training(invoke: Invoke, tmp_path: Path) -> None:
     assert "holds a run already" in refusal(invoke("--workers", 3))
     assert invoke("--workers", 2, "--overwrite").return_value == 0
     assert yaml.safe_load((run_dir / "cluster.yaml").read_text())["workers"] == 2
+
+
+def test_going_on(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster is the one that the run began with, its measured speeds too."""
+    measured = "cluster.server.apply_seconds_per_element=measured"
+    arguments = "--workers", 3, "mode=async", measured
+    with monkeypatch.context() as patch:
+        patch.setattr(stop_signals, "received", lambda: "SIGUSR1")
+        assert invoke(*arguments).return_value == PREEMPTED
+    assert invoke(*arguments, "--resume").return_value == 0
+    summary = json.loads((tmp_path / "runs" / "tiny-async-seed1" / "summary.json").read_text())
+    assert summary["num_updates"] == 3
+    assert invoke("mode=async", "stop.updates=4", "--resume").return_value == 0
+    assert "with cluster.workers=3, now 2" in refusal(invoke("mode=async", "--workers", 2, "--resume"))
 
 
 def test_throughput(invoke: Invoke, tmp_path: Path) -> None:
@@ -121,8 +138,9 @@ def test_a_cluster_file(invoke: Invoke, tmp_path: Path) -> None:
         (("--workers", "65"), "with gradients at most 64 workers"),
         (("--workers", "5000", "--no-gradients"), "less than or equal to 4096"),
         (("straggler.worker=4",), "straggler.worker=4, but workers are 0 to 3"),
-        (("exchange.overlap=push",), "exchange.overlap=push is not simulated"),
-        (("exchange.overlap=full", "--no-gradients"), "exchange.overlap=full is not simulated"),
+        (("--resume",), "holds no simulated run: leave --resume out"),
+        (("--resume", "--overwrite"), "leave --overwrite and --fit out"),
+        (("--resume", "--no-gradients"), "holds no simulated run"),
         (("--no-gradients", "--save-cluster", "/proc/none/x"), "cannot write /proc/none/x"),
     ],
 )

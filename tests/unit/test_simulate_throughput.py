@@ -9,9 +9,10 @@ import pytest
 from hpcasync.config import Config, parse_config
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import PushCounts, Update
-from hpcasync.simulate.asynchronous import AsynchronousCluster, ExchangeOptions
+from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.compute_time import ModelledTimes
+from hpcasync.simulate.exchange import ExchangeOptions
 from hpcasync.simulate.result import Throughput, bottleneck
 from hpcasync.simulate.sweep import compare_sizes, search_servers, with_servers
 from hpcasync.simulate.throughput import fewest_servers, make_decisions, measure_throughput
@@ -70,6 +71,41 @@ def test_a_cycle_of_one_worker_by_hand() -> None:
     assert result.server == pytest.approx(served / cycle, rel=1e-6)
     assert result.to_server == result.from_server == pytest.approx(0.4 / cycle, rel=1e-6)
     assert result.staleness == {0: result.num_updates}
+
+
+SLOW_NETWORK: dict[str, Any] = {
+    "workers": 1,
+    "compute": {"seconds_per_batch": 3.0, "seconds_per_token": 0},
+    "network": {"latency_seconds": 0, "bandwidth": 1e6},
+    "server": {
+        "accumulate_seconds_per_element": 0,
+        "apply_seconds_per_element": 1e-7,
+        "push_seconds": 0,
+        "update_seconds": 0,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("num_elements", "overlap", "expected"),
+    [
+        # A push or a pull takes 0.4 s, an update 0.01 s; a small model is one bucket, complete when the computation is.
+        (100_000, "none", 3.0 + 0.4 + 0.01 + 0.4),
+        (100_000, "push", 3.0 + 0.4 + 0.01 + 0.4),
+        (100_000, "full", 3.0),
+        # Three buckets of 1.05 s, complete after 1 + 2/3, 1 + 4/3 and 3 s: the line is busy from the first on.
+        (3 << 20, "none", 3.0 + 2 * (3 << 22) / 4e6 + 0.31),
+        (3 << 20, "push", 1 + 2 / 3 + 2 * (3 << 22) / 4e6 + 0.31),
+        # All of it takes longer than computing: a push and a pull in turn, after the wait for the update.
+        (3 << 20, "full", 2 * (3 << 22) / 4e6 + 0.31),
+    ],
+)
+def test_transfers_beside_the_computation_by_hand(num_elements: int, overlap: str, expected: float) -> None:
+    bandwidth = 1e6 if num_elements == 100_000 else 4e6
+    cluster = parse_cluster({**SLOW_NETWORK, "network": {"latency_seconds": 0, "bandwidth": bandwidth}}, "test")
+    result = measure(config_of("async", exchange={"overlap": overlap}), cluster, Workload((100,), num_elements))
+    assert 100 / result.target_tokens_per_second == pytest.approx(expected, rel=0.01)
+    assert result.staleness_mean == pytest.approx(1 if overlap == "full" else 0, abs=0.05)
 
 
 def test_a_synchronous_round_by_hand() -> None:
@@ -194,22 +230,24 @@ def run_observed(config: Config, program: Observed, workers: int = 4) -> PushCou
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
 @pytest.mark.parametrize("pull", ["latest", "handled", "applied"])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_every_batch_of_the_corpus_is_applied_once(mode: str, pull: str, slots: int) -> None:
+@pytest.mark.parametrize("overlap", ["none", "push", "full"])
+def test_every_batch_of_the_corpus_is_applied_once(mode: str, pull: str, slots: int, overlap: str) -> None:
     program = Observed(num_tickets=101, stop_after=10**9, rejected=33)
-    counts = run_observed(config_of(mode, exchange={"pull": pull, "slots": slots}), program)
+    counts = run_observed(config_of(mode, exchange={"pull": pull, "slots": slots, "overlap": overlap}), program)
     assert sorted(program.applied + program.dropped) == list(range(101))
     assert 33 in program.dropped
     assert counts.num_pushed == counts.num_applied + counts.num_dropped
     assert counts.num_dropped == 1
     assert sum(counts.staleness.values()) == counts.num_applied
-    if pull == "applied":
+    if pull == "applied" and overlap != "full":
         assert set(counts.staleness) == {0} or mode in ("async", "async-local", "async-combined")
 
 
 @pytest.mark.parametrize("mode", ["async", "async-global", "async-combined"])
-def test_pushes_are_conserved_when_training_is_stopped(mode: str) -> None:
+@pytest.mark.parametrize("overlap", ["none", "push", "full"])
+def test_pushes_are_conserved_when_training_is_stopped(mode: str, overlap: str) -> None:
     program = Observed(num_tickets=10**9, stop_after=60)
-    counts = run_observed(config_of(mode), program)
+    counts = run_observed(config_of(mode, exchange={"overlap": overlap}), program)
     assert counts.num_pushed == counts.num_applied + counts.num_dropped
     assert 60 <= len(program.applied) < 70
     assert not set(program.applied) & set(program.dropped)

@@ -4,17 +4,15 @@ tests/parallel/test_simulate_equivalence.py compares with real jobs.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
-from tiny_run import TinyRun
+from simulator import JITTER, LAST, NUM_UPDATES, Simulator, assert_same, losses, parameters, records, summary
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
@@ -22,94 +20,15 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.snapshots import list_snapshots
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.report.spans import ACTIVITIES, read_timelines, totals
 from hpcasync.simulate.cluster import parse_cluster
+from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.times import times_of
 from hpcasync.train.counters import Counters
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.schedule import learning_rate
 from hpcasync.train.step import GradientStep
-
-NUM_UPDATES = 8
-LAST = f"u{NUM_UPDATES:08d}"
-
-
-class Simulator:
-    """Trains on the tiny corpus in a directory of its own."""
-
-    def __init__(self, directory: Path, corpus: Path) -> None:
-        self._directory = directory
-        self._corpus = corpus
-        self._number = 0
-
-    def config(self, **more: Any) -> Config:
-        self._number += 1
-        model = {"dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.2}
-        values: dict[str, Any] = {
-            "name": f"run{self._number}",
-            "run_dir": str(self._directory),
-            "data": {"path": str(self._corpus), "batch_tokens": 120},
-            "model": {**model, "max_length": 64},
-            "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "ema_decay": 0.9, "eps": 1e-5},
-            "schedule": {"warmup": 5},
-            "stop": {"updates": NUM_UPDATES},
-            "validation": {"score": False},
-            "logging": {"every": 1, "tensorboard": False},
-        }
-        return parse_config({**values, **more}, "test")
-
-    def __call__(
-        self,
-        *,
-        workers: int = 3,
-        staleness: dict[str, int] | None = None,
-        cluster: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> Config:
-        config = self.config(**more)
-        described = parse_cluster({"workers": workers, "forced_staleness": staleness or {}, **(cluster or {})}, "test")
-        code = run_simulated_training(
-            config,
-            described,
-            times_of(described, config.straggler),
-            num_threads=1,
-            overwrite=False,
-        )
-        assert code == 0
-        return config
-
-
-@pytest.fixture
-def simulate(tmp_path: Path, tiny_run: TinyRun) -> Iterator[Simulator]:
-    threads = torch.get_num_threads()
-    yield Simulator(tmp_path, tiny_run.corpus)
-    torch.set_num_threads(threads)
-
-
-def records(config: Config, kind: str = "update") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in lines if line["event"] == kind]
-
-
-def summary(config: Config) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((config.output_dir / "summary.json").read_text())
-    return read
-
-
-def parameters(config: Config, name: str = LAST) -> dict[str, np.ndarray]:
-    return dict(load_file(config.output_dir / "snapshots" / name / "parameters.safetensors"))
-
-
-def losses(config: Config) -> list[float]:
-    return [record["loss"] for record in records(config)]
-
-
-def assert_same(first: Config, second: Config, name: str = LAST) -> None:
-    assert losses(first) == losses(second)
-    one, two = parameters(first, name), parameters(second, name)
-    assert one.keys() == two.keys()
-    for key, array in one.items():
-        np.testing.assert_array_equal(array, two[key], err_msg=key)
 
 
 def local_training(config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -145,9 +64,6 @@ def test_one_worker_is_local_training(simulate: Simulator, mode: str, pull: str)
     for name, array in parameters(config).items():
         np.testing.assert_array_equal(array, averaged[name], err_msg=name)
     assert summary(config)["staleness"]["max"] == 0
-
-
-JITTER = {"compute": {"jitter": "lognormal", "cv": 0.5, "seconds_per_token": 0.01}}
 
 
 @pytest.mark.parametrize(
@@ -205,8 +121,8 @@ def test_jitter_changes_the_order_and_not_what_synchronous_training_learns(simul
 
 
 def test_forced_staleness(simulate: Simulator) -> None:
-    fresh, stale = simulate(mode="sync"), simulate(mode="sync", staleness={"updates": 2})
-    warm = simulate(mode="sync", staleness={"updates": 2, "warmup": 4})
+    fresh, stale = simulate(mode="sync"), simulate(mode="sync", forced={"updates": 2})
+    warm = simulate(mode="sync", forced={"updates": 2, "warmup": 4})
     # The first versions have no older ones.
     assert summary(stale)["staleness"]["histogram"] == {"0": 3, "1": 3, "2": 3 * (NUM_UPDATES - 2)}
     assert summary(warm)["staleness"]["histogram"] == {"0": 6, "1": 6, "2": 3 * (NUM_UPDATES - 4)}
@@ -216,7 +132,7 @@ def test_forced_staleness(simulate: Simulator) -> None:
 
 def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> None:
     """Delay 1 with one worker: the update of version v + 1 has the gradient at version v - 1, worked out here."""
-    config = simulate(mode="sync", workers=1, staleness={"updates": 1}, optimizer={"learning_rate": 0.003})
+    config = simulate(mode="sync", workers=1, forced={"updates": 1}, optimizer={"learning_rate": 0.003})
     corpus = PreparedCorpus.open(config.data.path)
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
     plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
@@ -275,6 +191,55 @@ def test_the_run_directory_is_that_of_a_real_run(simulate: Simulator) -> None:
     assert (run_dir / "checkpoints" / LAST / "state.json").is_file()
 
 
+def test_patience_counts_scores_in_no_virtual_time(simulate: Simulator) -> None:
+    """A model that does not learn: the first score is the best, two more are no better."""
+    validation = {"score": True, "every": 2, "beam": 1, "max_sentences": 2}
+    config = simulate(stop={"patience": 2}, validation=validation, optimizer={"learning_rate": 1e-30})
+    assert summary(config)["stop_reason"] == "stop.patience=2 validations without improvement"
+    assert summary(config)["num_updates"] == 6
+    assert [record["is_best"] for record in records(config, "validation")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mode": "sync"},
+        {"mode": "async-global", "accumulate": {"global": 2}, "roles": {"servers": 2}},
+        {"mode": "async", "exchange": {"overlap": "full"}},
+    ],
+    ids=lambda more: more["mode"],
+)
+def test_timelines_show_virtual_time(simulate: Simulator, more: dict[str, Any]) -> None:
+    config = simulate(cluster=JITTER, **more, logging={"timeline": True, "tensorboard": False})
+    ranks = read_timelines(config.output_dir)
+    servers = [rank for rank in ranks if rank.is_server]
+    workers = [rank for rank in ranks if not rank.is_server]
+    assert len(workers) == 3 and len(servers) == (config.mode != "sync"), "one server stands for all"
+    seconds = max(rank.end for rank in ranks)
+    assert seconds >= summary(config)["wall_seconds"] - 2e-6
+    for rank in ranks:
+        assert rank.start[0] >= 0
+        # Written to the microsecond.
+        assert (rank.start[1:] >= (rank.start + rank.duration)[:-1] - 2e-6).all(), "one thing after the other"
+    efficiency = sum(totals(rank, seconds)["compute"] for rank in workers) / 3
+    assert efficiency == pytest.approx(summary(config)["simulated"]["efficiency"], rel=0.02)
+    applied = [rank for rank in ranks if "apply" in totals(rank, seconds)]
+    for rank in applied:
+        assert list(rank.detail[rank.activity == ACTIVITIES.index("apply")]) == list(range(1, NUM_UPDATES + 1))
+    assert applied == (servers or workers)
+
+
+def test_a_fit_to_a_simulated_timeline_finds_the_cluster_again(simulate: Simulator) -> None:
+    compute = {"seconds_per_batch": 0.05, "seconds_per_token": 0.01, "speeds": [1, 1, 0.5]}
+    cluster = {"compute": compute, "network": {"bandwidth": 1e6, "latency_seconds": 0.0}}
+    config = simulate(cluster=cluster, stop={"updates": 150}, logging={"timeline": True, "tensorboard": False})
+    fitted = fit_cluster(config.output_dir)
+    assert fitted.compute.seconds_per_batch == pytest.approx(0.05, rel=0.01)
+    assert fitted.compute.seconds_per_token == pytest.approx(0.01, rel=0.01)
+    assert fitted.compute.speeds == pytest.approx((1, 1, 0.5), rel=0.01)
+    assert fitted.network.bandwidth == pytest.approx(1e6, rel=0.1)
+
+
 def test_virtual_time_ends_training(simulate: Simulator) -> None:
     cluster = {"compute": {"seconds_per_batch": 10.0, "seconds_per_token": 0}}
     for mode in ("sync", "async"):
@@ -296,14 +261,13 @@ def test_each_epoch_covers_the_corpus_once(simulate: Simulator) -> None:
     [
         (65, 0, {}, "cluster.workers=65: with gradients at most 64"),
         (2, 3, {"mode": "async"}, "forces the staleness of mode=sync"),
-        (2, 0, {"stop": {"patience": 2}, "validation": {"every": 1}}, "stop.patience counts scores"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(
     simulate: Simulator, workers: int, delay: int, more: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        simulate(workers=workers, staleness={"updates": delay}, **more)
+        simulate(workers=workers, forced={"updates": delay}, **more)
 
 
 def test_a_real_run_is_not_overwritten(simulate: Simulator, tmp_path: Path) -> None:

@@ -1,0 +1,285 @@
+"""Workers of a simulated cluster: the loop of `train.worker` with the asynchronous exchanges, in virtual time.
+
+Each class does step for step what the exchange of the same name in `train.asynchronous` or `train.overlapped` does with
+`ps.client.Client`.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+import simpy
+
+from hpcasync.simulate.exchange import Exchange, Goodbye, Push
+from hpcasync.simulate.network import Waiting
+from hpcasync.simulate.timing import polling_delay
+from hpcasync.timeline import Timeline
+
+Answer = Generator[simpy.Event, Any, bool]
+# A backward pass makes two products for each one of the forward pass: with respect to inputs and to weights.
+_BACKWARD_SHARE = 2 / 3
+# `ps.overlap.BUCKET_ELEMENTS`, which cannot be imported without MPI; of a large model a simulated bucket is several.
+_BUCKET_ELEMENTS = 1 << 20
+_MOST_BUCKETS = 16
+
+
+class SimulatedWorker:
+    """A worker that pushes, waits and pulls between two computations.
+
+    Args:
+        index: worker_index.
+        exchange: shared with the others and the coordinator.
+        timeline: records what it does.
+    """
+
+    def __init__(self, index: int, exchange: Exchange, timeline: Timeline) -> None:
+        self._index = index
+        self._exchange = exchange
+        self._env = exchange.env
+        self._options = exchange.options
+        self._told = exchange.told[index]
+        self._timeline = timeline
+        self._version = -1
+        self._parameters: Any = None
+        self._pulled = -1
+        self._num_pushed = 0
+        self._compute_seconds = 0.0
+        self._is_finished = False
+
+    def run(self) -> Waiting:
+        """Train until the corpus or the program ends."""
+        yield from self._pull()
+        while not self._is_finished:
+            tokens: list[int] = []
+            with self._timeline.span("compute", tokens=tokens):
+                tickets = yield from self._compute()
+                tokens.append(sum(map(self._exchange.program.num_tokens, tickets)))
+            if tickets:
+                yield from self._give(tickets)
+            if not self._is_finished:
+                yield from self._take()
+        yield from self._end()
+        yield self._env.timeout(self._exchange.round_trip / 2)
+        self._exchange.send(Goodbye(self._index))
+
+    def _compute(self) -> Generator[simpy.Event, Any, tuple[int, ...]]:
+        exchange = self._exchange
+        tickets: list[int] = []
+        self._compute_seconds = 0.0
+        while len(tickets) < self._options.num_local:
+            ticket = None if exchange.decisions.is_stopping else exchange.program.ticket(exchange.num_drawn)
+            if ticket is None:
+                self._is_finished = True
+                break
+            exchange.num_drawn += 1
+            tickets.append(ticket)
+            drawing = 2 * exchange.round_trip  # the stop flag, the cursor
+            num_tokens = exchange.program.num_tokens(ticket)
+            seconds = exchange.costs.times.seconds(self._index, num_tokens, exchange.now + drawing)
+            if len(tickets) == self._options.num_local:
+                self._expect_gradient(exchange.now + drawing, seconds)
+            yield self._env.timeout(drawing + seconds)
+            self._compute_seconds += seconds
+            exchange.usage.compute += seconds
+        return tuple(tickets)
+
+    def _expect_gradient(self, start: float, seconds: float) -> None:
+        """The computation of the last batch of a push begins at `start`."""
+
+    def _give(self, tickets: tuple[int, ...]) -> Waiting:
+        """Give the gradient away."""
+        with self._timeline.span("push"):
+            is_pushed = yield from self._push(tickets)
+        if not is_pushed:
+            self._is_finished = True
+        elif not self._is_finished:
+            with self._timeline.span("wait"):
+                self._is_finished = not (yield from self._wait_for_servers())
+
+    def _take(self) -> Waiting:
+        """Bring the parameters up to date."""
+        with self._timeline.span("pull"):
+            yield from self._pull()
+
+    def _end(self) -> Waiting:
+        """Complete what runs beside the computation."""
+        yield from ()
+
+    def _push(self, tickets: tuple[int, ...]) -> Answer:
+        if not (yield from self._wait_for_slot()):
+            return False
+        started = self._exchange.now
+        # Afterwards: the end of the flush, the announcement.
+        round_trip = self._exchange.round_trip
+        yield from self._exchange.network.push(self._index, self._exchange.costs.push_bytes, round_trip)
+        self._exchange.usage.moving += self._exchange.now - started
+        self._announce(self._describe(tickets))
+        return True
+
+    def _describe(self, tickets: tuple[int, ...]) -> Push:
+        return Push(self._index, 0, self._version, self._parameters, tickets, self._compute_seconds)
+
+    def _announce(self, push: Push) -> None:
+        self._num_pushed += 1
+        self._exchange.send(replace(push, sequence=self._num_pushed))
+
+    def _wait_for_slot(self) -> Answer:
+        needed = self._num_pushed + 1 - self._options.num_slots
+        return self._wait(lambda: self._told.consumed >= needed)
+
+    def _wait_for_servers(self) -> Answer:
+        """As exchange.pull says; False if training has ended."""
+        if self._options.pull == "latest":
+            yield from ()
+            return True
+        if self._options.pull == "applied":
+            return (yield from self._wait(lambda: self._told.settled >= self._num_pushed))
+        return (yield from self._wait(lambda: self._told.handled >= self._num_pushed))
+
+    def _wait(self, is_done: Callable[[], bool]) -> Answer:
+        """Wait until the servers' words say so; False if training has ended meanwhile."""
+        exchange = self._exchange
+        started = exchange.now
+        has_waited = False
+        while not is_done():
+            if exchange.decisions.is_stopping:
+                return False
+            has_waited = True
+            self._told.change = self._env.event()
+            yield self._told.change
+        delay = polling_delay(exchange.now - started) if has_waited else 0.0
+        yield self._env.timeout(2 * exchange.round_trip + delay)  # the word, the stop flag
+        exchange.usage.waiting += exchange.now - started
+        return not exchange.decisions.is_stopping
+
+    def _pull(self) -> Waiting:
+        self._version, self._parameters = yield from self._fetch()
+
+    def _fetch(self) -> Generator[simpy.Event, Any, tuple[int, Any]]:
+        """The newest version and its parameters, which are moved unless this worker has them."""
+        exchange = self._exchange
+        started = exchange.now
+        while True:
+            yield self._env.timeout(exchange.round_trip)  # the published version
+            version, parameters = exchange.published, exchange.program.parameters
+            if version == self._pulled:
+                break
+            # Servers are read one after the other, and asked afterwards whether they have moved on.
+            asking = (2 * exchange.costs.num_servers - 0.5) * exchange.round_trip
+            yield from exchange.network.pull(self._index, exchange.costs.pull_bytes, asking)
+            if exchange.writing <= version + 1:
+                self._pulled = version
+                break
+            exchange.usage.num_pull_retries += 1
+        exchange.usage.moving += exchange.now - started
+        return version, parameters
+
+
+class PushOverlappedWorker(SimulatedWorker):
+    """Pushes buckets of the gradient in a thread while the backward pass makes the rest; waits and pulls as without."""
+
+    def __init__(self, index: int, exchange: Exchange, timeline: Timeline) -> None:
+        super().__init__(index, exchange, timeline)
+        self._thread: simpy.Process | None = None
+        self._stream: simpy.Process | None = None
+        num_elements = exchange.costs.num_elements
+        self._num_buckets = max(1, min(_MOST_BUCKETS, -(-num_elements // _BUCKET_ELEMENTS)))
+
+    def _expect_gradient(self, start: float, seconds: float) -> None:
+        self._stream = self._in_thread(self._stream_gradient(start, seconds))
+
+    def _push(self, tickets: tuple[int, ...]) -> Answer:
+        started = self._exchange.now
+        is_pushed: bool = yield self._finish_stream(tickets)
+        self._exchange.usage.moving += self._exchange.now - started
+        return is_pushed
+
+    def _in_thread(self, work: Generator[simpy.Event, Any, Any]) -> simpy.Process:
+        """Do something after what the thread has been given before."""
+        self._thread = self._env.process(_after(self._thread, work))
+        return self._thread
+
+    def _stream_gradient(self, start: float, seconds: float) -> Generator[simpy.Event, Any, float | None]:
+        """Push buckets as they are complete; returns when the last byte arrives, None if training has ended."""
+        if not (yield from self._wait_for_slot()):
+            return None
+        arrival = self._exchange.now
+        num_bytes = self._exchange.costs.push_bytes / self._num_buckets
+        for number in range(1, self._num_buckets + 1):
+            backward = _BACKWARD_SHARE * number / self._num_buckets
+            ready = start + seconds * (1 - _BACKWARD_SHARE + backward)
+            if ready > self._exchange.now:
+                yield self._env.timeout(ready - self._exchange.now)
+            arrival = yield from self._exchange.network.put(self._index, num_bytes)
+        return arrival
+
+    def _finish_stream(self, tickets: tuple[int, ...]) -> simpy.Process:
+        """The gradient is complete: push what is left, and announce it."""
+        if self._stream is None:  # the corpus has ended before the last batch of the push
+            self._expect_gradient(self._exchange.now, 0.0)
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        push = self._describe(tickets)
+
+        def finish() -> Answer:
+            arrival = stream.value
+            if arrival is None:
+                return False
+            left = max(0.0, arrival - self._exchange.now)
+            yield self._env.timeout(left + self._exchange.round_trip)  # the end of the flush, the announcement
+            self._announce(push)
+            return True
+
+        return self._in_thread(finish())
+
+
+class OverlappedWorker(PushOverlappedWorker):
+    """Pushes and pulls while the next gradient is being computed; gradients are one update staler for it."""
+
+    def __init__(self, index: int, exchange: Exchange, timeline: Timeline) -> None:
+        super().__init__(index, exchange, timeline)
+        self._transfer: simpy.Process | None = None
+
+    def _give(self, tickets: tuple[int, ...]) -> Waiting:
+        pushed = self._finish_stream(tickets)
+        with self._timeline.span("wait"):
+            yield from self._collect()
+        self._transfer = self._in_thread(self._wait_and_fetch(pushed))
+
+    def _take(self) -> Waiting:
+        """Nothing: `_give` has put the newest parameters that are there in place."""
+        yield from ()
+
+    def _end(self) -> Waiting:
+        yield from self._collect()
+
+    def _wait_and_fetch(self, pushed: simpy.Process) -> Generator[simpy.Event, Any, tuple[int, Any] | None]:
+        if not pushed.value or not (yield from self._wait_for_servers()):
+            return None
+        return (yield from self._fetch())
+
+    def _collect(self) -> Waiting:
+        """Wait for the transfer of the gradient before; take its parameters."""
+        if self._transfer is None:
+            return
+        started = self._exchange.now
+        transfer, self._transfer = self._transfer, None
+        fetched = yield transfer
+        self._exchange.usage.waiting += self._exchange.now - started
+        if fetched is None:
+            self._is_finished = True
+        else:
+            self._version, self._parameters = fetched
+
+
+WORKERS: dict[str, type[SimulatedWorker]] = {
+    "none": SimulatedWorker,
+    "push": PushOverlappedWorker,
+    "full": OverlappedWorker,
+}
+
+
+def _after(before: simpy.Process | None, work: Generator[simpy.Event, Any, Any]) -> Generator[simpy.Event, Any, Any]:
+    if before is not None:
+        yield before
+    return (yield from work)
