@@ -2,16 +2,18 @@
 
     .venv/bin/python benchmarks/simulator_forecast.py CORPUS [--config configs/multi30k.yaml] [--workers 2]
 
-CORPUS is a directory made by `hpcasync data prepare`. Each mode is trained by `hpcasync launch` twice: with even
-workers, and with one that is slowed down (`straggler.slowdown`). A cluster is fitted to the timelines of the even run
-alone; both runs are then forecast from it. The uneven run is the test: nothing of it has been seen. Run it on an idle
-machine with a core for each rank: ranks that share cores slow each other down, which a slowed-down worker does less.
+CORPUS is a directory made by `hpcasync data prepare`. Each mode is trained by `hpcasync launch` with even workers and
+with one that is slowed down (`straggler.slowdown`), in turn, as many rounds as are asked for. A cluster is fitted to
+the timelines of the even run alone; both runs of its round are then forecast from it. The uneven run is the test:
+nothing of it has been seen. The machine must do nothing else: what changes from one run to the next counts as an error.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,19 +32,26 @@ _SHARE_LEFT_OUT = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """A real run and its forecast."""
+    """A real run and its forecast.
+
+    Attributes:
+        mode: of training.
+        workers: "even", or which one is slowed down.
+        measured, forecast: target tokens per second.
+        measured_staleness, forecast_staleness: mean, in updates.
+    """
 
     mode: str
     workers: str
-    measured_tokens_per_second: float
-    forecast_tokens_per_second: float
+    measured: float
+    forecast: float
     measured_staleness: float
     forecast_staleness: float
 
     @property
-    def error(self) -> float:
-        """Of the forecast throughput, relative to the measured one."""
-        return self.forecast_tokens_per_second / self.measured_tokens_per_second - 1
+    def ratio(self) -> float:
+        """Forecast throughput over measured."""
+        return self.forecast / self.measured
 
 
 def train(config: Path, num_ranks: int, overrides: tuple[str, ...]) -> Config:
@@ -78,30 +87,28 @@ def compare(config: Path, mode: str, num_workers: int, slowdown: float, override
     for workers, run in runs.items():
         workload, _ = find_workload(run, None)
         forecast = measure_throughput(run, cluster, workload, times_of(cluster, run.straggler))
-        tokens_per_second, staleness = measured(run.output_dir)
-        rows.append(
-            Row(
-                mode,
-                workers,
-                tokens_per_second,
-                forecast.target_tokens_per_second,
-                staleness,
-                forecast.staleness_mean,
-            )
-        )
+        rate, staleness = measured(run.output_dir)
+        rows.append(Row(mode, workers, rate, forecast.target_tokens_per_second, staleness, forecast.staleness_mean))
+        click.echo(f"  {workers}: measured {rate:,.0f} tok/s, forecast {forecast.target_tokens_per_second:,.0f}")
     return rows
 
 
-def show(rows: list[Row]) -> None:
-    """Print a table."""
-    click.echo(
-        f"{'mode':14}{'workers':18}{'measured tok/s':>15}{'forecast':>10}{'error':>8}{'staleness':>11}{'forecast':>10}"
-    )
-    for row in rows:
+def show(rows: Sequence[Row]) -> None:
+    """Print a table: means over the rounds, and the range of the ratio."""
+    click.echo("| setting | measured tok/s | forecast tok/s | ratio | staleness measured | forecast |")
+    click.echo("|---|---:|---:|---:|---:|---:|")
+    settings = dict.fromkeys((row.mode, row.workers) for row in rows)
+    for mode, workers in settings:
+        chosen = [row for row in rows if (row.mode, row.workers) == (mode, workers)]
+        rate, forecast = (statistics.fmean(getattr(row, name) for row in chosen) for name in ("measured", "forecast"))
+        ratios = [row.ratio for row in chosen]
+        staleness = " | ".join(
+            f"{statistics.fmean(getattr(row, name) for row in chosen):.2f}"
+            for name in ("measured_staleness", "forecast_staleness")
+        )
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         click.echo(
-            f"{row.mode:14}{row.workers:18}{row.measured_tokens_per_second:>15,.0f}"
-            f"{row.forecast_tokens_per_second:>10,.0f}{row.error:>8.1%}{row.measured_staleness:>11.2f}"
-            f"{row.forecast_staleness:>10.2f}"
+            f"| `{mode}`, {workers} | {rate:,.0f} | {forecast:,.0f} | {forecast / rate:.2f}{spread} | {staleness} |"
         )
 
 
@@ -110,36 +117,38 @@ def show(rows: list[Row]) -> None:
 @click.option("--config", type=click.Path(path_type=Path), default="configs/multi30k.yaml", show_default=True)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Workers of each job.")
 @click.option("--slowdown", default=2.0, show_default=True, type=click.FloatRange(min=1), help="Of worker 0.")
-@click.option("--updates", default=300, show_default=True, type=click.IntRange(min=40), help="Of each job.")
+@click.option("--updates", default=80, show_default=True, type=click.IntRange(min=40), help="Of each job.")
+@click.option("--rounds", default=2, show_default=True, type=click.IntRange(min=1), help="Of all jobs.")
 @click.option("--mode", "modes", multiple=True, default=("sync", "async-global"), show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows there.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows of all rounds there.")
 def main(
     corpus: Path,
     config: Path,
     workers: int,
     slowdown: float,
     updates: int,
+    rounds: int,
     modes: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
     """Train on CORPUS, fit, forecast, compare."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        overrides = (
-            f"run_dir={scratch}",
-            f"data.path={corpus.absolute()}",
-            f"stop={{updates: {updates}}}",
-            "validation={every: 0, score: false}",
-            "logging={every: 5, tensorboard: false, timeline: true}",
-        )
-        try:
-            for mode in modes:
-                rows += compare(config, mode, workers, slowdown, overrides)
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
+    overrides = (
+        f"data.path={corpus.absolute()}",
+        f"stop={{updates: {updates}}}",
+        "validation={every: 0, score: false}",
+        "logging={every: 5, tensorboard: false, timeline: true}",
+    )
+    for _ in range(rounds):
+        for mode in modes:
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    rows += compare(config, mode, workers, slowdown, (f"run_dir={scratch}", *overrides))
+                except UserError as error:
+                    raise click.ClickException(str(error)) from error
     show(rows)
     if json_path:
-        json_path.write_text(json.dumps([{**asdict(row), "error": row.error} for row in rows], indent=1) + "\n")
+        json_path.write_text(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":
