@@ -55,6 +55,7 @@ class Result:
     Attributes:
         group: whose.
         best_bleu, final_bleu: on the validation text.
+        final_loss: likewise, per target token in nats, of the last snapshot that was scored.
         test_bleu: on the test text, of the last snapshot that was scored.
         tokens_per_second: target tokens applied per second of training.
         staleness: mean over gradients, in updates.
@@ -65,6 +66,7 @@ class Result:
     group: Group
     best_bleu: Spread | None
     final_bleu: Spread | None
+    final_loss: Spread | None
     test_bleu: Spread | None
     tokens_per_second: Spread | None
     staleness: Spread | None
@@ -94,6 +96,7 @@ def make_results(groups: Sequence[Group], thresholds: Sequence[float]) -> list[R
             group,
             Spread.of(_best(run) for run in group.runs),
             Spread.of(run.validations[-1]["bleu"] if run.validations else None for run in group.runs),
+            Spread.of(run.validations[-1]["loss"] if run.validations else None for run in group.runs),
             Spread.of(run.tests[-1]["bleu"] if run.tests else None for run in group.runs),
             Spread.of(run.tokens_per_second for run in group.runs),
             Spread.of(run.staleness_mean for run in group.runs),

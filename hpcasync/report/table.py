@@ -13,7 +13,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 def result_cells(results: Sequence[Result], threshold: float | None) -> tuple[list[str], list[list[str]]]:
     """Titles and rows; `threshold` is the BLEU that times are told for."""
-    titles = ["run", "seeds", "BLEU best", "BLEU final", "BLEU test", "target tokens/s", "staleness"]
+    titles = ["run", "seeds", "BLEU best", "BLEU final", "BLEU test", "loss", "target tokens/s", "staleness"]
     has_test = any(result.test_bleu is not None for result in results)
     if threshold is not None:
         titles += [f"time to BLEU {threshold:g}", f"{TIMES} {BASELINE_MODE}"]
@@ -26,6 +26,7 @@ def result_cells(results: Sequence[Result], threshold: float | None) -> tuple[li
             _text(result.best_bleu, 2),
             _text(result.final_bleu, 2),
             _text(result.test_bleu, 2),
+            _text(result.final_loss, 3),
             _text(result.tokens_per_second, 0),
             _text(result.staleness, 2),
         ]
@@ -113,6 +114,7 @@ def _result_dict(result: Result) -> dict[str, Any]:
         "runs": [{"path": str(run.path), "seed": run.seed, "finished": run.summary is not None} for run in group.runs],
         "bleu_best": _spread_dict(result.best_bleu),
         "bleu_final": _spread_dict(result.final_bleu),
+        "loss_final": _spread_dict(result.final_loss),
         "bleu_test": _spread_dict(result.test_bleu),
         "target_tokens_per_second": _spread_dict(result.tokens_per_second),
         "staleness": _spread_dict(result.staleness),

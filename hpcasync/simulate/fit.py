@@ -16,6 +16,8 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
 _UPDATE_SECONDS = 1e-4
+# Of a long pull: one that is shorter moves nothing.
+_MOVING_SHARE = 0.1
 
 
 def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig:
@@ -91,15 +93,23 @@ def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int
     if num_workers == 1:
         return {}
     rounds = zip(*(rank.seconds.get("allreduce", ()) for rank in ranks), strict=False)
-    seconds = np.median([min(durations) for durations in rounds])
+    seconds = np.mean([min(durations) for durations in rounds])
     num_bytes, _ = push_and_pull_bytes(config, num_elements)
     return {"bandwidth": float(2 * (num_workers - 1) / num_workers * num_bytes / seconds), "latency_seconds": 0.0}
 
 
 def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
-    seconds = _mean(ranks, "push") + _mean(ranks, "pull")
+    seconds = _mean(ranks, "push") + _mean_pull(ranks)
     return {"bandwidth": (push_bytes + pull_bytes) / seconds, "latency_seconds": 0.0}
+
+
+def _mean_pull(ranks: Sequence[RankTimes]) -> float:
+    """Of pulls that move something. One that finds the version which its worker has takes microseconds."""
+    durations = np.array([duration for rank in ranks for duration in rank.seconds.get("pull", ())])
+    if not len(durations):
+        raise UserError("the timelines have no 'pull' spans: fit to a longer run")
+    return float(durations[durations > _MOVING_SHARE * np.quantile(durations, 0.9)].mean())
 
 
 def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:

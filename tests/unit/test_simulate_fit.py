@@ -42,7 +42,8 @@ def worker_spans(speed: float, seed: int, cv: float = 0.1, slowdown: float = 1.0
         tokens = int(generator.integers(100, 1000))
         factor = generator.lognormal(-cv * cv / 2, cv) * slowdown
         spans.append(["compute", float(number), (0.02 + 1e-4 * tokens) * factor / speed, {"tokens": [tokens]}])
-        spans += [["push", 0.0, 0.004], ["pull", 0.0, 0.006], ["wait", 0.0, 0.001]]
+        pull = 0.006 if number % 2 else 2e-6  # every second one finds a version that is there already
+        spans += [["push", 0.0, 0.004], ["pull", 0.0, pull], ["wait", 0.0, 0.001]]
     return spans
 
 
