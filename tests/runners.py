@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.launch.here import job_line_here
-from hpcasync.launch.mpirun import Launcher
+from hpcasync.launch.mpirun import JobLine, Launcher
 from hpcasync.launch.process import FinishedJob, capture
 
 # Ranks of a test share few cores: more threads would only slow each other down.
@@ -17,10 +18,20 @@ _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUN
 
 
 class MpiRunner:
-    """Runs real MPI jobs and fails the test on a time-out or a process left behind."""
+    """Runs real MPI jobs and fails the test on a time-out or a process left behind.
 
-    def __init__(self, launcher: Launcher) -> None:
+    Args:
+        launcher: the mpirun.
+        environment: of all ranks, such as what makes mpi4py load another library.
+        hosts: where the ranks run, if not here.
+    """
+
+    def __init__(
+        self, launcher: Launcher, *, environment: Mapping[str, str] | None = None, hosts: NetworkHosts | None = None
+    ) -> None:
         self.launcher = launcher
+        self._environment = dict(environment or {})
+        self._hosts = hosts
 
     def __call__(
         self,
@@ -74,8 +85,12 @@ class MpiRunner:
         options: Sequence[str],
         check: bool,
     ) -> FinishedJob:
-        environment = {**os.environ, **_RANK_ENVIRONMENT, **(env or {})}
+        environment = {**os.environ, **_RANK_ENVIRONMENT, **self._environment, **(env or {})}
+        if self._hosts is not None:
+            options = (*self._hosts.mpirun_options(self.launcher.flavour, num_ranks), *options)
         line = job_line_here(num_ranks, program, environment=environment, options=options, launcher=self.launcher)
+        if self._hosts is not None:
+            line = JobLine(self._hosts.on(0, line.argv), line.variables)
         job = capture(line, environment, timeout_seconds=timeout)
         said = f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}"
         if job.timed_out:

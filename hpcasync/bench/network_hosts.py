@@ -4,6 +4,7 @@ For measuring transport between hosts, and for tests. Needs Linux, root, and ipr
 """
 
 import os
+import random
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class NetworkHosts:
     """
 
     def __init__(self, num_hosts: int = 3, rate: str | None = None) -> None:
-        number = os.getpid() % 10000
+        number = random.SystemRandom().randrange(10000)  # several may be there at a time
         network = f"10.{64 + number // 250}.{number % 250}"
         self._bridge, self._prefix, self._rate = f"hpb{number}", f"hp{number}-", rate
         self.addresses = {f"n{index}": f"{network}.{10 + index}" for index in range(num_hosts)}
@@ -83,9 +84,11 @@ class NetworkHosts:
         enter = ("nsenter", f"--net=/run/netns/{self._prefix}{name}", "unshare", "--uts", "--mount", "sh", "-c", _ENTER)
         return (*enter, "sh", name, str(self._names), *command)
 
-    def mpirun_options(self, flavour: Flavour, ranks_per_host: Sequence[int]) -> tuple[str, ...]:
-        """What mpirun, started on host 0, needs to start so many ranks on each host."""
-        slots = [f"{name}:{ranks}" for name, ranks in zip(self.addresses, ranks_per_host, strict=False) if ranks]
+    def mpirun_options(self, flavour: Flavour, num_ranks: int) -> tuple[str, ...]:
+        """What mpirun, started on host 0, needs to spread so many ranks evenly over the hosts."""
+        most = -(-num_ranks // len(self.addresses))
+        starts = range(0, num_ranks, most)
+        slots = [f"{name}:{min(most, num_ranks - start)}" for name, start in zip(self.addresses, starts, strict=False)]
         hosts = ",".join(slots)
         if flavour == "openmpi":
             # Without UCX's hardware its component only prints an error.

@@ -48,7 +48,7 @@ def _over_link(arguments: tuple[str, str], options: Sequence[str], link: str) ->
     if reason := reason_to_skip():
         raise UserError(f"--link makes two hosts on this machine: {reason}")
     with NetworkHosts(2, link) as hosts:
-        where = (*hosts.mpirun_options(find_launcher().flavour, (1, 1)), *options)
+        where = (*hosts.mpirun_options(find_launcher().flavour, 2), *options)
         results = [
             run_ranks(2, (*_PROGRAM, "1", *arguments, form), options=where, prefix=hosts.on(0, ())) for form in _FORMATS
         ]

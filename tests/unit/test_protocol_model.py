@@ -11,6 +11,7 @@ from protocol_model import Options, Report, ViolationError, check
 
 from hpcasync.ps.state import UpdateState
 
+FAR = frozenset({0})
 SMALL = [
     Options(num_tickets=3),
     Options(num_tickets=3, num_slots=1),
@@ -29,6 +30,9 @@ SMALL = [
     Options(num_tickets=4, num_servers=1, pull="applied", limit=0, may_stop=True),
     Options(num_tickets=4, num_servers=1, limit=0, policy="drop", pushes_per_update=1),
     Options(num_tickets=1, num_servers=3),
+    Options(num_tickets=3, num_servers=1, pushes_per_update=1, far=frozenset({0})),
+    Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
+    Options(num_tickets=2, far=frozenset({0, 1}), deaths=1, pull="handled"),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),
 ]
 LARGE = [
@@ -40,6 +44,9 @@ LARGE = [
     Options(num_tickets=2, num_workers=3, num_servers=1, may_stop=True),
     Options(num_tickets=6, pull="applied", may_stop=True, deaths=2),
     Options(num_tickets=4, pull="handled", may_stop=True, deaths=1),
+    Options(num_tickets=3, pushes_per_update=1, far=frozenset({0, 1})),
+    Options(num_tickets=3, pushes_per_update=1, far=frozenset({1})),
+    Options(num_tickets=4, num_servers=1, pushes_per_update=1, far=frozenset({0}), may_stop=True, deaths=1),
 ]
 
 
@@ -78,6 +85,9 @@ def test_the_size_of_the_smallest_job_is_what_it_was() -> None:
         ("slot check at the coordinator only", Options(num_tickets=2, num_slots=1), "before it was consumed"),
         ("announced read before finished", Options(num_tickets=1), "pushed after it had finished"),
         ("no barrier", Options(num_tickets=1, pushes_per_update=1), "a pull of version"),
+        ("no refusal", Options(num_tickets=2, num_servers=1, pushes_per_update=1, far=FAR), "a pull of version"),
+        ("no copy before writing", Options(num_tickets=3, num_servers=1, pushes_per_update=1, far=FAR), "a pull of"),
+        ("no barrier", Options(num_tickets=1, pushes_per_update=1, far=frozenset({1})), "a pull of version"),
         ("settle before publish", Options(num_tickets=2, pull="applied"), "lacks the own push"),
         ("handle before update", Options(num_tickets=2, pull="handled"), "lacks the own push"),
     ],

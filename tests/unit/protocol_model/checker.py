@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol_model import decisions
+from protocol_model.messages import sending_steps
 from protocol_model.servers import coordinator_steps, execute, follower_steps
 from protocol_model.workers import landings, worker_steps
 from protocol_model.world import At, Do, Options, ViolationError, World, initial, require, set_worker
@@ -102,6 +103,8 @@ def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
                 yield f"worker {index} dies", died._replace(num_dead=world.num_dead + 1)
     for number, server in enumerate(world.servers):
         yield from landings(world, number)
+        if server.do is not Do.END:
+            yield from sending_steps(options, world, number)
         if server.do is Do.REST:
             yield from follower_steps(world, number) if number else coordinator_steps(options, world)
         elif server.do is not Do.END:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from protocol_model.decisions import decide, is_finished, should_apply
+from protocol_model.messages import before_writing
 from protocol_model.world import (
     NOBODY,
     TORN,
@@ -177,7 +178,7 @@ def _apply(options: Options, server: Server) -> Server:
     """
     version = server.order.version
     if server.do is Do.START_WRITING:
-        server = _read(options, server)._replace(read=server.unread)
+        server = _read(options, before_writing(options, server, version))._replace(read=server.unread)
         require(server.sum == server.order.group, f"a shard applies {server.sum}, not {server.order.group}")
         require(version == server.version + 1, "a shard skips or repeats a version")
         is_late = "write before telling" in options.bugs

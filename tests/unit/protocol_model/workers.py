@@ -1,14 +1,21 @@
 """The steps of a worker: ps.client and train.asynchronous."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from protocol_model.world import At, Options, Worker, World, move, require, set_server, set_worker, with_slot
+from protocol_model.messages import request, take
+from protocol_model.world import At, Options, Send, Worker, World, move, require, set_server, set_worker, with_slot
+
+# Beyond every version that a pull accepts.
+_REFUSED = 99
 
 
 def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
     worker = world.workers[index]
     at = worker.at
-    if at <= At.WRITING:
+    if at is At.RECEIVE:
+        yield from _receive_step(options, world, index)
+    elif at < At.RECEIVE:
         yield _pull_step(options, world, index)
     elif at is At.DRAW:
         has_batch = not world.stop and world.cursor < options.num_tickets
@@ -38,23 +45,58 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
 def _pull_step(options: Options, world: World, index: int) -> tuple[str, World]:
     worker = world.workers[index]
     server = world.servers[worker.server]
+    far = sorted(options.far)
+    near = [number for number in range(options.num_servers) if number not in options.far]
     if worker.at is At.PUBLISHED:
         require(world.published >= worker.version, "the published version went back")
         if world.published == worker.version:
             return "has the published version", set_worker(world, index, _pulled(options, worker))
-        worker = worker._replace(at=At.BUFFER, server=0, target=world.published, read=(), newest=-1)
-        return f"reads published {world.published}", set_worker(world, index, worker)
-    last = worker.server == options.num_servers - 1
+        worker = worker._replace(target=world.published, read=(), newest=-1)
+        worker = worker._replace(**(_first(near, At.BUFFER) if near else _first(far, At.RECEIVE)))
+        asked = request(options, world, index, world.published)
+        return f"reads published {world.published}", set_worker(asked, index, worker)
+    last, after = worker.server == near[-1], worker.server + 1
     if worker.at is At.BUFFER:
         content = server.buffers[worker.target % 2]
-        at, following = (At.WRITING, 0) if last else (At.BUFFER, worker.server + 1)
-        worker = worker._replace(at=at, server=following, read=(*worker.read, content))
+        following = _first(near, At.WRITING) if last else _first(near, At.BUFFER, after)
+        worker = worker._replace(read=(*worker.read, content), **following)
         if last and "no writing check" in options.bugs:
             worker = _accept(options, worker)
         return f"reads a buffer of {content}", set_worker(world, index, worker)
     newest = max(worker.newest, server.writing)
     if not last:
-        return "reads writing", set_worker(world, index, worker._replace(server=worker.server + 1, newest=newest))
+        worker = worker._replace(newest=newest, **_first(near, At.WRITING, after))
+        return "reads writing", set_worker(world, index, worker)
+    if far:
+        return "reads writing", set_worker(world, index, worker._replace(newest=newest, **_first(far, At.RECEIVE)))
+    return _judge(options, world, index, newest)
+
+
+def _receive_step(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
+    """What the servers on other nodes have sent is taken, whatever the others have said."""
+    worker, far = world.workers[index], sorted(options.far)
+    sending, after = take(world, worker.server, index)
+    if sending.state not in (Send.SENT, Send.REFUSED):
+        return
+    is_sent = sending.state is Send.SENT
+    worker = worker._replace(
+        read=(*worker.read, sending.content) if is_sent else worker.read,
+        newest=worker.newest if is_sent else max(worker.newest, worker.target + _REFUSED),
+    )
+    if worker.server != far[-1]:
+        worker = worker._replace(**_first(far, At.RECEIVE, worker.server + 1))
+        yield f"receives {sending.content}", set_worker(after, index, worker)
+        return
+    yield _judge(options, set_worker(after, index, worker), index, worker.newest)
+
+
+def _first(servers: Sequence[int], at: At, start: int = 0) -> dict[str, Any]:
+    return {"at": at, "server": next(server for server in servers if server >= start)}
+
+
+def _judge(options: Options, world: World, index: int, newest: int) -> tuple[str, World]:
+    """Everything has been read: is it one version?"""
+    worker = world.workers[index]
     if newest <= worker.target + (2 if "weak writing check" in options.bugs else 1):
         return "accepts the pull", set_worker(world, index, _accept(options, worker))
     return "repeats the pull", move(world, index, At.PUBLISHED)

@@ -35,6 +35,7 @@ class Options:
         may_stop: the coordinator may end training at any point.
         rejected: pushes (worker, sequence) whose gradient is not finite.
         limit, policy: what is done about stale gradients.
+        far: servers on another node than the workers, which are sent their shards.
         bugs: names of seeded mistakes.
     """
 
@@ -49,6 +50,7 @@ class Options:
     rejected: frozenset[tuple[int, int]] = frozenset()
     limit: int | None = None
     policy: StalenessPolicy = "wait"
+    far: frozenset[int] = frozenset()
     bugs: frozenset[str] = frozenset()
 
     def num_tokens(self, worker: int, sequence: int) -> int:
@@ -62,18 +64,19 @@ class Options:
 
 
 class At(IntEnum):
-    """What a worker does next. BUFFER, WRITING and WRITE are done server by server."""
+    """What a worker does next. BUFFER, WRITING, RECEIVE and WRITE are done server by server."""
 
     PUBLISHED = 0
     BUFFER = 1
     WRITING = 2
-    DRAW = 3
-    SLOT = 4
-    WRITE = 5
-    ANNOUNCE = 6
-    WAIT = 7
-    FINISH = 8
-    DONE = 9
+    RECEIVE = 3
+    DRAW = 4
+    SLOT = 5
+    WRITE = 6
+    ANNOUNCE = 7
+    WAIT = 8
+    FINISH = 9
+    DONE = 10
 
 
 class Worker(NamedTuple):
@@ -137,6 +140,27 @@ class Order(NamedTuple):
         return Do.TAKE if self.accept else Do.READ
 
 
+class Send(IntEnum):
+    """How far a server on another node is with a worker's pull."""
+
+    IDLE = 0
+    ASKED = 1
+    PROMISED = 2
+    SENT = 3
+    REFUSED = 4
+
+
+class Sending(NamedTuple):
+    """A worker's pull at a server on another node; `content` of the copy once it is made."""
+
+    state: Send
+    version: int = 0
+    content: int = 0
+
+
+IDLE = Sending(Send.IDLE)
+
+
 class Server(NamedTuple):
     """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight.
 
@@ -144,6 +168,7 @@ class Server(NamedTuple):
         sum: pushes that have been read.
         unread: pushes of the group that lie in their slots still.
         read: pushes whose slots are to be given back.
+        sendings: per worker, its pull; none where the server is on the workers' node.
     """
 
     do: Do
@@ -157,6 +182,7 @@ class Server(NamedTuple):
     version: int
     unread: tuple[tuple[int, int], ...] = ()
     read: tuple[tuple[int, int], ...] = ()
+    sendings: tuple[Sending, ...] = ()
 
 
 class Decisions(NamedTuple):
@@ -203,9 +229,11 @@ def initial(options: Options) -> World:
     slots = ((0,) * options.num_slots,) * options.num_workers
     nothing = (0,) * options.num_workers
     server = Server(Do.REST, Order(), (), 0, (0, TORN), slots, nothing, (), 0)
+    sendings = (IDLE,) * options.num_workers
+    servers = tuple(server._replace(sendings=sendings if n in options.far else ()) for n in range(options.num_servers))
     decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0), (), nothing)
     workers = (Worker(),) * options.num_workers
-    return World(workers, (server,) * options.num_servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
+    return World(workers, servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,0 +1,78 @@
+"""The transport between hosts, and the same on MPICH: three hosts joined by real TCP, and one."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mpich
+import pytest
+from runners import MpiRunner
+from tiny_training import TinyCorpus, Trainer
+
+from hpcasync.bench.network_hosts import NetworkHosts
+from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
+
+PROGRAMS = Path(__file__).parent / "programs"
+# For a machine that is busy with other things: MPICH's ranks keep a core busy while they wait.
+JOB_SECONDS = 500
+ELSEWHERE = ["mpich on one host", "this MPI on three hosts", "mpich on three hosts"]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[NetworkHosts]:
+    """Three hosts."""
+    if reason := reason_without_hosts():
+        pytest.skip(reason)
+    with NetworkHosts(3) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def runner(request: pytest.FixtureRequest, mpirun: MpiRunner) -> MpiRunner:
+    """Runs jobs with the library and on the hosts that the test's parameter names."""
+    library, _, number = request.param.partition(" on ")
+    if library == "mpich" and (reason := mpich.reason_to_skip()):
+        if os.environ.get("HPCASYNC_REQUIRE_MPICH") == "1":
+            pytest.fail(f"HPCASYNC_REQUIRE_MPICH=1, but {reason}")
+        pytest.skip(reason)
+    hosts = request.getfixturevalue("hosts") if number == "three hosts" else None
+    if library == "mpich":
+        return MpiRunner(mpich.LAUNCHER, environment=mpich.ENVIRONMENT, hosts=hosts)
+    return MpiRunner(mpirun.launcher, hosts=hosts)
+
+
+everywhere = pytest.mark.parametrize("runner", ELSEWHERE, indirect=True)
+
+
+@everywhere
+def test_windows(runner: MpiRunner) -> None:
+    job = runner.python(4, PROGRAMS / "check_windows.py", "nodes", timeout=JOB_SECONDS)
+    assert "windows passed" in job.stdout
+
+
+@everywhere
+def test_engine(runner: MpiRunner) -> None:
+    job = runner.python(6, PROGRAMS / "check_engine.py", "few", timeout=JOB_SECONDS)
+    assert "engine passed" in job.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("runner", ["this MPI on one host", *ELSEWHERE], indirect=True)
+def test_engine_with_up_to_twelve_ranks(runner: MpiRunner) -> None:
+    job = runner.python(12, PROGRAMS / "check_engine.py", "many-ranks", timeout=1100)
+    assert "engine passed" in job.stdout
+
+
+@everywhere
+def test_train(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus, request: pytest.FixtureRequest) -> None:
+    run = Trainer(runner, tmp_path, tiny_corpus)(
+        4, "mode=async-global", "roles.servers=2", "accumulate.global=2", "exchange.overlap=full"
+    )
+    summary = run.summary
+    assert summary["stop_reason"] == "end of the corpus" and summary["num_updates"] == 22
+    assert summary["gradients_pushed"] == summary["gradients_applied"] == 44
+    header = run.job.stdout
+    assert ("MPICH" if "mpich" in request.node.name else "Open MPI") in header
+    if "three hosts" in request.node.name:
+        assert [line.split(":")[0].strip() for line in header.splitlines() if " on ranks " in line] == ["n0", "n1"]
