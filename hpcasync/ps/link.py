@@ -94,6 +94,7 @@ class Link:
         num_elements: length of the flat parameter vector.
         options: what the windows hold; the same on all ranks.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
+            (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
 
     Raises:
         UserError: on every rank, if a host has too little memory for the windows of its servers.
@@ -115,7 +116,10 @@ class Link:
         # The servers' own communicator, in order of server index; workers get none.
         self.server_comm = comm.Split(0 if is_server else MPI.UNDEFINED, self.server_index or 0)
         server_bytes = [self.server_bytes(server) for server in range(len(self.shards))]
-        private_bytes = [shard.size * 4 * private_copies for shard in self.shards]
+        private_bytes = [
+            shard.size * (4 * private_copies + self.parameter_dtype.itemsize * num_far_workers(roles, server))
+            for server, shard in enumerate(self.shards)
+        ]
         require_window_memory(comm, roles, server_bytes, private_bytes)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
@@ -187,6 +191,12 @@ class Link:
 
     def _buffer_bytes(self, server: int) -> int:
         return _aligned(self.shards[server].size * self.parameter_dtype.itemsize)
+
+
+def num_far_workers(roles: Roles, server: int) -> int:
+    """Workers on other hosts than a server."""
+    host = roles.hosts[roles.server_ranks[server]]
+    return sum(roles.hosts[rank] != host for rank in roles.worker_ranks)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -39,7 +39,7 @@ def describe_shortage(
     """What is wrong with placing `needed` bytes of windows and `private` bytes beside them on a host, or None."""
     remedy = "use more servers on more hosts (roles.servers), fewer slots (exchange.slots) or a smaller model"
     if needed + private > free_memory:
-        what = f"windows of {_gib(needed)}" + (f" and {_gib(private)} for delay compensation" if private else "")
+        what = f"windows of {_gib(needed)}" + (f" and {_gib(private)} of copies beside them" if private else "")
         return f"{host}: {what} do not fit {_gib(free_memory)} of free memory: {remedy}"
     if free_shared is not None and needed > free_shared:
         return (

@@ -6,8 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from hpcasync.bench.compare import bench_compare
+from hpcasync.bench.network_hosts import bytes_per_second
+from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 from hpcasync.bench.rows import Row, rate_row, time_row
 from hpcasync.cli.bench import bench
+from hpcasync.errors import UserError
 
 ROW = {"name", "value", "unit", "limit", "ratio", "goal", "met", "spread", "note"}
 
@@ -30,6 +33,20 @@ def test_transport() -> None:
     rows = rows_of("transport", "--elements", "100000", "--rounds", "2")
     assert [str(row["name"]).split(" of ")[0] for row in rows][:2] == ["push", "pull"]
     assert len(rows) == 4 and all(row["limit"] for row in rows)
+
+
+def test_transport_between_hosts() -> None:
+    if reason := reason_without_hosts():
+        pytest.skip(reason)
+    rows = rows_of("transport", "--elements", "100000", "--rounds", "2", "--link", "500mbit")
+    assert [str(row["name"]).split(" of ")[0] for row in rows] == ["push", "pull", "push", "pull"]
+    assert all(row["limit"] == 0.0625 and row["goal"] == 0.9 for row in rows)
+
+
+def test_a_link_of_no_known_speed_is_refused() -> None:
+    with pytest.raises(UserError, match="'fast' is no speed of a link"):
+        bytes_per_second("fast")
+    assert bytes_per_second("10gbit") == 1.25e9 and bytes_per_second("2.5mbit") == 312_500
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ SMALL = [
     Options(num_tickets=4, num_servers=1, limit=0, policy="drop", pushes_per_update=1),
     Options(num_tickets=1, num_servers=3),
     Options(num_tickets=3, num_servers=1, pushes_per_update=1, far=frozenset({0})),
-    Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
+    Options(num_tickets=2, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, far=frozenset({0, 1}), deaths=1, pull="handled"),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),
 ]
@@ -46,6 +46,7 @@ LARGE = [
     Options(num_tickets=4, pull="handled", may_stop=True, deaths=1),
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({0, 1})),
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({1})),
+    Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
     Options(num_tickets=4, num_servers=1, pushes_per_update=1, far=frozenset({0}), may_stop=True, deaths=1),
 ]
 
