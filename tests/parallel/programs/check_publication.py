@@ -24,7 +24,9 @@ LAST = 200  # versions are small numbers, which bfloat16 holds exactly
 streams.PIECE_BYTES = 1024
 
 
-def publish(comm: MPI.Intracomm, control: ControlWindow, sender: ParameterSender, write: Callable[[int], object]) -> None:
+def publish(
+    comm: MPI.Intracomm, control: ControlWindow, sender: ParameterSender, write: Callable[[int], object]
+) -> None:
     """Make versions now and then, the first ones soon, until all workers have finished."""
     generator, version = random.Random(1), 0
     while control.local()[FINISHED] < comm.size - 1:
