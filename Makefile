@@ -18,7 +18,7 @@ test: setup ## run the tests; ARGS="-k windows" chooses some
 	@$(VENV)/bin/python -m pytest --durations=10 $(ARGS)
 
 bench: setup ## measure the engine against this machine's limits and against other ways; BENCH="transport --json"
-	@for what in $(if $(BENCH),"$(BENCH)",transport apply compare); do $(VENV)/bin/hpcasync bench $$what || exit 1; done
+	@for what in $(if $(BENCH),"$(BENCH)",transport apply latency idle compare); do $(VENV)/bin/hpcasync bench $$what || exit 1; done
 
 check: setup ## formatting, lint, types
 	@$(VENV)/bin/ruff format --check .

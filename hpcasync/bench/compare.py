@@ -1,9 +1,8 @@
 """`hpcasync bench compare`: updates, and whole training runs, against other ways to train with two workers."""
 
 import json
-import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ _OURS = ("-m", "hpcasync.bench.updates_ranks")
 
 def bench_compare(
     num_elements: int, num_rounds: int, num_updates: int, corpus: str | None, seconds: float
-) -> list[Row]:
-    """Measure ours and the peers in turn, `num_rounds` times.
+) -> Iterator[Row]:
+    """Measure ours and a peer in turn, `num_rounds` times, then the next peer; rows come as they are complete.
 
     Raises:
         UserError: the peers' programs are not there (they are part of a checkout), or one failed.
@@ -37,53 +36,22 @@ def bench_compare(
             f"{directory} is not there: run this from a checkout of hpcasync, which has the peers' programs"
         )
     size = str(num_elements), str(num_updates)
-    ours: list[dict[str, float]] = []
-    peers: dict[str, list[dict[str, float]]] = {name: [] for name in _PEERS}
-    for _ in range(num_rounds):
-        ours.append(run_ranks(_NUM_WORKERS + 1, (*_OURS, *size, str(_NUM_WORKERS), "handled")))
-        for name, (program, num_ranks, _) in _PEERS.items():
-            peers[name].append(run_ranks(num_ranks, (str(directory / program), *size)))
-    rows = [
-        time_row(
-            f"update of {num_elements:,}: ours against {name}",
-            [sample["seconds_per_update"] for sample in ours],
-            [sample["seconds_per_update"] for sample in samples],
-            goal=_PEERS[name][2],
-            note=str(samples[0]["version"]),
-        )
-        for name, samples in peers.items()
-    ]
-    rows += _latency(num_rounds, num_updates)
-    return rows + (_whole_runs(corpus, seconds, num_rounds) if corpus else [])
+    for name, (program, num_ranks, goal) in _PEERS.items():
+        ours: list[float] = []
+        theirs: list[float] = []
+        for _ in range(num_rounds):
+            sample = run_ranks(_NUM_WORKERS + 1, (*_OURS, *size, str(_NUM_WORKERS), "handled"))
+            ours.append(sample["seconds_per_update"])
+            sample = run_ranks(num_ranks, (str(directory / program), *size))
+            theirs.append(sample["seconds_per_update"])
+        what = f"update of {num_elements:,}: ours against {name}"
+        yield time_row(what, ours, theirs, goal=goal, note=str(sample["version"]))
+    if corpus:
+        yield from _whole_runs(corpus, seconds, num_rounds)
 
 
-def _latency(num_rounds: int, num_updates: int) -> list[Row]:
-    """From the push of the last gradient to the parameters that contain it, one worker, one million parameters."""
-    samples = [run_ranks(2, (*_OURS, "1000000", str(10 * num_updates), "1", "applied")) for _ in range(num_rounds)]
-    parts = {
-        "push": "write the gradient",
-        "wait": "the server sees it, sums, steps, publishes, the worker sees that",
-        "pull": "copy the parameters",
-    }
-    rows = []
-    for key, note in parts.items():
-        values = [sample[key] * 1e6 for sample in samples]
-        spread = min(values), max(values)
-        rows.append(
-            Row(
-                f"update latency, 1,000,000 parameters: {key}",
-                statistics.median(values),
-                "us",
-                spread=spread,
-                note=note,
-            )
-        )
-    return rows
-
-
-def _whole_runs(corpus: str, seconds: float, num_rounds: int) -> list[Row]:
-    """Target tokens per second of training, even workers and one slowed twofold."""
-    rows = []
+def _whole_runs(corpus: str, seconds: float, num_rounds: int) -> Iterator[Row]:
+    """Target tokens per second of training in turn, with even workers, then with one slowed twofold."""
     with tempfile.TemporaryDirectory(prefix="hpcasync-bench-") as directory:
         for name, slowdown, goal in (("even workers", 1.0, 1.0), ("one worker slowed twofold", 2.0, 1.36)):
             rates: Mapping[str, list[float]] = {"async-global": [], "sync": []}
@@ -91,8 +59,7 @@ def _whole_runs(corpus: str, seconds: float, num_rounds: int) -> list[Row]:
                 for mode, samples in rates.items():
                     samples.append(_rate(Path(directory), corpus, mode, seconds, slowdown))
             what = f"training, 2 workers, {name}: async-global against sync"
-            rows.append(rate_row(what, rates["async-global"], rates["sync"], "tok/s", goal=goal))
-    return rows
+            yield rate_row(what, rates["async-global"], rates["sync"], "tok/s", goal=goal)
 
 
 def _rate(directory: Path, corpus: str, mode: str, seconds: float, slowdown: float) -> float:

@@ -4,13 +4,15 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from hpcasync import __version__
+
+_NAME_WIDTH = 78
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Row:
     def met(self) -> bool | None:
         """Whether the goal is reached."""
         return None if self.goal is None or self.ratio is None else self.ratio >= self.goal
+
+
+def spread_row(name: str, values: Sequence[float], unit: str, *, note: str = "") -> Row:
+    """A row of values without a limit."""
+    return Row(name, statistics.median(values), unit, spread=(min(values), max(values)), note=note)
 
 
 def rate_row(
@@ -79,25 +86,27 @@ def signature() -> dict[str, Any]:
     }
 
 
-def print_rows(rows: Sequence[Row], *, as_json: bool, **about: Any) -> None:
-    """Print rows as a table, or as JSON with the signature; `about` is added to it."""
+def print_rows(rows: Iterable[Row], *, as_json: bool, **about: Any) -> None:
+    """Print rows as a table, each as it comes, or all as JSON with the signature; `about` is added to it."""
     sign = signature() | about
     if as_json:
         print(json.dumps({"rows": [asdict(row) | {"met": row.met} for row in rows], "signature": sign}))
         return
-    width = max(len(row.name) for row in rows)
-    print(f"{'':{width}}  {'value':>10}  {'spread':>17}  {'limit':>10}  {'ratio':>6}  {'goal':>5}")
+    titles = ("value", "spread", "limit", "ratio", "goal")
+    print(_line("", *titles), flush=True)
     for row in rows:
         spread = f"{_short(row.spread[0])} to {_short(row.spread[1])}" if row.spread else ""
         limit = "" if row.limit is None else _short(row.limit)
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         goal = "" if row.goal is None else f"{row.goal:.2f}"
-        mark = {True: "met", False: "NOT MET", None: ""}[row.met]
-        print(
-            f"{row.name:{width}}  {_short(row.value):>10}  {spread:>17}  {limit:>10}  {ratio:>6}  {goal:>5}  "
-            f"{row.unit} {mark}{'; ' + row.note if row.note else ''}"
-        )
+        mark = {True: " met", False: " NOT MET", None: ""}[row.met]
+        columns = _line(row.name, _short(row.value), spread, limit, ratio, goal)
+        print(f"{columns}  {row.unit}{mark}{'; ' + row.note if row.note else ''}", flush=True)
     print(", ".join(f"{key} {value}" for key, value in sign.items()))
+
+
+def _line(name: str, value: str, spread: str, limit: str, ratio: str, goal: str) -> str:
+    return f"{name:{_NAME_WIDTH}}  {value:>10}  {spread:>17}  {limit:>10}  {ratio:>6}  {goal:>5}"
 
 
 def _short(value: float) -> str:

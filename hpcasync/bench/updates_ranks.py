@@ -42,49 +42,32 @@ class _Clock(Unattended):
 
 
 def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: PullPolicy) -> None:
-    """Run, and print seconds per update and where a worker's time went."""
+    """Run, and print seconds per update."""
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     parameters, gradient = torch.zeros(num_elements), torch.full((num_elements,), 1e-3)
     options = EngineOptions(pushes_per_update=pushes_per_update, pull=pull)
     engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig()), options)
     clock = _Clock(num_updates)
-    spent = None
     if engine.is_server:
         engine.serve(clock, clock)
+        times = clock.times[_WARM_UP - 1 :]
+        seconds = (times[-1] - times[0]) / (len(times) - 1)
+        print(RESULT + json.dumps({"seconds_per_update": seconds, "mpi": library_name()}), flush=True)
     else:
         engine.start()
-        spent = _push_and_pull(engine, parameters, gradient)
-    everybody = comm.gather(spent, root=0)
-    if everybody is not None:
-        times = clock.times[_WARM_UP - 1 :]
-        per_push = [worker for worker in everybody if worker is not None]
-        mean = {key: sum(worker[key] for worker in per_push) / len(per_push) for key in per_push[0]}
-        seconds = (times[-1] - times[0]) / (len(times) - 1)
-        print(RESULT + json.dumps({"seconds_per_update": seconds, "mpi": library_name(), **mean}), flush=True)
+        _push_and_pull(engine, parameters, gradient)
     engine.close()
 
 
-def _push_and_pull(engine: Engine, parameters: torch.Tensor, gradient: torch.Tensor) -> dict[str, float]:
-    """A worker's loop; returns mean seconds of push, wait and pull."""
-    client = engine.client
-    spent, number = [0.0, 0.0, 0.0], 0
+def _push_and_pull(engine: Engine, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
+    client, number = engine.client, 0
     while not client.should_stop():
-        started = time.perf_counter()
         version = client.pull(parameters)
-        pulled = time.perf_counter()
-        if not client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))):
+        if not (client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))) and client.wait()):
             break
-        pushed = time.perf_counter()
-        going_on = client.wait()
-        waited = time.perf_counter()
         number += 1
-        if number > _WARM_UP:
-            spent = [a + b for a, b in zip(spent, (pushed - pulled, waited - pushed, pulled - started), strict=True)]
-        if not going_on:
-            break
     client.finish()
-    return dict(zip(("push", "wait", "pull"), (value / max(1, number - _WARM_UP) for value in spent), strict=True))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import click
 
 from hpcasync.bench.apply import bench_apply
 from hpcasync.bench.compare import bench_compare
+from hpcasync.bench.idle import bench_idle
+from hpcasync.bench.latency import bench_latency
 from hpcasync.bench.rows import print_rows
 from hpcasync.bench.step import bench_step
 from hpcasync.bench.transport import bench_transport
@@ -58,12 +60,34 @@ def step(corpus: str, preset: str, updates: int, batch_tokens: int, as_json: boo
 
 
 @bench.command()
-@click.option("--elements", type=click.IntRange(1), default=10_000_000, show_default=True, help="Parameters.")
+@click.option("--elements", type=click.IntRange(1), default=1_000_000, show_default=True, help="Parameters.")
+@click.option("--updates", type=click.IntRange(1), default=200, show_default=True, help="Updates of a sample.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Samples of each.")
+@click.option("--compute", type=float, default=20.0, show_default=True, help="Milliseconds between two updates.")
+@_json
+def latency(elements: int, updates: int, rounds: int, compute: float, as_json: bool) -> None:
+    """From a finished gradient to the parameters that contain it, part by part; one worker, one server."""
+    rows, library = bench_latency(elements, updates, rounds, compute / 1e3)
+    print_rows(rows, as_json=as_json, mpi=library)
+
+
+@bench.command()
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Length of a sample.")
+@click.option("--step", type=float, default=2.0, show_default=True, help="Seconds that a worker computes for a push.")
+@_json
+def idle(seconds: float, step: float, as_json: bool) -> None:
+    """The part of a core that a server takes while its workers compute."""
+    rows, library = bench_idle(seconds, step)
+    print_rows(rows, as_json=as_json, mpi=library)
+
+
+@bench.command()
+@click.option("--elements", type=click.IntRange(1), default=10_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Samples of each, in turn.")
 @click.option("--updates", type=click.IntRange(1), default=20, show_default=True, help="Updates of a sample.")
 @click.option("--corpus", type=click.Path(exists=True, file_okay=False), help="Compare whole training runs on it, too.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of each of these runs.")
 @_json
 def compare(elements: int, rounds: int, updates: int, corpus: str | None, seconds: float, as_json: bool) -> None:
-    """Push, pull and apply against other ways to train with two workers; benchmarks/peers has their programs."""
+    """Push, pull and apply against other ways to train with two workers (benchmarks/peers has their programs)."""
     print_rows(bench_compare(elements, rounds, updates, corpus, seconds), as_json=as_json)
