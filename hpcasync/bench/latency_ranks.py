@@ -109,13 +109,15 @@ def _parts(steps: list[list[float]], times: _Times) -> dict[str, float]:
     }
     moments = zip(steps, times.seen, times.stepped, times.told, strict=True)
     for (began, pushed, noticed, pulled), seen, (step_began, step_ended), told in list(moments)[_WARM_UP:]:
+        # A rank may see a word before the other, that wrote it, has noted the time.
+        announced, published = min(pushed, seen), min(told, noticed)
         parts = (
-            pushed - began,
-            seen - pushed,
+            announced - began,
+            seen - announced,
             step_began - seen,
             step_ended - step_began,
-            told - step_ended,
-            noticed - told,
+            published - step_ended,
+            noticed - published,
             pulled - noticed,
             pulled - began,
         )

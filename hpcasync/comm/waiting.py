@@ -4,25 +4,25 @@ import time
 
 from mpi4py import MPI
 
-# A look at the control words costs about 30 microseconds of a core, most of them for the sleep itself: at one look a
-# millisecond that is 3 % of it, at one in five 0.6 %.
-_LONGEST_SECONDS = 0.005
 # Sleeps begin here and grow by as much, up to a millisecond: an answer that comes soon is seen soon.
 _STEP_SECONDS = 2e-5
 _SHORT_SECONDS = 0.001
-# Then a wait is made longer by one percent at most, half a percent on average.
+# A look at the control words costs about 30 microseconds of a core, most of them for the sleep itself: at one look a
+# millisecond that is 3 % of it, at one in five 0.6 %.
+_LONG_SECONDS = 0.005
+# Longer than a millisecond, a sleep makes the wait longer by one percent at most, half a percent on average.
 _PART_OF_WAIT = 0.01
 
 
 class Backoff:
-    """Sleeps that grow while nothing happens: at first none, then up to a millisecond, later a part of the wait so far.
+    """Sleeps that grow while nothing happens: up to a millisecond, later a hundredth of the wait so far.
 
     Args:
         longest_seconds: of a sleep.
         num_spins: looks before the first sleep.
     """
 
-    def __init__(self, longest_seconds: float = _LONGEST_SECONDS, num_spins: int = 20) -> None:
+    def __init__(self, longest_seconds: float = _SHORT_SECONDS, num_spins: int = 20) -> None:
         self._longest_seconds = longest_seconds
         self._num_spins = num_spins
         self._num_idle = 0
@@ -46,9 +46,9 @@ class Backoff:
         return min(self._longest_seconds, max(growing, waited * _PART_OF_WAIT))
 
 
-def server_backoff(*, has_remote_ranks: bool) -> Backoff:
-    """For a rank that others write to: between hosts over TCP, data moves only while this rank looks."""
-    return Backoff(_SHORT_SECONDS if has_remote_ranks else _LONGEST_SECONDS)
+def server_backoff(*, spans_nodes: bool) -> Backoff:
+    """For a server, which may have nothing to do for long; between hosts over TCP, data moves only while it looks."""
+    return Backoff(_SHORT_SECONDS if spans_nodes else _LONG_SECONDS)
 
 
 def make_progress(comm: MPI.Intracomm) -> None:
@@ -59,6 +59,6 @@ def make_progress(comm: MPI.Intracomm) -> None:
 def wait_for_all(comm: MPI.Intracomm) -> None:
     """A barrier that sleeps while it waits (collective)."""
     request = comm.Ibarrier()
-    backoff = Backoff()
+    backoff = Backoff(_LONG_SECONDS)
     while not request.Test():
         backoff.wait()

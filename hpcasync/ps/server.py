@@ -193,7 +193,7 @@ class Follower(_ShardServer):
 
     def run(self) -> None:
         """Execute orders until the coordinator ends the run."""
-        backoff = server_backoff(has_remote_ranks=self._link.data.spans_nodes)
+        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
         comm = self._link.server_comm
         while True:
             self._report_saves(self._saver.poll())
@@ -235,7 +235,7 @@ class Coordinator(_ShardServer):
 
     def run(self) -> None:
         """Serve until every worker has finished; then end the other servers."""
-        backoff = server_backoff(has_remote_ranks=self._link.data.spans_nodes)
+        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
         while not self._decisions.is_finished:
             # First: a resumed run may be over before it begins.
             if not self._decisions.is_stopping and self._observer.should_stop():

@@ -69,7 +69,8 @@ class Soak:
         seconds: between the first update seen and the end.
         stops: of each rank, how often it was stopped.
         stopped_seconds: in all.
-        memory: of each rank, resident MiB over time: (seconds, MiB).
+        memory: of each rank, allocated and resident MiB over time: (seconds, MiB).
+        cpu_seconds: of each rank, in all.
         segments: files in /dev/shm that the ranks had mapped.
         result: what the coordinator wrote at the end (programs/soak_ranks.py).
     """
@@ -78,6 +79,7 @@ class Soak:
     stops: dict[int, int] = field(default_factory=dict)
     stopped_seconds: float = 0.0
     memory: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    cpu_seconds: dict[int, float] = field(default_factory=dict)
     segments: set[Path] = field(default_factory=set)
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -116,13 +118,14 @@ def _disturb(directory: Path, plan: Plan, job: "Future[FinishedJob]", soak: Soak
     soak.stops = dict.fromkeys(range(len(ranks)), 0)
     _wait_for_updates(directory, 1, job)
     soak.segments = {path for process in ranks for path in _segments(process)}
+    cpu = [sum(process.cpu_times()[:2]) for process in ranks]
     started = time.monotonic()
     sampled = -SAMPLE_SECONDS
     while (elapsed := time.monotonic() - started) < plan.seconds or sum(soak.stops.values()) < plan.num_stops:
         if elapsed - sampled >= SAMPLE_SECONDS:
             sampled = elapsed
             for rank, process in enumerate(ranks):
-                soak.memory[rank].append((elapsed, process.memory_info().rss / 2**20))
+                soak.memory[rank].append((elapsed, _anonymous_mib(process)))
         # In turn as often as at random, so that a short soak stops every rank.
         number = sum(soak.stops.values())
         rank = number % len(ranks) if number < len(ranks) else generator.randrange(len(ranks))
@@ -132,6 +135,10 @@ def _disturb(directory: Path, plan: Plan, job: "Future[FinishedJob]", soak: Soak
         _wait_for_updates(directory, _num_updates(directory) + UPDATES_BETWEEN_STOPS, job)
         time.sleep(generator.expovariate(1 / plan.pause_seconds))
     soak.seconds = time.monotonic() - started
+    soak.cpu_seconds = {
+        rank: sum(process.cpu_times()[:2]) - before
+        for rank, (process, before) in enumerate(zip(ranks, cpu, strict=True))
+    }
 
 
 def _stop(process: psutil.Process, seconds: float) -> float:
@@ -202,6 +209,13 @@ def _check_memory(soak: Soak) -> None:
         assert growth(samples) < FLAT_MIB, f"rank {rank} grows: {samples[:: max(1, len(samples) // 20)]}"
 
 
+def _anonymous_mib(process: psutil.Process) -> float:
+    """Resident memory that the process has allocated: not that of files, shared or of libraries."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("RssAnon:")]
+    return int(line.split()[1]) / 2**10
+
+
 def _segments(process: psutil.Process) -> set[Path]:
     """Files of SHARED_MEMORY that a process has mapped."""
     lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
@@ -227,7 +241,8 @@ def describe(soak: Soak, plan: Plan) -> str:
         role = "server" if rank < plan.num_servers else "worker"
         lines.append(
             f"rank {rank} ({role}): {samples[0][1]:.1f} MiB at first, {samples[-1][1]:.1f} MiB at last, "
-            f"{growth_per_hour(samples):+.2f} MiB/hour over the later half"
+            f"{growth_per_hour(samples):+.2f} MiB/hour over the later half; "
+            f"{1e6 * soak.cpu_seconds[rank] / result['num_updates']:.0f} us of a core per update"
         )
     num_noted = sum(len(worker["noted"]) for worker in result["workers"])
     lines.append(f"{num_noted:,} pulled versions compared; {len(soak.segments)} files in {SHARED_MEMORY}, none left")

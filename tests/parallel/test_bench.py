@@ -21,7 +21,7 @@ def rows_of(*arguments: str) -> list[dict[str, object]]:
     assert result.exit_code == 0, result.output
     answer = json.loads(result.output)
     assert {"hpcasync", "torch", "cpus"} <= set(answer["signature"])
-    assert all(set(row) == ROW and row["value"] > 0 for row in answer["rows"])
+    assert all(set(row) == ROW and row["value"] >= 0 for row in answer["rows"])
     return list(answer["rows"])
 
 
@@ -58,9 +58,11 @@ def test_latency_has_all_its_parts() -> None:
 
 
 def test_idle_names_every_server() -> None:
-    rows = rows_of("idle", "--seconds", "0.2", "--step", "0.1")
+    rows = rows_of("idle", "--seconds", "2", "--step", "1")
     assert [str(row["name"])[:13] for row in rows] == ["server 0 of 1", "server 0 of 2", "server 1 of 2"]
     assert all(row["limit"] == 3.0 for row in rows)
+    # CPU time; far above the limit, for a busy machine's caches are cold.
+    assert all(float(str(row["value"])) < 15 for row in rows)
 
 
 def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,61 @@
+"""How often a rank that waits looks, and what that costs those who wait for it; in virtual time."""
+
+import pytest
+
+from hpcasync.comm import waiting
+from hpcasync.comm.waiting import Backoff, server_backoff
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.looks: list[float] = []
+        monkeypatch.setattr(waiting, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.looks.append(self.now)
+
+    def wait(self, backoff: Backoff, seconds: float) -> int:
+        """Wait for so long; returns how often it looked."""
+        self.looks.clear()
+        ends = self.now + seconds
+        while self.now < ends:
+            backoff.wait()
+        return len(self.looks)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_long_waits_look_seldom(clock: Clock) -> None:
+    # At 30 microseconds a look that is less than 1 % of a core.
+    assert clock.wait(server_backoff(spans_nodes=False), 10.0) < 2500
+
+
+def test_a_look_is_late_by_a_hundredth_of_the_wait_or_a_millisecond(clock: Clock) -> None:
+    clock.wait(server_backoff(spans_nodes=False), 10.0)
+    began = 0.0
+    late = [(later - earlier, earlier - began) for earlier, later in zip(clock.looks, clock.looks[1:], strict=False)]
+    assert all(sleep <= max(0.001, 0.01 * waited) + 1e-12 for sleep, waited in late)
+    assert max(sleep for sleep, _ in late) == pytest.approx(0.005)
+
+
+def test_short_waits_look_often_and_a_reset_begins_anew(clock: Clock) -> None:
+    backoff = Backoff()
+    clock.wait(backoff, 1.0)
+    backoff.reset()
+    assert clock.wait(backoff, 0.001) >= 20 + 9
+
+
+def test_servers_with_remote_workers_look_every_millisecond(clock: Clock) -> None:
+    clock.wait(server_backoff(spans_nodes=True), 10.0)
+    sleeps = [later - earlier for earlier, later in zip(clock.looks, clock.looks[1:], strict=False)]
+    assert max(sleeps) == pytest.approx(0.001)
