@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "simulate": BASE | {"comm", "data", "nmt", "ps", "timeline", "train"},
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch", "report"},
-    "bench": BASE | {"comm", "launch", "ps", "train"},
+    "bench": BASE | {"comm", "launch", "ps", "timeline", "train"},
     "cli": BASE
     | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
     | {"report", "simulate", "experiment"},
