@@ -114,7 +114,7 @@ class DataWindow:
         return self._memory[rank]
 
     def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
-        """Copy a contiguous tensor (any device) to `offset` bytes into `rank`'s memory; complete after `flush`.
+        """Copy a contiguous tensor (CPU) to `offset` bytes into `rank`'s memory; complete after `flush`.
 
         Until then the tensor must stay as it is. Waits while as much as is good for the line is under way.
         """
@@ -123,7 +123,7 @@ class DataWindow:
             self.memory(rank)[offset : offset + num_bytes].view(values.dtype).copy_(values)
             return
         assert self._remote is not None
-        raw = values.cpu().view(torch.uint8).numpy()
+        raw = values.view(torch.uint8).numpy()
         for start in range(0, num_bytes, PIECE_BYTES):
             piece = raw[start : start + PIECE_BYTES]
             self._wait(rank, _MAX_IN_FLIGHT - 1)
@@ -131,7 +131,7 @@ class DataWindow:
             self._in_flight.setdefault(rank, deque()).append(put)
 
     def read(self, rank: int, offset: int, out: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Copy from `offset` bytes into the memory of `rank`, on this node, to a contiguous tensor (any device).
+        """Copy from `offset` bytes into the memory of `rank`, on this node, to a contiguous tensor (CPU).
 
         `dtype` is that of the values there, where it is not `out`'s: they are converted on the way.
         """

@@ -1,6 +1,7 @@
 """The worker's side: draw batches, pull a consistent version, push gradients. Nobody waits for another worker."""
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import Backoff
 from hpcasync.comm.windows import PIECE_BYTES
+from hpcasync.ps.device_copy import DeviceCopy
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
 
@@ -38,6 +40,7 @@ class Client:
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
         self._version = -1
+        self._device_copy: DeviceCopy | None = None
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_shards = [(rank, link.shards[server]) for server, rank in servers if not link.data.is_local(rank)]
@@ -56,8 +59,19 @@ class Client:
     def pull(self, out: torch.Tensor) -> int:
         """Copy the newest published version into [num_elements] float32 `out` and return it; all shards are of it.
 
-        Does nothing if `out` holds it already.
+        Does nothing if `out` holds it already. On a GPU, no computation but that of the last push may be using `out`.
         """
+        if self.is_on_host(out):
+            return self._pull_to_host(out)
+        before = self._version
+        if before < 0:
+            self._copies(out).wait_for_computation()
+        version = self._pull_to_host(self._copies(out).host(out))
+        if version != before:
+            self._copies(out).to_device(out)
+        return version
+
+    def _pull_to_host(self, out: torch.Tensor) -> int:
         while True:
             version = self._link.control.read(self._coordinator, ControlWords.PUBLISHED)
             if version == self._version:
@@ -106,7 +120,10 @@ class Client:
         if not self.begin_push():
             return False
         if record.num_tokens:
-            self.write(gradient, Shard(0, gradient.numel()))
+            whole = Shard(0, gradient.numel())
+            self.write(self.stage(gradient, whole)(), whole)
+        else:
+            self.abandon(gradient)
         self.end_push(record)
         return True
 
@@ -115,8 +132,34 @@ class Client:
         needed = self.num_pushed + 1 - self._link.num_slots
         return self._wait_for(ControlWords.consumed(self._worker), needed, self._link.roles.server_ranks)
 
+    def stage(self, gradient: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
+        """Begin to bring the part [start, stop) of a [num_elements] gradient to where `write` can take it from.
+
+        Returns:
+            waits for that, in any thread, and returns the vector for `write`.
+        """
+        # The largest elements are found on the device: few travel.
+        if self.is_on_host(gradient) or not self._link.wire.has_blocks:
+            return lambda: gradient
+        return self._copies(gradient).to_host(gradient, part)
+
+    def abandon(self, gradient: torch.Tensor) -> None:
+        """A gradient is not written: wait for its computation all the same, for the next pull changes parameters."""
+        if not self.is_on_host(gradient):
+            self._copies(gradient).wait_for_computation()
+
+    @staticmethod
+    def is_on_host(vector: torch.Tensor) -> bool:
+        """Whether a vector can be copied to and from the windows as it is."""
+        return vector.device.type == "cpu"
+
+    def _copies(self, vector: torch.Tensor) -> DeviceCopy:
+        if self._device_copy is None:
+            self._device_copy = DeviceCopy(vector.device)
+        return self._device_copy
+
     def write(self, gradient: torch.Tensor, part: Shard) -> None:
-        """Write the part [start, stop) of a [num_elements] gradient to the servers whose shards it meets.
+        """Write the part [start, stop) of a staged [num_elements] gradient to the servers whose shards it meets.
 
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """

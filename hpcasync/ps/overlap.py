@@ -54,6 +54,8 @@ class GradientStream:
         left = [bucket for bucket, missing in zip(self._buckets, self._missing, strict=True) if missing > 0]
         if record.num_tokens:
             self._written += [self._submit(bucket) for bucket in left]
+        else:
+            self._client.abandon(self._flat.gradient)
         return self._executor.submit(self._finish, self._begun, self._written, record)
 
     def _finish(self, begun: "Future[bool]", written: "list[Future[None]]", record: PushRecord) -> bool:
@@ -65,12 +67,14 @@ class GradientStream:
         return True
 
     def _submit(self, bucket: Shard) -> "Future[None]":
-        gradient, begun = self._flat.gradient, self._begun
+        begun = self._begun
         assert begun is not None
+        # Begun here, after the computation of the bucket; the thread waits for it.
+        staged = self._client.stage(self._flat.gradient, bucket)
 
         def write() -> None:
             if begun.result():
-                self._client.write(gradient, bucket)
+                self._client.write(staged(), bucket)
 
         return self._executor.submit(write)
 

@@ -1,6 +1,7 @@
 """Gradients that leave bucket by bucket: every element once, none before it is complete, whatever happens."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,9 +23,22 @@ class Receiver:
         self.records: list[PushRecord] = []
         self._has_ended = has_ended
         self.threads: set[int] = set()
+        self.num_abandoned = 0
 
     def begin_push(self) -> bool:
         return not self._has_ended
+
+    def stage(self, gradient: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
+        values = gradient[part.start : part.stop].clone()  # as a copy to the host would find them
+
+        def wait() -> torch.Tensor:
+            assert torch.equal(gradient[part.start : part.stop], values), "staged before it was complete"
+            return gradient
+
+        return wait
+
+    def abandon(self, gradient: torch.Tensor) -> None:
+        self.num_abandoned += 1
 
     def write(self, gradient: torch.Tensor, part: Shard) -> None:
         assert torch.isnan(self.received[part.start : part.stop]).all(), "written twice"
@@ -104,7 +118,7 @@ def test_a_rejected_gradient_is_told_all_the_same(flat: FlatParameters) -> None:
         stream.begin()
         backward(flat)
         assert stream.end(record(num_tokens=0)).result()
-    assert [told.num_tokens for told in receiver.records] == [0]
+    assert [told.num_tokens for told in receiver.records] == [0] and receiver.num_abandoned == 1
 
 
 def test_nothing_is_written_once_training_has_ended(flat: FlatParameters) -> None:

@@ -1,0 +1,76 @@
+"""Vectors between a GPU and the host: through page-locked memory, on streams of their own.
+
+The stream that computes waits for no copy. A copy to the host waits for what had been computed when it was asked for;
+the thread that needs the values waits for the copy. On a CPU, whose streams do nothing, the same calls copy at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hpcasync.comm.shards import Shard
+
+
+class DeviceCopy:
+    """Copies between vectors on one device and a host vector beside each of them.
+
+    The vectors must live as long as this does: their memory is known here by its address.
+
+    Args:
+        device: of the vectors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._module: Any = torch.get_device_module(device)
+        arguments = {} if device.type == "cpu" else {"device": device}
+        self._to_host_stream = self._module.Stream(**arguments)
+        self._to_device_stream = self._module.Stream(**arguments)
+        self._host: dict[int, torch.Tensor] = {}
+
+    def host(self, vector: torch.Tensor) -> torch.Tensor:
+        """The host vector beside this one; what it holds is up to the copies."""
+        key = vector.data_ptr()
+        if key not in self._host:
+            is_paged = self._device.type == "cpu"
+            self._host[key] = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=not is_paged)
+        return self._host[key]
+
+    def to_host(self, vector: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
+        """Begin to copy elements [start, stop) as they are after what this thread has had computed so far.
+
+        Returns:
+            waits for the copy, in any thread, and returns the host vector.
+        """
+        host, computed, copied = self.host(vector), self._computed(), self._module.Event()
+        self._to_host_stream.wait_event(computed)
+        with self._module.stream(self._to_host_stream):
+            host[part.start : part.stop].copy_(vector[part.start : part.stop], non_blocking=True)
+        copied.record(self._to_host_stream)
+
+        def wait() -> torch.Tensor:
+            copied.synchronize()
+            return host
+
+        return wait
+
+    def to_device(self, vector: torch.Tensor) -> None:
+        """Copy the host vector beside this one to it; complete on return.
+
+        No computation may be using the vector (see `wait_for_computation`).
+        """
+        copied = self._module.Event()
+        with self._module.stream(self._to_device_stream):
+            vector.copy_(self.host(vector), non_blocking=True)
+        copied.record(self._to_device_stream)
+        copied.synchronize()
+
+    def wait_for_computation(self) -> None:
+        """Wait until what this thread has had computed so far is done."""
+        self._computed().synchronize()
+
+    def _computed(self) -> Any:
+        event = self._module.Event()
+        event.record(self._module.current_stream(self._device))
+        return event

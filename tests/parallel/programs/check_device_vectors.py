@@ -1,0 +1,73 @@
+"""Workers whose vectors are on a GPU: pulls and pushes by way of the host, with gradients that are rejected in between.
+
+    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push
+
+`cpu` takes vectors of the CPU for ones of a device, so that the same copies are made. Every version is one number.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.ps.client import Client
+from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.overlap import GradientStream
+from hpcasync.ps.record import PushRecord
+from hpcasync.ps.unattended import Unattended
+
+NUM_UPDATES = 40
+RATE = 2.0**-4
+
+
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=RATE)
+
+
+def work(client: Client, module: torch.nn.Module, flat: FlatParameters, overlap: str) -> None:
+    """The gradient of the sum of all parameters is 1 everywhere."""
+    with ThreadPoolExecutor(1) as executor:
+        stream = GradientStream(client, flat, executor) if overlap == "push" else None
+        while not client.should_stop():
+            version = client.pull(flat.parameters)
+            lowest, highest = torch.aminmax(flat.parameters)
+            assert lowest == highest == -RATE * version, (version, lowest, highest)
+            ticket = client.draw()
+            flat.gradient.zero_()
+            if stream is not None:
+                stream.begin()
+            torch.stack([parameter.sum() for parameter in module.parameters()]).sum().backward()  # type: ignore[no-untyped-call]
+            record = PushRecord(version, 0 if ticket % 5 == 3 else 1, 0.0, 0, 0.0, (ticket,))
+            is_pushed = client.push(flat.gradient, record) if stream is None else stream.end(record).result()
+            if not (is_pushed and client.wait()):
+                break
+    client.finish()
+
+
+def main(device: str, overlap: str) -> None:
+    torch.set_num_threads(1)
+    if device == "cpu":
+        Client.is_on_host = staticmethod(lambda vector: False)  # type: ignore[method-assign]
+    module = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+    flat = FlatParameters(module.to(device))
+    engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, EngineOptions(pushes_per_update=2))
+    observer = Unattended(RATE, NUM_UPDATES)
+    if engine.is_server:
+        engine.serve(observer, observer)
+    else:
+        engine.start()
+        work(engine.client, module, flat, overlap)
+    engine.close()
+    if engine.is_coordinator:
+        final = observer.final
+        assert final is not None and final.min() == final.max() == -RATE * NUM_UPDATES
+        assert engine.counts.num_dropped >= NUM_UPDATES // 5
+        print("device vectors passed", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

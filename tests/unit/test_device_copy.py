@@ -1,0 +1,57 @@
+"""Copies between a device and the host. On a GPU where there is one; the CPU runs the same code without streams."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from hpcasync.comm.shards import Shard
+from hpcasync.ps.device_copy import DeviceCopy
+
+NUM_ELEMENTS = 100_000
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU here")
+    return torch.device(request.param)
+
+
+def test_parts_reach_the_host(device: torch.device) -> None:
+    copies = DeviceCopy(device)
+    vector = torch.arange(NUM_ELEMENTS, dtype=torch.float32, device=device)
+    waits = [copies.to_host(vector, Shard(start, start + 10_000)) for start in range(0, NUM_ELEMENTS, 10_000)]
+    with ThreadPoolExecutor(1) as executor:
+        hosts = [executor.submit(wait).result() for wait in waits]
+    assert all(host is hosts[0] for host in hosts) and hosts[0].device.type == "cpu"
+    assert torch.equal(hosts[0], torch.arange(NUM_ELEMENTS, dtype=torch.float32))
+
+
+def test_a_copy_has_what_was_computed_before_it_and_nothing_after(device: torch.device) -> None:
+    copies = DeviceCopy(device)
+    vector = torch.zeros(NUM_ELEMENTS, device=device)
+    matrix = torch.ones(512, 512, device=device)
+    for number in range(1, 20):
+        for _ in range(10):
+            matrix = torch.mm(matrix, matrix).clamp_(max=1.0)  # keeps the device busy
+        vector.add_(matrix[0, 0])
+        host = copies.to_host(vector, Shard(0, NUM_ELEMENTS))()
+        assert host.min() == host.max() == number
+
+
+def test_parameters_reach_the_device(device: torch.device) -> None:
+    copies = DeviceCopy(device)
+    first, second = torch.empty(NUM_ELEMENTS, device=device), torch.empty(NUM_ELEMENTS, device=device)
+    assert copies.host(first) is copies.host(first) is not copies.host(second)
+    for number, vector in enumerate((first, second)):
+        copies.host(vector).fill_(number)
+        copies.wait_for_computation()
+        copies.to_device(vector)
+    assert first.min() == first.max() == 0 and second.min() == second.max() == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+def test_host_vectors_are_page_locked() -> None:
+    device = torch.device("cuda")
+    assert DeviceCopy(device).host(torch.zeros(10, device=device)).is_pinned()
