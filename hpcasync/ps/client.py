@@ -15,9 +15,6 @@ from hpcasync.ps.record import PushRecord, encode_record
 
 PullPolicy = Literal["latest", "handled", "applied"]
 
-# Float32 elements written to a server on another host before it is the next one's turn.
-_TURN_ELEMENTS = PIECE_BYTES // 4
-
 
 class Client:
     """A worker's access to the servers.
@@ -168,10 +165,10 @@ class Client:
         for server, shard in enumerate(link.shards):
             met = Shard(max(part.start, shard.start), min(part.stop, shard.stop))
             is_cut = link.wire.has_blocks and not link.data.is_local(link.roles.server_ranks[server])
-            size = _TURN_ELEMENTS if is_cut else max(1, met.size)
+            size = PIECE_BYTES // link.wire.slot_bytes(1) if is_cut else max(1, met.size)
             starts = range(met.start, met.stop, size)
             pieces += [(turn, server, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)]
-        # Other hosts in turn: each may be behind a line of its own.
+        # Other hosts in turn, a piece each: every one may be behind a line of its own.
         for _, server, piece in sorted(pieces, key=lambda entry: entry[:2]):
             offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
             rank = link.roles.server_ranks[server]
