@@ -5,7 +5,7 @@ what every worker pulled, with every snapshot and with the final parameters.
 
 The sizes of job are run one after the other on the first ranks of the world; the rest waits.
 
-Argument: `all`, `few` (six ranks) or `many-ranks` (twelve).
+Argument: `all` (six ranks), `few` (five) or `many-ranks` (twelve).
 """
 
 import itertools
@@ -191,10 +191,10 @@ def staleness_and_formats() -> list[Scenario]:
 def few() -> list[Scenario]:
     """Every way that data takes, once."""
     return [
-        Scenario(3, 3, 2, pull="handled", num_tickets=24),
+        Scenario(3, 2, 2, pull="handled", num_tickets=24),
         Scenario(2, 3, 3, pull="applied", num_slots=1, num_tickets=18),
         Scenario(1, 4, 1, num_tickets=24, stop_after=12),
-        Scenario(2, 4, 2, gradients="bf16", parameters="bf16", pull="handled", num_tickets=16),
+        Scenario(2, 3, 2, gradients="bf16", parameters="bf16", pull="handled", num_tickets=16),
         Scenario(2, 2, 2, gradients="topk", is_scattered=True, num_tickets=12),
         Scenario(1, 3, 1, limit=1, pull="handled", num_tickets=15),
     ]
