@@ -31,6 +31,9 @@ class RolesConfig(_Section):
 
     servers: int = Field(1, ge=1, description="ranks that own shards of the parameters; ignored by sync")
     server_threads: int = Field(1, ge=1, description="intra-op threads of a server")
+    server_device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where servers hold their shard, its optimizer state and sums; gradients lie in host memory"
+    )
     worker_threads: int | None = Field(
         None, ge=1, description="intra-op threads of a worker; default: its share of cores"
     )

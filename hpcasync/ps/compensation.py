@@ -24,7 +24,7 @@ class DelayCompensation:
 
     def __init__(self, strength: float, limit: int, parameters: torch.Tensor, version: int) -> None:
         self._strength = strength
-        self.versions = torch.empty(limit + 1, parameters.numel(), dtype=torch.float32)
+        self.versions = torch.empty(limit + 1, parameters.numel(), dtype=torch.float32, device=parameters.device)
         self.remember(version, parameters)
 
     @staticmethod

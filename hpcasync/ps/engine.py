@@ -82,6 +82,7 @@ class Engine:
         version: number of updates made before (resume).
         counts: of gradients before, at the coordinator; counted on.
         timeline: records what this rank does.
+        server_device: where a server holds its shard, its optimizer state and sums; default: CPU.
 
     Raises:
         UserError: on every rank, if there are too few ranks or a host has too little memory for the windows.
@@ -98,6 +99,7 @@ class Engine:
         version: int = 0,
         counts: PushCounts | None = None,
         timeline: Timeline | None = None,
+        server_device: torch.device | None = None,
     ) -> None:
         self._comm = comm
         self._options = options
@@ -112,7 +114,7 @@ class Engine:
             self._client = Client(self._link, options.pull)
         else:
             self._state = ShardState(
-                initial_shard(parameters, self._link.shards[self._link.server_index]),
+                initial_shard(parameters, self._link.shards[self._link.server_index], server_device),
                 make_optimizer,
                 ema_decay=options.ema_decay,
                 between_blocks=self._link.make_progress,

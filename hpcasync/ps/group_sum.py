@@ -16,12 +16,13 @@ class GroupSum:
     Args:
         size: elements of the shard.
         wire: how gradients lie in slots.
+        device: of the sum; slots are in host memory.
     """
 
-    def __init__(self, size: int, wire: Wire) -> None:
+    def __init__(self, size: int, wire: Wire, device: torch.device | None = None) -> None:
         self._wire = wire
-        self._vector = torch.zeros(size, dtype=torch.float32)
-        self._block = torch.empty(min(size, BLOCK_ELEMENTS), dtype=torch.float32)
+        self._vector = torch.zeros(size, dtype=torch.float32, device=device)
+        self._block = torch.empty(min(size, BLOCK_ELEMENTS), dtype=torch.float32, device=device)
         self._has_vector = False
         self._slots: list[torch.Tensor] = []
 

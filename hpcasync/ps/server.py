@@ -75,7 +75,7 @@ class _ShardServer:
         self._saver = saver
         self._clip_norm = clip_norm
         self._compensation = compensation
-        self._sum = GroupSum(self._shard.size, link.wire)
+        self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device)
         self._unread: list[_Order] = []  # pushes of the group that lie in their slots still
         self._memory = link.data.memory(self._rank)
         self._publish_initial(version)
@@ -118,7 +118,7 @@ class _ShardServer:
         slot = self._memory[self._link.gradient_offset(self._index, order.worker, order.sequence) :]
         self._unread.append(order)
         if self._compensation is not None:
-            gradient = torch.empty(self._shard.size, dtype=torch.float32)
+            gradient = torch.empty_like(self._state.parameters)
             self._link.wire.copy(gradient, slot)
             self._compensation.correct(gradient, order.num_tokens, order.version, self._state.parameters)
             self._sum.add(gradient)
@@ -184,7 +184,7 @@ class _ShardServer:
         shards = self._link.shards
         vector = torch.empty(shards[-1].stop, dtype=torch.float32) if self._index == 0 else None
         layout = ([shard.size for shard in shards], [shard.start for shard in shards])
-        comm.Gatherv(values.numpy(), None if vector is None else [vector.numpy(), layout, MPI.FLOAT])
+        comm.Gatherv(values.cpu().numpy(), None if vector is None else [vector.numpy(), layout, MPI.FLOAT])
         return vector
 
 
@@ -350,6 +350,6 @@ class Coordinator(_ShardServer):
         self._observer.shard_saved(saved)
 
 
-def initial_shard(vector: torch.Tensor, shard: Shard) -> torch.Tensor:
-    """A server's own copy (CPU) of its shard of the flat parameter vector."""
-    return vector[shard.start : shard.stop].detach().cpu().clone()
+def initial_shard(vector: torch.Tensor, shard: Shard, device: torch.device | None = None) -> torch.Tensor:
+    """A server's own copy of its shard of the flat parameter vector, on a device (default: CPU)."""
+    return vector[shard.start : shard.stop].detach().to(torch.device("cpu") if device is None else device, copy=True)

@@ -45,7 +45,10 @@ class Wire(Protocol):
         """
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        """Add the gradient in a slot (uint8) to the [size] float32 sum of a shard, or of its elements from `start`."""
+        """Add the gradient in a slot (uint8) to the [size] float32 sum of a shard, or of its elements from `start`.
+
+        The slot is in host memory; the sum may be on another device.
+        """
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Like `add` to a sum of zeros, whatever `total` holds."""
@@ -101,7 +104,7 @@ class DenseWire:
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Element by element."""
-        total.add_(self._part(slot, start, total.numel()))
+        total.add_(self._part(slot, start, total.numel()).to(total.device))
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Element by element."""
@@ -162,7 +165,7 @@ class TopKWire:
         num_sent = int(slot[:8].view(torch.int64))
         positions = slot[_HEADER_BYTES : _HEADER_BYTES + 4 * num_sent].view(torch.int32)
         values = slot[_HEADER_BYTES + 4 * self._capacity(total.numel()) :][: 4 * num_sent].view(torch.float32)
-        total.index_add_(0, positions, values)
+        total.index_add_(0, positions.to(total.device), values.to(total.device))
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Zero, then add."""

@@ -28,6 +28,23 @@ def choose_device(config: Config, roles: Roles, world_rank: int) -> torch.device
     return torch.device("cuda", neighbours.index(world_rank) % torch.cuda.device_count())
 
 
+def choose_server_device(config: Config, roles: Roles, world_rank: int) -> torch.device:
+    """Where a server holds its shard: the CPU, or the GPU of its turn among the servers of its host.
+
+    Raises:
+        UserError: roles.server_device=cuda on a host without a GPU.
+    """
+    if config.roles.server_device == "cpu" or not roles.is_server(world_rank):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"roles.server_device=cuda, but torch sees no GPU on {roles.hosts[world_rank]} (rank {world_rank}): "
+            "use roles.server_device=cpu, or see `hpcasync doctor`"
+        )
+    neighbours = [rank for rank in roles.ranks_on_host(roles.hosts[world_rank]) if roles.is_server(rank)]
+    return torch.device("cuda", neighbours.index(world_rank) % torch.cuda.device_count())
+
+
 def check_scoring_device(config: Config, roles: Roles, world_rank: int) -> None:
     """Refuse to score on a GPU that the coordinator's host, which scores, does not have.
 

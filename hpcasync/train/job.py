@@ -181,6 +181,7 @@ def _run_asynchronous(setup: _Setup) -> Supervisor | None:
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
         timeline=setup.timeline,
+        server_device=setup.resources.server_device,
     )
     together(setup.comm, lambda: _load_own_shard(setup, engine))
     supervisor = None

@@ -11,7 +11,7 @@ from hpcasync.comm.mpi import together
 from hpcasync.comm.roles import Roles
 from hpcasync.config import Config
 from hpcasync.train.cores import bind, describe_cores, share_cores
-from hpcasync.train.devices import check_scoring_device, choose_device, choose_threads
+from hpcasync.train.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class Resources:
     Attributes:
         num_threads: intra-op threads of this rank.
         worker_threads: those of the first worker.
-        device: of this rank.
+        device: that this rank computes gradients with.
+        server_device: where this rank holds a shard, if it is a server.
         lines: the decisions for all ranks, host by host.
     """
 
     num_threads: int
     worker_threads: int
     device: torch.device
+    server_device: torch.device
     lines: tuple[str, ...]
 
 
@@ -43,14 +45,15 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
         cores = share_cores(roles, threads, cores)
         bind(cores[comm.rank])
     torch.set_num_threads(threads[comm.rank])
-    device = together(comm, lambda: _choose_devices(config, roles, comm.rank))
+    device, server_device = together(comm, lambda: _choose_devices(config, roles, comm.rank))
+    used = server_device if roles.is_server(comm.rank) else device
     # Gathered, since the coordinator's host need not have what the workers' hosts have.
-    lines = (*describe_cores(roles, cores), *describe_gpus(roles, comm.allgather(str(device))))
-    return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, lines)
+    lines = (*describe_cores(roles, cores), *describe_gpus(roles, comm.allgather(str(used))))
+    return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, server_device, lines)
 
 
 def describe_gpus(roles: Roles, devices: Sequence[str]) -> list[str]:
-    """The GPU of each worker, host by host; nothing for hosts where all compute on the CPU.
+    """The GPU of each rank that has one, host by host; nothing for hosts where all compute on the CPU.
 
     Args:
         roles: of the job.
@@ -64,6 +67,6 @@ def describe_gpus(roles: Roles, devices: Sequence[str]) -> list[str]:
     return lines
 
 
-def _choose_devices(config: Config, roles: Roles, world_rank: int) -> torch.device:
+def _choose_devices(config: Config, roles: Roles, world_rank: int) -> tuple[torch.device, torch.device]:
     check_scoring_device(config, roles, world_rank)
-    return choose_device(config, roles, world_rank)
+    return choose_device(config, roles, world_rank), choose_server_device(config, roles, world_rank)

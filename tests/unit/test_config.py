@@ -42,7 +42,7 @@ def test_what_is_required() -> None:
         ({"moed": "sync"}, "unknown key moed: did you mean mode?"),
         ({"optimizer": {"learningrate": 1}}, "unknown key optimizer.learningrate: did you mean learning_rate?"),
         ({"accumulate": {"global_": 2}}, "unknown key accumulate.global_: did you mean global?"),
-        ({"roles": {"xyz": 1}}, "unknown key roles.xyz: valid keys: servers, server_threads, worker_threads"),
+        ({"roles": {"xyz": 1}}, "unknown key roles.xyz: valid keys: servers, server_threads, server_device"),
         ({"exchange": {"push": 1}}, "unknown key exchange.push: did you mean pull?"),
         ({"data": {"path": "c", "batchtokens": 1}}, "unknown key data.batchtokens: did you mean batch_tokens?"),
         ({"model": {"heds": 1}}, "unknown key model.heds: did you mean heads?"),

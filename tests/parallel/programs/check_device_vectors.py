@@ -1,4 +1,4 @@
-"""Workers whose vectors are on a GPU: pulls and pushes by way of the host, with gradients that are rejected in between.
+"""Vectors on a GPU: workers pull and push by way of the host, rejected gradients in between; so is the server's shard.
 
     mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push
 
@@ -54,7 +54,8 @@ def main(device: str, overlap: str) -> None:
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     flat = FlatParameters(module.to(device))
-    engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, EngineOptions(pushes_per_update=2))
+    options, server_device = EngineOptions(pushes_per_update=2, clip_norm=1e6), torch.device(device)
+    engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, options, server_device=server_device)
     observer = Unattended(RATE, NUM_UPDATES)
     if engine.is_server:
         engine.serve(observer, observer)
