@@ -70,6 +70,14 @@ def test_one_worker_is_the_real_job_bit_for_bit(trainer: Trainer, real_worker: R
     assert_identical(simulate(trainer, 1, *ONE_WORKER, "name=one", STOP), real_worker)
 
 
+def test_one_worker_with_transfers_beside_its_computation_is_the_real_job(trainer: Trainer) -> None:
+    """Its thread and its computation take turns with two versions: every gradient but the first is one update stale."""
+    options = *ONE_WORKER, "name=overlapped", "exchange.overlap=full", STOP
+    real, simulated = trainer(2, *options), simulate(trainer, 1, *options)
+    assert real.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
+    assert_identical(simulated, real)
+
+
 def test_synchronous_training_is_horovods(trainer: Trainer) -> None:
     options = "mode=sync", "name=together", "roles.worker_threads=1", STOP
     real, simulated = trainer(2, *options), simulate(trainer, 2, *options)
