@@ -1,5 +1,7 @@
 """An interrupted simulation goes on bit for bit as if nothing had happened."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.train import stop_signals
+from hpcasync.train.exchange import Contribution
 from hpcasync.train.run_files import read_state, write_state
+from hpcasync.train.step import GradientStep
 
 OF_THE_END = ("staleness", "gradients_pushed", "gradients_applied", "gradients_dropped", "wall_seconds", "num_batches")
 
@@ -76,6 +80,22 @@ def test_twice_and_before_the_first_update(simulate: Simulator, monkeypatch: pyt
         assert summary(config)["num_updates"] == after
     assert simulate.run(config, cluster=JITTER, resume=True) == 0
     assert_same_end(simulate(mode="async", cluster=JITTER), config)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async-global"])
+def test_gradients_that_were_rejected(simulate: Simulator, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """They are in no update, which a replay without gradients must know."""
+    run = GradientStep.run
+
+    def reject_some(step: GradientStep, draw: Callable[[], int | None], *rest: Any) -> Contribution:
+        done = run(step, draw, *rest)
+        return replace(done, target_tokens=0) if {2, 9, 14} & set(done.tickets) else done
+
+    monkeypatch.setattr(GradientStep, "run", reject_some)
+    more: dict[str, Any] = {"mode": mode, "accumulate": {"global": 1 if mode == "sync" else 3}}
+    whole = simulate(cluster=JITTER, **more)
+    assert summary(whole)["gradients_dropped"] >= 3
+    assert_same_end(whole, interrupted(simulate, monkeypatch, 4, {"cluster": JITTER}, **more))
 
 
 @pytest.mark.parametrize("gradients", ["fp32", "topk"])
