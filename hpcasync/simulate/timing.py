@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.compute_time import ComputeTimes
 
-# Of `comm.waiting.Backoff`, which cannot be imported without MPI: each sleep is longer than the one before.
+# Of `comm.waiting.Backoff`, which cannot be imported without MPI, as between hosts: each sleep is longer than the last.
 _LONGEST_SLEEP_SECONDS = 1e-3
 _SLEEP_GROWTH_SECONDS = 2e-5
 
