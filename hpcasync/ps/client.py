@@ -12,6 +12,7 @@ from hpcasync.comm.windows import PIECE_BYTES
 from hpcasync.ps.device_copy import DeviceCopy
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.record import PushRecord, encode_record
+from hpcasync.ps.wire import SlotAddress
 
 PullPolicy = Literal["latest", "handled", "applied"]
 
@@ -172,7 +173,7 @@ class Client:
         for _, server, piece in sorted(pieces, key=lambda entry: entry[:2]):
             offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
             rank = link.roles.server_ranks[server]
-            link.wire.write(link.data, rank, offset, gradient, link.shards[server], piece)
+            link.wire.write(SlotAddress(link.data, rank, offset), gradient, link.shards[server], piece)
 
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""

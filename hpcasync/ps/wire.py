@@ -5,6 +5,7 @@ size of a slot, and adding a slot to a sum.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +17,15 @@ GradientFormat = Literal["fp32", "bf16", "topk"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HEADER_BYTES = 64
 _SAMPLE_ELEMENTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class SlotAddress:
+    """Where the gradient of a push lies: `offset` bytes into the memory of `rank`."""
+
+    window: DataWindow
+    rank: int
+    offset: int
 
 
 class Wire(Protocol):
@@ -30,15 +40,7 @@ class Wire(Protocol):
     def slot_bytes(self, num_elements: int) -> int:
         """Bytes of a slot for a shard of this size."""
 
-    def write(
-        self,
-        window: DataWindow,
-        rank: int,
-        offset: int,
-        gradient: torch.Tensor,
-        shard: Shard,
-        part: Shard | None = None,
-    ) -> None:
+    def write(self, address: SlotAddress, gradient: torch.Tensor, shard: Shard, part: Shard | None = None) -> None:
         """Write a shard of a [num_elements] float32 gradient into a server's slot; complete after `window.flush`.
 
         With `has_blocks` also a `part` of the shard, in its place.
@@ -72,19 +74,12 @@ class DenseWire:
         """One element each."""
         return num_elements * self._dtype.itemsize
 
-    def write(
-        self,
-        window: DataWindow,
-        rank: int,
-        offset: int,
-        gradient: torch.Tensor,
-        shard: Shard,
-        part: Shard | None = None,
-    ) -> None:
+    def write(self, address: SlotAddress, gradient: torch.Tensor, shard: Shard, part: Shard | None = None) -> None:
         """Copy, converting on the way: into shared memory directly, for a Put by way of a buffer."""
         part = shard if part is None else part
         values = gradient[part.start : part.stop]
-        offset += self.slot_bytes(part.start - shard.start)
+        window, rank = address.window, address.rank
+        offset = address.offset + self.slot_bytes(part.start - shard.start)
         if window.is_local(rank):
             num_bytes = self.slot_bytes(part.size)
             window.memory(rank)[offset : offset + num_bytes].view(self._dtype).copy_(values)
@@ -139,15 +134,7 @@ class TopKWire:
         """The number of elements sent, then int32 positions, then float32 values."""
         return _HEADER_BYTES + 8 * self._capacity(num_elements)
 
-    def write(
-        self,
-        window: DataWindow,
-        rank: int,
-        offset: int,
-        gradient: torch.Tensor,
-        shard: Shard,
-        part: Shard | None = None,
-    ) -> None:
+    def write(self, address: SlotAddress, gradient: torch.Tensor, shard: Shard, part: Shard | None = None) -> None:
         """Send the largest elements of gradient plus residual, keep the rest."""
         assert part is None or part == shard
         if self.residual is None:
@@ -156,8 +143,8 @@ class TopKWire:
         positions = self._choose(residual)
         values = residual[positions]
         residual[positions] = 0
-        staged = self._staged[rank] = self._encode(positions.cpu(), values.cpu(), self._capacity(shard.size))
-        window.write(rank, offset, staged)
+        staged = self._staged[address.rank] = self._encode(positions.cpu(), values.cpu(), self._capacity(shard.size))
+        address.window.write(address.rank, address.offset, staged)
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Only what was sent is touched."""

@@ -8,7 +8,7 @@ from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.wire import TopKWire, Wire, make_wire
+from hpcasync.ps.wire import SlotAddress, TopKWire, Wire, make_wire
 from hpcasync.train.optimizers import optimizer_factory
 
 
@@ -51,7 +51,8 @@ class SimulatedServer:
 
     def write(self, worker: int, gradient: torch.Tensor) -> None:
         """Put this shard of a [num_elements] float32 gradient into the slot, in its format."""
-        self._wires[worker].write(self._slot, 0, 0, gradient, self.shard)  # type: ignore[arg-type]
+        address = SlotAddress(self._slot, 0, 0)  # type: ignore[arg-type]
+        self._wires[worker].write(address, gradient, self.shard)
 
     def accumulate(self, record: PushRecord) -> None:
         """Add what is in the slot to the sum."""

@@ -9,12 +9,11 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.mpi import together
-from hpcasync.data.batches import BatchPlan
 from hpcasync.errors import UserError
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.ps.state import PushCounts
-from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
+from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
@@ -60,7 +59,7 @@ class AllreduceExchange:
         comm: all ranks.
         hvd: Horovod's torch module, started.
         state: the whole parameter vector (the model's own) with its optimizer.
-        tickets, plan, num_epochs: as in asynchronous training.
+        batches: their order.
         num_local: accumulate.local.
         clip_norm: of the summed gradient per token; 0 for none.
         supervisor: on world rank 0 alone.
@@ -74,11 +73,9 @@ class AllreduceExchange:
         comm: MPI.Intracomm,
         hvd: Any,
         state: ShardState,
-        tickets: TicketSequence,
-        plan: BatchPlan,
+        batches: BatchOrder,
         supervisor: Supervisor | None,
         *,
-        num_epochs: int,
         num_local: int,
         clip_norm: float,
         version: int,
@@ -88,10 +85,8 @@ class AllreduceExchange:
         self._comm = comm
         self._hvd = hvd
         self._state = state
-        self._tickets = tickets
-        self._plan = plan
+        self._batches = batches
         self._supervisor = supervisor
-        self._num_epochs = num_epochs
         self._num_local = num_local
         self._clip_norm = clip_norm
         self._version = version
@@ -110,7 +105,7 @@ class AllreduceExchange:
         """This worker's next ticket of the round: workers take turns, so that a round covers consecutive tickets."""
         number = (self._num_rounds * self._num_local + self._num_drawn) * self._comm.size + self._comm.rank
         self._num_drawn += 1
-        return self._ticket(number)
+        return self._batches.ticket(number)
 
     def expect_gradient(self) -> None:
         """Nothing: Horovod's allreduce is of the whole gradient."""
@@ -177,11 +172,6 @@ class AllreduceExchange:
             if request is not None:
                 self._supervisor.save_all(request, self._state)
 
-    def _ticket(self, number: int) -> int | None:
-        ticket = self._tickets.ticket(number)
-        is_over = self._num_epochs and self._plan.locate(ticket)[0] >= self._num_epochs
-        return None if is_over else ticket
-
     def _round_tickets(self) -> list[tuple[int, ...]]:
         """The tickets that each worker has drawn in this round."""
         per_round = self._num_local * self._comm.size
@@ -190,7 +180,7 @@ class AllreduceExchange:
             tuple(
                 ticket
                 for number in range(first + rank, first + per_round, self._comm.size)
-                if (ticket := self._ticket(number)) is not None
+                if (ticket := self._batches.ticket(number)) is not None
             )
             for rank in range(self._comm.size)
         ]

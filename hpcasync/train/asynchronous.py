@@ -4,15 +4,14 @@ import torch
 
 from hpcasync.comm.deadline import abort_after
 from hpcasync.comm.roles import Roles
-from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.state import Update
-from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
+from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
@@ -27,27 +26,14 @@ class AsynchronousExchange:
     Args:
         client: access to the servers.
         flat: the model's parameters and gradient.
-        tickets: order in which batches are handed out.
-        plan: the batches.
-        num_epochs: passes over the corpus after which there are no more batches; 0: endless.
+        batches: their order.
         timeline: records pushes, waits and pulls.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        flat: FlatParameters,
-        tickets: TicketSequence,
-        plan: BatchPlan,
-        *,
-        num_epochs: int,
-        timeline: Timeline,
-    ) -> None:
+    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
         self._client = client
         self._flat = flat
-        self._tickets = tickets
-        self._plan = plan
-        self._num_epochs = num_epochs
+        self._batches = batches
         self._timeline = timeline
         self._version = 0
         self._is_finished = False
@@ -59,13 +45,9 @@ class AsynchronousExchange:
 
     def draw(self) -> int | None:
         """The next ticket of the whole job."""
-        if self._is_finished or self._client.should_stop():
-            self._is_finished = True
-            return None
-        ticket = self._tickets.ticket(self._client.draw())
-        if self._num_epochs and self._plan.locate(ticket)[0] >= self._num_epochs:
-            self._is_finished = True
-            return None
+        is_over = self._is_finished or self._client.should_stop()
+        ticket = None if is_over else self._batches.ticket(self._client.draw())
+        self._is_finished = ticket is None
         return ticket
 
     def expect_gradient(self) -> None:

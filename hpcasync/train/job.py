@@ -18,6 +18,7 @@ from hpcasync.slurm.environment import check_world_size
 from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.checkpoints import ShardWriter, read_shard
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
@@ -137,10 +138,8 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         comm,
         hvd,
         state,
-        setup.state.ledger.remaining(),
-        setup.task.plan,
+        _batches(setup),
         supervisor,
-        num_epochs=config.stop.epochs,
         num_local=config.accumulate.local,
         clip_norm=optimizer.clip_norm,
         version=setup.state.counters.num_updates,
@@ -162,6 +161,10 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
     wait_for_all(comm)
     hvd.shutdown()
     return supervisor
+
+
+def _batches(setup: _Setup) -> BatchOrder:
+    return BatchOrder(setup.state.ledger.remaining(), setup.task.plan, setup.config.stop.epochs)
 
 
 def _slowdown(setup: _Setup) -> float:
@@ -234,13 +237,11 @@ def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
 
 def _work(setup: _Setup, engine: Engine) -> None:
     step = GradientStep(setup.config, setup.task.model, setup.task.flat, setup.task.plan)
-    config, client, tickets = setup.config, engine.client, setup.state.ledger.remaining()
+    config = setup.config
     if config.exchange.overlap != "none":
         require_threads(f"exchange.overlap={config.exchange.overlap}")
     kind = {"none": AsynchronousExchange, "push": PushOverlappedExchange, "full": OverlappedExchange}
-    exchange = kind[config.exchange.overlap](
-        client, setup.task.flat, tickets, setup.task.plan, num_epochs=config.stop.epochs, timeline=setup.timeline
-    )
+    exchange = kind[config.exchange.overlap](engine.client, setup.task.flat, _batches(setup), setup.timeline)
     engine.start()
     run_worker(step, exchange, setup.task.flat, setup.timeline, slowdown=_slowdown(setup))
     exchange.close()

@@ -4,30 +4,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.overlap import GradientStream
-from hpcasync.ps.tickets import TicketSequence
 from hpcasync.timeline import Timeline
 from hpcasync.train.asynchronous import AsynchronousExchange
+from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.exchange import Contribution
 
 
 class PushOverlappedExchange(AsynchronousExchange):
     """Pushes buckets of the gradient while backward makes the rest; waits and pulls as without overlap."""
 
-    def __init__(
-        self,
-        client: Client,
-        flat: FlatParameters,
-        tickets: TicketSequence,
-        plan: BatchPlan,
-        *,
-        num_epochs: int,
-        timeline: Timeline,
-    ) -> None:
-        super().__init__(client, flat, tickets, plan, num_epochs=num_epochs, timeline=timeline)
+    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
+        super().__init__(client, flat, batches, timeline)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="transfer")
         self._stream = GradientStream(client, flat, self._executor)
 
@@ -55,17 +45,8 @@ class OverlappedExchange(PushOverlappedExchange):
     Two parameter vectors and two gradients take turns: the computation has one of each, the transfer the other.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        flat: FlatParameters,
-        tickets: TicketSequence,
-        plan: BatchPlan,
-        *,
-        num_epochs: int,
-        timeline: Timeline,
-    ) -> None:
-        super().__init__(client, flat, tickets, plan, num_epochs=num_epochs, timeline=timeline)
+    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
+        super().__init__(client, flat, batches, timeline)
         self._other_parameters = torch.empty_like(flat.parameters)
         self._other_gradient = torch.empty_like(flat.gradient)
         self._transfer: Future[int | None] | None = None

@@ -9,7 +9,7 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps import group_sum, wire
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.wire import GradientFormat, Wire, make_wire
+from hpcasync.ps.wire import GradientFormat, SlotAddress, Wire, make_wire
 
 SIZE = 1000
 SHARD = Shard(16, 16 + SIZE)
@@ -40,7 +40,7 @@ def gradients(number: int, seed: int = 0) -> list[torch.Tensor]:
 
 def send(sender: Wire, gradient: torch.Tensor, *, is_near: bool = True) -> torch.Tensor:
     window: Any = Memory(64 + sender.slot_bytes(SIZE), is_near=is_near)
-    sender.write(window, 3, 64, gradient, SHARD)
+    sender.write(SlotAddress(window, 3, 64), gradient, SHARD)
     slot: torch.Tensor = window.memory(3)[64:]
     return slot
 
@@ -64,7 +64,7 @@ def test_parts_in_any_order_make_the_whole(gradient_format: GradientFormat) -> N
     sender = make_wire(gradient_format, 0.01)
     window: Any = Memory(sender.slot_bytes(SIZE), is_near=True)
     for part in (Shard(500, 900), Shard(16, 500), Shard(900, SHARD.stop)):
-        sender.write(window, 0, 0, gradient, SHARD, part)
+        sender.write(SlotAddress(window, 0, 0), gradient, SHARD, part)
     assert torch.equal(window.memory(0), send(sender, gradient)[: sender.slot_bytes(SIZE)])
 
 

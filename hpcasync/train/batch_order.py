@@ -1,0 +1,27 @@
+"""Which batch comes next: tickets of a run, as far as its epochs go."""
+
+from dataclasses import dataclass
+
+from hpcasync.data.batches import BatchPlan
+from hpcasync.ps.tickets import TicketSequence
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """The order in which a run's batches are handed out.
+
+    Attributes:
+        tickets: what a number that was drawn stands for.
+        plan: the batches.
+        num_epochs: passes over the corpus after which there are no more batches; 0: endless.
+    """
+
+    tickets: TicketSequence
+    plan: BatchPlan
+    num_epochs: int
+
+    def ticket(self, number: int) -> int | None:
+        """The ticket of the `number`-th draw; None where the corpus is at its end."""
+        ticket = self.tickets.ticket(number)
+        is_over = self.num_epochs and self.plan.locate(ticket)[0] >= self.num_epochs
+        return None if is_over else ticket
