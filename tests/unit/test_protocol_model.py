@@ -47,7 +47,6 @@ LARGE = [
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({0, 1})),
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
-    Options(num_tickets=4, num_servers=1, pushes_per_update=1, far=frozenset({0}), may_stop=True, deaths=1),
 ]
 
 
@@ -63,7 +62,7 @@ def test_every_interleaving(options: Options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("options", LARGE, ids=describe)
 def test_every_interleaving_of_larger_jobs(options: Options) -> None:
     assert check(options).num_final > 0
