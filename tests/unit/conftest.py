@@ -8,11 +8,19 @@ import torch
 from simulator import Simulator
 from tiny_run import TinyRun, make_tiny_run
 
+from hpcasync.train.console import TERMINAL_VARIABLE
+
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A trained model with its run directory and corpus; read it, or work on a copy."""
     return make_tiny_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def plain_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines as they are where output is no terminal."""
+    monkeypatch.setenv(TERMINAL_VARIABLE, "0")
 
 
 @pytest.fixture

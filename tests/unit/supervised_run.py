@@ -1,0 +1,131 @@
+"""A supervisor with what it needs, for tests of what it counts, saves and decides."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcasync.config import Config, parse_config
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.observer import SaveRequest
+from hpcasync.ps.shard_state import ShardState
+from hpcasync.train.checkpoints import ShardWriter
+from hpcasync.train.console import Console
+from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.recorder import Recorder
+from hpcasync.train.run_state import RunState, UpdateReport
+from hpcasync.train.scorer import Scorer
+from hpcasync.train.supervisor import Supervisor
+
+
+def make_config(directory: Path, **sections: Any) -> Config:
+    values = {
+        "data": {"path": "corpus"},
+        "stop": {"updates": 1000},
+        "validation": {"score": False},
+        "schedule": {"warmup": 10},
+        "optimizer": {"learning_rate": 1.0},
+        "run_dir": str(directory),
+        **sections,
+    }
+    return parse_config(values, "test")
+
+
+class Run:
+    """A supervisor with what it needs, and a stand-in for the servers that saves what it asks for."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        num_shards: int = 1,
+        state: RunState | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **sections: Any,
+    ) -> None:
+        self.config = make_config(directory, **sections)
+        self.directory = directory
+        for kind in ("checkpoints", "snapshots"):
+            (directory / kind).mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        self.flat = FlatParameters(nn.Linear(20, 3))
+        self.shards = ShardState(self.flat.parameters, optimizer_factory(self.config.optimizer))
+        self.num_shards = num_shards
+        self.writer = ShardWriter(directory / "checkpoints", num_shards)
+        recorder = Recorder(directory, Console(self.config.stop, 10), every=1, tensorboard=False, batches_per_epoch=10)
+        self.state = RunState.new(self.config) if state is None else state
+        self.supervisor = Supervisor(
+            self.config, directory, self.flat, num_shards, self.writer, recorder, self.state, {"model": "linear"}, clock
+        )
+        self.supervisor.start()
+        self.requests: list[SaveRequest] = []
+        self._next_ticket = self.state.ledger.low
+
+    def update(self, number: int = 1, *, loss: float = 200.0) -> None:
+        for _ in range(number):
+            tickets = (self._next_ticket, self._next_ticket + 1)
+            self._next_ticket += 2
+            report = UpdateReport(2, 100, 90, loss, tickets, (0, 1))
+            self.save(self.supervisor.after_update(report, self.supervisor.learning_rate(report)))
+
+    def save(self, request: SaveRequest | None) -> None:
+        """Save at once, as servers do; all shards are this whole one."""
+        if request is None:
+            return
+        self.requests.append(request)
+        if request.checkpoint:
+            for index in range(self.num_shards):
+                self.writer.save_shard(request.name, index, self.shards.whole, self.shards.state_tensors())
+        if request.snapshot:
+            self.supervisor.save_snapshot(request, self.flat.parameters.clone())
+        for saved in self.writer.wait():
+            self.supervisor.shard_saved(saved)
+
+    def finish(self) -> None:
+        self.save(self.supervisor.final_request())
+        self.supervisor.finish()
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["event"] == kind]
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def end_of(run: Run) -> dict[str, Any]:
+    counts = {"gradients_pushed": 0, "gradients_applied": 0, "gradients_dropped": 0, "target_tokens_per_second": 0.0}
+    return {**run.supervisor.counters.to_dict(), **counts, "staleness": {"mean": 0.0, "max": 0}}
+
+
+class Scores(Scorer):
+    """A scorer that is handed its scores."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(run_dir)
+        self.submitted: list[str] = []
+        self.ready: list[dict[str, Any]] = []
+
+    def submit(self, name: str) -> None:
+        self.submitted.append(name)
+
+    def poll(self) -> list[dict[str, Any]]:
+        ready, self.ready = self.ready, []
+        return ready
+
+
+def scored(number: int, bleu: float, loss: float) -> dict[str, Any]:
+    return {
+        "name": f"u{number:08d}",
+        "num_updates": number,
+        "wall_seconds": 1.0,
+        "bleu": bleu,
+        "loss": loss,
+        "perplexity": 1.0,
+        "chrf": 1.0,
+    }
