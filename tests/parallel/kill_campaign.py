@@ -1,7 +1,8 @@
 """Kills a training job at random moments, restarts it, and checks what is left each time.
 
 `python tests/parallel/kill_campaign.py --kills 100` trains on a small generated corpus: every round a random process of
-the job (a worker, a server, the coordinator, mpirun) is killed with SIGKILL at a random moment, and the run is resumed.
+the job (a worker, a server, the coordinator, mpirun) is killed with SIGKILL at a random moment, some of them while a
+checkpoint is being written, and the run is resumed.
 After each death the checkpoints that look complete must load and add up. In the end the run must have covered the same
 batches as one that nobody killed, and be as good.
 """
@@ -31,6 +32,8 @@ from hpcasync.train.run_files import list_complete, read_state
 NUM_RANKS = 4
 VICTIMS = ("coordinator", "server", "worker", "mpirun")
 VICTIM_RANKS = {"coordinator": 0, "server": 1, "worker": 3}
+# When a process is killed: a few updates after a checkpoint, while one is written, or before there is a new one.
+MOMENTS = {"training": 0.55, "checkpoint": 0.35, "start": 0.1}
 # An epoch has 11 updates. Moments are counted in updates, so that no machine is fast enough to be done before.
 EPOCHS_PER_KILL = 6
 MOST_UPDATES_PER_KILL = 50
@@ -44,11 +47,15 @@ class Campaign:
 
     Attributes:
         killed: victims by kind.
+        moments: of the kills, by kind.
+        num_cut_off: kills that left a checkpoint half written.
         num_checks: checkpoints that were read.
         losses: of the run that was killed, and of the one that was not: the mean of the last updates.
     """
 
     killed: Counter[str] = field(default_factory=Counter)
+    moments: Counter[str] = field(default_factory=Counter)
+    num_cut_off: int = 0
     num_checks: int = 0
     losses: tuple[float, float] = (0.0, 0.0)
 
@@ -64,17 +71,22 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
         f"stop={{epochs: {EPOCHS_PER_KILL * (num_kills + 1)}}}",
         "checkpoint={every: 2, keep: 2}",
     )
+    timeout = 240.0 + 60 * num_kills
     with RunningJob(NUM_RANKS, config, "name=peace", *overrides, log=directory / "peace.log") as job:
-        assert job.wait() == 0, job.output
+        assert job.wait(timeout) == 0, job.output
     peace, log = job, directory / "killed.log"
     for number in range(num_kills):
         victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else generator.choice(VICTIMS)
         with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
-            _kill(job, victim, generator)
+            [moment] = generator.choices(list(MOMENTS), list(MOMENTS.values()))
+            _kill(job, victim, moment, generator)
         campaign.killed[victim] += 1
-        campaign.num_checks += _check(job.config.run_dir / "killed-async-global-seed1")
+        campaign.moments[moment] += 1
+        campaign.num_cut_off += bool(_partial_checkpoints(job))
+        campaign.num_checks += _check(job.run_dir)
+        print(f"{number + 1}: {victim} ({moment}), newest {job.newest or 'none'}", flush=True)
     with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
-        assert job.wait() == 0, job.output
+        assert job.wait(timeout) == 0, job.output
     campaign.num_checks += _check(job.run_dir)
     _compare(peace, job)
     campaign.losses = _final_loss(job), _final_loss(peace)
@@ -82,19 +94,28 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
     return campaign
 
 
-def _kill(job: RunningJob, victim: str, generator: random.Random) -> None:
-    """Kill a process of the job, most often while it trains, and wait for the job's end."""
+def _kill(job: RunningJob, victim: str, moment: str, generator: random.Random) -> None:
+    """Kill a process of the job and wait for the job's end."""
     find = job.mpirun if victim == "mpirun" else lambda: job.rank(VICTIM_RANKS[victim])
-    if generator.random() < 0.9:
+    if moment == "start":
+        job.wait_until(lambda: _is_there(find), f"a {victim}")
+        time.sleep(generator.random() * LATEST_SECONDS_AT_START)
+        process = find()
+    else:
         # A run that is killed before it gets anywhere, again and again, would not get anywhere.
         due = _num_updates(job.newest) + generator.randint(1, MOST_UPDATES_PER_KILL)
         job.wait_until(lambda: _num_updates(job.newest) >= due, f"update {due}")
-        time.sleep(generator.random() * SECONDS_OF_AN_UPDATE)
-    else:
-        job.wait_until(lambda: _is_there(find), f"a {victim}")
-        time.sleep(generator.random() * LATEST_SECONDS_AT_START)
-    find().kill()
+        process = find()
+        if moment == "checkpoint":
+            job.wait_until(lambda: _partial_checkpoints(job), "a checkpoint that is being written", pause=0.0)
+        else:
+            time.sleep(generator.random() * SECONDS_OF_AN_UPDATE)
+    process.kill()
     assert job.wait(60) != 0, job.output
+
+
+def _partial_checkpoints(job: RunningJob) -> list[Path]:
+    return list((job.run_dir / "checkpoints").glob("*.partial"))
 
 
 def _num_updates(checkpoint: str) -> int:
@@ -169,8 +190,12 @@ def main() -> None:
         directory = Path(name)
         corpus = make_tiny_corpus(directory)
         campaign = run_campaign(directory, corpus, num_kills=arguments.kills, seed=arguments.seed)
-    killed = ", ".join(f"{kind} {number}" for kind, number in sorted(campaign.killed.items()))
-    print(f"killed: {killed}; {campaign.num_checks} checkpoints read, all whole")
+    killed, moments = (
+        ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
+        for kinds in (campaign.killed, campaign.moments)
+    )
+    print(f"killed: {killed}; moments: {moments}; {campaign.num_cut_off} left a checkpoint half written")
+    print(f"{campaign.num_checks} checkpoints read, all whole")
     print(f"final training loss {campaign.losses[0]:.3f}, without kills {campaign.losses[1]:.3f}")
 
 

@@ -86,15 +86,15 @@ class RunningJob:
         """Name of the newest complete checkpoint; empty if there is none."""
         return newest_checkpoint(self.run_dir)
 
-    def wait_until(self, condition: Callable[[], object], what: str) -> None:
-        """Poll a condition; fail with the job's output where it ends before, or takes too long."""
+    def wait_until(self, condition: Callable[[], object], what: str, *, pause: float = 0.02) -> None:
+        """Poll a condition every `pause` seconds; fail with the output where the job ends before, or takes too long."""
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not condition():
             if self.process.poll() is not None and not condition():
                 pytest.fail(f"the job ended with {self.process.returncode} before {what}:\n{self.output}")
             if time.monotonic() > deadline:
                 pytest.fail(f"waited in vain for {what}:\n{self.output}")
-            time.sleep(0.02)
+            time.sleep(pause)
 
     def wait(self, timeout: float = _TIMEOUT_SECONDS) -> int:
         """Wait for the end; returns the exit code."""
