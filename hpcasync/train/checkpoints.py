@@ -7,6 +7,7 @@ before it as they are. Gradients are seeded by ticket (`train.step`): no generat
 
 import shutil
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,8 +215,10 @@ def _write_shard(name: str, path: Path, shard: Shard, tensors: dict[str, torch.T
         return SavedShard(name, path.name, error="the parameters are not finite")
     try:
         save_tensors(tensors, path, metadata={"start": str(shard.start), "stop": str(shard.stop)})
-        sync_path(path)
-        return SavedShard(name, path.name, file_digest(path), path.stat().st_size)
+        with ThreadPoolExecutor(1) as executor:
+            digest = executor.submit(file_digest, path)  # read from memory while the disk is written
+            sync_path(path)
+        return SavedShard(name, path.name, digest.result(), path.stat().st_size)
     except WRITE_ERRORS as error:
         with suppress(OSError):
             path.unlink()  # makes room for what else is written
