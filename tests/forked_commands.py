@@ -15,12 +15,12 @@ _JOB_PREFIXES = ("SLURM_", "OMPI_COMM", "PMIX_", "PMI_", "HYDRA_")
 
 @dataclass(frozen=True)
 class FinishedCommand:
-    """What a command did; `returncode` is None if it ran into its time limit."""
+    """What a command did; `returncode` is None if it ran into its time limit. CPU time is without imports."""
 
     returncode: int | None
     stdout: str
     stderr: str
-    seconds: float
+    cpu_seconds: float
 
 
 class ForkedCommands:
@@ -71,4 +71,4 @@ class ForkedCommands:
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
         stdout, stderr = (path.read_text(errors="replace") for path in (self._stdout, self._stderr))
-        return FinishedCommand(answer["returncode"], stdout, stderr, answer["seconds"])
+        return FinishedCommand(answer["returncode"], stdout, stderr, answer["cpu_seconds"])

@@ -2,7 +2,7 @@
 
 Reads one JSON object a line: arguments, cwd, environment (names to values, null unsets), sys_path, stdin, stdout and
 stderr (paths), timeout. Each is run by a fork as `python -m hpcasync ARGUMENTS`, alone in its MPI job if it starts MPI.
-Answers with a line {"returncode": …, "seconds": …}; a returncode of null: the command had to be killed.
+Answers with a line {"returncode": …, "cpu_seconds": …}; a returncode of null: the command had to be killed.
 """
 
 import gc
@@ -62,17 +62,17 @@ def run(request: dict[str, Any]) -> NoReturn:
     raise AssertionError("main ends the process")
 
 
-def finish(child: int, timeout: float) -> int | None:
-    """Wait for a fork; None if it had to be killed."""
+def finish(child: int, timeout: float) -> tuple[int | None, float]:
+    """Wait for a fork; returns its exit code, None if it had to be killed, and the CPU time that it took."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
         time.sleep(0.005)
     os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    _, _, used = os.wait4(child, 0)
+    return None, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -82,12 +82,11 @@ def main() -> None:
     # Not by iterating over standard input, whose buffer a fork would share.
     while line := sys.stdin.readline():
         request = json.loads(line)
-        started = time.monotonic()
         child = os.fork()
         if child == 0:
             run(request)
-        answer = {"returncode": finish(child, request["timeout"]), "seconds": time.monotonic() - started}
-        print(json.dumps(answer), flush=True)
+        returncode, cpu_seconds = finish(child, request["timeout"])
+        print(json.dumps({"returncode": returncode, "cpu_seconds": cpu_seconds}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bad_input import (
+    MOST_CPU_SECONDS,
     PATIENCE_SECONDS,
     Case,
     Prepare,
@@ -313,4 +314,5 @@ def test_is_refused_with_one_message(name: str, commands: ForkedCommands, place:
         timeout=PATIENCE_SECONDS,
     )
     check_refusal(done.returncode, done.stderr, case.says, case.cure)
+    assert done.cpu_seconds < MOST_CPU_SECONDS
     assert digest_of(place) == before, "a refusal changes nothing"
