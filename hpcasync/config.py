@@ -245,8 +245,8 @@ class LoggingConfig(_Section):
     stall: float = Field(
         30,
         ge=0,
-        description="seconds of silence, unusual for it too, after which a worker is reported; in sync: after which "
-        "Horovod names the ranks that all wait for; 0: never",
+        description="seconds of silence, unusual for it too, after which a worker is reported; in sync: of waiting, "
+        "after which the ranks are named that all wait for; 0: never",
     )
     timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 

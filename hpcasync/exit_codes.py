@@ -4,3 +4,5 @@
 PREEMPTED = 85
 # Gradients or loss went out of bounds; the last good checkpoint is kept. Starting it again would do the same.
 DIVERGED = 86
+# A rank has died that the job cannot do without: what mpirun says of a rank that was killed.
+RANK_LOST = 137

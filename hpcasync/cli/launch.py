@@ -10,7 +10,7 @@ import click
 from hpcasync.errors import UserError
 
 _OWN_OPTIONS_WITH_VALUE = ("-n", "-np", "--np", "--ranks", "--max-restarts")
-_OWN_FLAGS = ("--dry-run", "-h", "--help")
+_OWN_FLAGS = ("--dry-run", "--survive-workers", "-h", "--help")
 _COMMAND_KEY = "hpcasync.launch.command"
 _OPTIONS_KEY = "hpcasync.launch.options"
 
@@ -56,8 +56,10 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
 @click.option("--dry-run", is_flag=True, help="Print the mpirun line and start nothing.")
 @click.option("max_restarts", "--max-restarts", type=click.IntRange(min=0), default=0, metavar="K",
               help="`train` only: go on from the newest checkpoint when the job dies, at most K times.")  # fmt: skip
+@click.option("--survive-workers", is_flag=True,
+              help="`train` only, Open MPI, one host: go on without workers that die.")  # fmt: skip
 @click.pass_context
-def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int) -> int:
+def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int, survive_workers: bool) -> int:
     """Start an hpcasync command on several MPI ranks.
 
     Finds the mpirun that belongs to mpi4py's MPI library, adds what one machine needs (more ranks than cores, running
@@ -70,6 +72,10 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int)
     _check_command(command)
     if max_restarts and command[0] != "train":
         raise UserError(f"--max-restarts goes on from checkpoints, and {command[0]} writes none: leave it out")
+    if survive_workers and command[0] != "train":
+        raise UserError(
+            f"--survive-workers is for train, whose workers may die; {command[0]} needs every rank: leave it out"
+        )
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.
     from hpcasync.launch.here import job_line_here
@@ -80,7 +86,10 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int)
 
     def start(arguments: list[str]) -> SupervisedJob:
         program = [sys.executable, "-m", "hpcasync", *arguments]
-        line = job_line_here(num_ranks, program, environment=environment, options=ctx.meta[_OPTIONS_KEY])
+        options = ctx.meta[_OPTIONS_KEY]
+        line = job_line_here(
+            num_ranks, program, environment=environment, options=options, survive_workers=survive_workers
+        )
         click.echo(line, err=True)
         return SupervisedJob(0, ()) if dry_run else supervise(line, environment, saves_on_usr1=command[0] == "train")
 

@@ -52,8 +52,21 @@ def server_backoff(*, spans_nodes: bool) -> Backoff:
 
 
 def make_progress(comm: MPI.Intracomm) -> None:
-    """Let MPI serve other ranks' one-sided operations on this rank (needed between hosts over TCP)."""
-    comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+    """Let MPI serve other ranks' one-sided operations on this rank (needed between hosts over TCP).
+
+    Deaths that MPI has noticed are acknowledged: what follows from them is decided elsewhere (`comm.liveness`).
+    """
+    try:
+        comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+    except MPI.Exception as error:
+        if not is_death(error):
+            raise
+        comm.Ack_failed()
+
+
+def is_death(error: MPI.Exception) -> bool:
+    """Whether MPI says with this error that a rank has died."""
+    return error.error_class in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def wait_for_all(comm: MPI.Intracomm) -> None:

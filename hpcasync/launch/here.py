@@ -15,11 +15,12 @@ def job_line_here(
     environment: Mapping[str, str],
     options: Sequence[str] = (),
     launcher: Launcher | None = None,
+    survive_workers: bool = False,
 ) -> JobLine:
     """Build the line with the mpirun and the needs of this machine; see `hpcasync.launch.mpirun.job_line`.
 
     Raises:
-        UserError: no mpirun belongs to mpi4py's MPI library.
+        UserError: no mpirun belongs to mpi4py's MPI library, or it cannot do what is asked.
     """
     return job_line(
         launcher or find_launcher(),
@@ -29,4 +30,5 @@ def job_line_here(
         is_root=os.geteuid() == 0,
         shared_memory_bytes=free_shared_memory_bytes(),
         options=options,
+        survive_workers=survive_workers,
     )

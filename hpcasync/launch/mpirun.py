@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpcasync.errors import UserError
+
 # "mpich" stands for all that start ranks with hydra: MPICH, Intel MPI, MVAPICH.
 Flavour = Literal["openmpi", "mpich"]
 FLAVOUR_NAMES: dict[Flavour, str] = {"openmpi": "Open MPI", "mpich": "MPICH"}
@@ -16,6 +18,8 @@ SMALL_SHARED_MEMORY_BYTES = 1 << 30
 _HOST_OPTIONS = {"host", "H", "hostfile", "machinefile", "default-hostfile", "f", "hosts"}
 _BINDING_OPTIONS = {"bind-to", "bind-to-core", "cpu-set", "cpu-list", "rankfile", "rf"}
 _MAPPING_OPTIONS = {"oversubscribe", "nooversubscribe", "map-by"}
+# For the ranks (`hpcasync.train.deaths`): asked for, not only possible.
+SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
 # Set in every allocation of a resource manager: there mpirun knows hosts and slots.
 _ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 # What a remote rank needs of the caller's environment. Open MPI hands on its own variables only; hydra hands on all.
@@ -53,6 +57,7 @@ def job_line(
     is_root: bool,
     shared_memory_bytes: int | None = None,
     options: Sequence[str] = (),
+    survive_workers: bool = False,
 ) -> JobLine:
     """Build the line that starts `program` on `num_ranks` ranks.
 
@@ -66,6 +71,10 @@ def job_line(
         is_root: whether the caller is root, which Open MPI refuses unless told.
         shared_memory_bytes: free space of /dev/shm; None: not known.
         options: mpirun options of the user.
+        survive_workers: the other ranks live on when one is killed, and training goes on without a worker.
+
+    Raises:
+        UserError: `survive_workers` with an MPI that cannot do that.
     """
     added: list[str] = []
     variables: dict[str, str] = {}
@@ -75,6 +84,14 @@ def job_line(
             # Windows of one host are files there, and one that does not fit ends the job.
             directory = environment.get("TMPDIR", "/tmp")
             variables |= {f"OMPI_MCA_{part}_backing_directory": directory for part in ("osc_sm", "osc_rdma", "btl_sm")}
+    if survive_workers:
+        if launcher.flavour != "openmpi":
+            raise UserError(
+                f"--survive-workers needs Open MPI, and mpi4py uses {FLAVOUR_NAMES[launcher.flavour]} here: leave it "
+                "out, or use --max-restarts"
+            )
+        added += ["--with-ft", "mpi"]
+        variables[SURVIVE_VARIABLE] = "1"
     missing = {name: value for name, value in variables.items() if name not in environment}
     return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)
 

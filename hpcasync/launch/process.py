@@ -158,7 +158,7 @@ def _clean_up(
             straggler.kill()
     if process.returncode != 0 or left:
         _wait_for_end(job, seconds=1.0)
-        remove_left_segments(started_at)
+    remove_left_segments(started_at)  # also after a good end: a rank may have been killed on the way to it
     return commands
 
 

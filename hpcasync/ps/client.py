@@ -25,19 +25,23 @@ class Client:
         pull: what `wait` waits for.
 
     Attributes:
+        may_lose_workers: the job goes on without workers that die: who finds no more batches rests.
         num_pushed: pushes made.
         num_pull_retries: pulls that met a shard which had moved on, and were repeated.
         wait_seconds: time spent waiting for a free slot or for the own push to be applied.
     """
 
-    def __init__(self, link: Link, pull: PullPolicy = "handled") -> None:
+    def __init__(self, link: Link, pull: PullPolicy = "handled", *, may_lose_workers: bool = False) -> None:
         assert link.worker_index is not None
         self._pull = pull
+        self.may_lose_workers = may_lose_workers
         self._is_rejected = False
         self._link = link
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
         self._version = -1
+        self._num_offers = 0
+        self._num_rests = 0
         self._device_copy: DeviceCopy | None = None
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
@@ -49,6 +53,31 @@ class Client:
     def draw(self) -> int:
         """The number of the next batch; each number is drawn once over all workers."""
         return self._link.control.add(self._coordinator, ControlWords.CURSOR, 1)
+
+    def take_offer(self) -> int | None:
+        """A batch that a dead worker has left undone, if one is offered to this worker; comes before `draw`."""
+        if not self.may_lose_workers:
+            return None
+        words = ControlWords.offers(self._worker), ControlWords.offered_ticket(self._worker)
+        num_offers = self._link.control.read(self._coordinator, words[0])
+        if num_offers == self._num_offers:
+            return None
+        # The next one is made only when this one has been pushed.
+        self._num_offers = num_offers
+        return self._link.control.read(self._coordinator, words[1])
+
+    def rest(self) -> bool:
+        """There are no more batches to draw: wait for an offer; False if nothing is left to do for anybody."""
+        self._num_rests += 1
+        read, rank = self._link.control.read, self._coordinator
+        self._link.control.store(rank, ControlWords.rests(self._worker), self._num_rests)
+        backoff = Backoff(longest_seconds=0.005)
+        while read(rank, ControlWords.offers(self._worker)) == self._num_offers:
+            if self.should_stop() or read(rank, ControlWords.EXHAUSTED):
+                return False
+            self._link.make_progress()
+            backoff.wait()
+        return True
 
     def should_stop(self) -> bool:
         """Whether the coordinator has ended training."""

@@ -25,15 +25,16 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import wait_for_all
+from hpcasync.comm.waiting import Backoff, make_progress, wait_for_all
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.link import Link, LinkOptions
+from hpcasync.ps.link import ControlWords, Link, LinkOptions
 from hpcasync.ps.observer import Observer, ShardSaver
 from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.staleness import StalenessPolicy, make_policy
 from hpcasync.ps.state import PushCounts, UpdateState
+from hpcasync.ps.survival import Survival
 from hpcasync.timeline import Timeline
 
 
@@ -56,6 +57,7 @@ class EngineOptions:
         ema_decay: averaged parameters, per update; 0: none.
         staleness_limit, staleness_policy: what is done about stale gradients (`ps.staleness`).
         compensation: strength of delay compensation (`ps.compensation`); needs a limit, with policy wait or drop.
+        may_lose_workers: the job goes on without workers that die; MPI has to allow it (`comm.liveness`).
         link: what the windows hold.
     """
 
@@ -67,6 +69,7 @@ class EngineOptions:
     staleness_limit: int | None = None
     staleness_policy: StalenessPolicy = "wait"
     compensation: float = 0.0
+    may_lose_workers: bool = False
     link: LinkOptions = field(default_factory=LinkOptions)
 
 
@@ -83,6 +86,7 @@ class Engine:
         counts: of gradients before, at the coordinator; counted on.
         timeline: records what this rank does.
         server_device: where a server holds its shard, its optimizer state and sums; default: CPU.
+        on_start: called when all ranks are ready, before anything is trained.
 
     Raises:
         UserError: on every rank, if there are too few ranks or a host has too little memory for the windows.
@@ -100,8 +104,10 @@ class Engine:
         counts: PushCounts | None = None,
         timeline: Timeline | None = None,
         server_device: torch.device | None = None,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._comm = comm
+        self._on_start = on_start
         self._options = options
         self._version = version
         self._timeline = Timeline() if timeline is None else timeline
@@ -111,7 +117,7 @@ class Engine:
         self._state: ShardState | None = None
         self._client: Client | None = None
         if self._link.server_index is None:
-            self._client = Client(self._link, options.pull)
+            self._client = Client(self._link, options.pull, may_lose_workers=options.may_lose_workers)
         else:
             self._state = ShardState(
                 initial_shard(parameters, self._link.shards[self._link.server_index], server_device),
@@ -147,12 +153,13 @@ class Engine:
             assert self._link.server_index is not None
             self._state.load_state_tensors(read_shard(self._link.shards[self._link.server_index]))
 
-    def serve(self, observer: RunObserver | None, saver: ShardSaver) -> None:
+    def serve(self, observer: RunObserver | None, saver: ShardSaver, survival: Survival | None = None) -> None:
         """Be a server until every worker has finished (collective with `start` of the workers).
 
         Args:
             observer: at the coordinator.
             saver: where this server's shard is saved.
+            survival: at the coordinator, with `may_lose_workers`: which workers have died, and what they leave undone.
         """
         assert self._state is not None and self._link.server_index is not None
         options, clip_norm = self._options, self._options.clip_norm
@@ -179,8 +186,16 @@ class Engine:
             version=self._version,
             counts=self.counts,
         )
+        assert (survival is not None) == options.may_lose_workers
         coordinator = Coordinator(
-            self._link, self._state, saver, observer, decisions, clip_norm=clip_norm, compensation=compensation
+            self._link,
+            self._state,
+            saver,
+            observer,
+            decisions,
+            clip_norm=clip_norm,
+            compensation=compensation,
+            survival=survival,
         )
         coordinator.timeline = self._timeline
         self.start()
@@ -192,11 +207,34 @@ class Engine:
     def start(self) -> None:
         """Workers call this before their first pull; the servers have published the first version then."""
         self._comm.Barrier()
+        self._on_start()
 
-    def close(self) -> None:
-        """Wait for all ranks without keeping a core busy, and free the windows (collective)."""
+    def close(self, exit_code: int = 0) -> int:
+        """Wait for all ranks without keeping a core busy, and free the windows (collective).
+
+        Where workers may die no rank waits for any other than the coordinator, and windows stay: freeing is collective.
+
+        Args:
+            exit_code: of the job, at the coordinator.
+
+        Returns:
+            the coordinator's exit code, on every rank.
+        """
+        if self._options.may_lose_workers:
+            return self._hear_of_the_end(exit_code)
         wait_for_all(self._comm)
         self._link.free()
+        return int(self._comm.bcast(exit_code, root=self._link.coordinator_rank))
+
+    def _hear_of_the_end(self, exit_code: int) -> int:
+        control, coordinator = self._link.control, self._link.coordinator_rank
+        if self.is_coordinator:
+            control.store(coordinator, ControlWords.ENDED, exit_code + 1)
+        backoff = Backoff(longest_seconds=0.005)
+        while not (ended := control.read(coordinator, ControlWords.ENDED)):
+            make_progress(self._comm)
+            backoff.wait()
+        return ended - 1
 
     def _num_private_copies(self) -> int:
         options = self._options

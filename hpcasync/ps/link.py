@@ -51,6 +51,9 @@ class ControlWords:
     STOP = 2  # 1: workers draw and push nothing more
     # At every server.
     WRITING = 3  # version that is being written, or has been written, to this server's buffers
+    # At the coordinator, where workers may die.
+    EXHAUSTED = 4  # 1: no batch is left to do for anybody, workers finish
+    ENDED = 5  # the exit code of the job and 1, once everything is saved
     _FIRST_WORKER = 8
     _PER_WORKER = 8
 
@@ -78,6 +81,21 @@ class ControlWords:
     def handled(cls, worker: int) -> int:
         """At the coordinator: pushes of the worker that are accumulated, and an update that they complete published."""
         return cls.announced(worker) + 4
+
+    @classmethod
+    def rests(cls, worker: int) -> int:
+        """At the coordinator: how often the worker has found no more batches; written by the worker."""
+        return cls.announced(worker) + 5
+
+    @classmethod
+    def offers(cls, worker: int) -> int:
+        """At the coordinator: batches of dead workers that have been offered to the worker."""
+        return cls.announced(worker) + 6
+
+    @classmethod
+    def offered_ticket(cls, worker: int) -> int:
+        """At the coordinator: the last batch that was offered."""
+        return cls.announced(worker) + 7
 
     @classmethod
     def count(cls, num_workers: int) -> int:

@@ -41,6 +41,9 @@ class Observer(Protocol):
     def after_finish(self, worker: int) -> None:
         """A worker pushes nothing more; told again and again."""
 
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        """A worker has died; its batches go to the others. `is_last`: there are none, and batches are left to do."""
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """A push has been dropped: rejected by its worker if it has no tokens, else too stale or after the end."""
 

@@ -22,6 +22,7 @@ from hpcasync.ps.record import decode_record, record_bytes
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.shard_state import ShardState, clip_factor
 from hpcasync.ps.state import Arrival, Update, UpdateState
+from hpcasync.ps.survival import Survival
 from hpcasync.timeline import Timeline
 
 
@@ -226,22 +227,26 @@ class Coordinator(_ShardServer):
         *,
         clip_norm: float,
         compensation: DelayCompensation | None = None,
+        survival: Survival | None = None,
     ) -> None:
         super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version, compensation=compensation)
         self._observer = observer
         self._decisions = decisions
+        self._survival = survival
         self._num_pending_saves = 0
         self._has_saved_last = False
 
     def run(self) -> None:
         """Serve until every worker has finished; then end the other servers."""
         backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
-        while not self._decisions.is_finished:
+        while not self._is_finished():
             # First: a resumed run may be over before it begins.
             if not self._decisions.is_stopping and self._observer.should_stop():
                 self._stop()
             if self._take_arrivals() or self._decisions.should_apply():
                 backoff.reset()
+            if self._survival is not None:
+                self._let_go_of_the_dead(self._survival)
             self._advance()
             self._collect_saves()
             self._link.make_progress()
@@ -277,22 +282,45 @@ class Coordinator(_ShardServer):
         for request in requests:
             request.wait()
 
+    def _is_finished(self) -> bool:
+        # Who rests counts as finished until it is woken.
+        is_awake = self._survival is not None and not self._survival.work.has_ended
+        return self._decisions.is_finished and not is_awake
+
     def _take_arrivals(self) -> bool:
-        words = self._link.control.local()
         taken = False
         for worker in range(self._link.num_workers):
-            # Read before the count: a worker finishes after its last announcement.
-            has_finished = words[ControlWords.finished(worker)] != 0
-            announced = int(words[ControlWords.announced(worker)])
-            while self._decisions.num_received(worker) < announced:
-                taken = True
-                sequence = self._decisions.num_received(worker) + 1
-                self._receive(worker, sequence)
-                self._advance()
-            if has_finished:
-                self._decisions.finish(worker)
-                self._observer.after_finish(worker)
+            if self._survival is None or not self._survival.is_lost(worker):
+                taken = self._take_arrivals_of(worker) or taken
         return taken
+
+    def _take_arrivals_of(self, worker: int) -> bool:
+        words = self._link.control.local()
+        # Read before the count: a worker finishes, or rests, after its last announcement.
+        has_finished = words[ControlWords.finished(worker)] != 0
+        num_rests = int(words[ControlWords.rests(worker)])
+        announced = int(words[ControlWords.announced(worker)])
+        taken = False
+        while self._decisions.num_received(worker) < announced:
+            taken = True
+            sequence = self._decisions.num_received(worker) + 1
+            self._receive(worker, sequence)
+            self._advance()
+        is_resting = self._survival is not None and self._survival.rests(worker, num_rests)
+        if has_finished or is_resting:
+            self._decisions.finish(worker)
+            self._observer.after_finish(worker)
+        if has_finished and self._survival is not None:
+            self._survival.work.finished(worker)
+        return taken
+
+    def _let_go_of_the_dead(self, survival: Survival) -> None:
+        for worker in survival.new_deaths():
+            self._take_arrivals_of(worker)  # what it had announced is whole
+            survival.let_go(worker, num_drawn=int(self._link.control.local()[ControlWords.CURSOR]))
+            self._decisions.finish(worker)
+            self._observer.after_loss(worker, is_last=survival.is_stuck)
+        survival.share(self._link.control, self._rank, self._decisions)
 
     def _receive(self, worker: int, sequence: int) -> None:
         self._observer.after_arrival(worker)
@@ -300,6 +328,8 @@ class Coordinator(_ShardServer):
         offset = self._link.record_offset(0, worker, sequence)
         words = self._memory[offset : offset + record_bytes(self._link.max_tickets)].view(torch.float64)
         record = decode_record(words)
+        if self._survival is not None:
+            self._survival.work.arrived(worker, record.tickets)
         accepted = self._decisions.receive(Arrival(worker, sequence, record))
         if not accepted:
             self._observer.after_drop(record, is_stale=not self._decisions.is_stopping)

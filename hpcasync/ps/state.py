@@ -141,8 +141,13 @@ class UpdateState:
         return True
 
     def finish(self, worker: int) -> None:
-        """This worker pushes nothing more."""
+        """This worker pushes nothing more, unless it resumes."""
         self._active.discard(worker)
+
+    def resume(self, worker: int) -> None:
+        """A worker that had finished pulls the newest version and computes again."""
+        self._active.add(worker)
+        self._basis[worker] = self._version
 
     def stop(self) -> None:
         """End training: nothing more is applied, what is accumulated is dropped."""

@@ -4,6 +4,7 @@ A ticket is the position of a batch in the endless sequence of all data epochs. 
 shared cursor; `TicketSequence` turns a drawn number into a ticket.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ class TicketSequence:
     """The order in which tickets are handed out: first those to do again, then everything from `next_ticket` on.
 
     Attributes:
-        again: tickets that were drawn before a checkpoint and are not part of it.
+        again: tickets that were drawn before a checkpoint and are not part of it, ascending.
         next_ticket: the first ticket that nobody has drawn yet.
     """
 
@@ -25,6 +26,12 @@ class TicketSequence:
         if number < len(self.again):
             return self.again[number]
         return self.next_ticket + number - len(self.again)
+
+    def number(self, ticket: int) -> int:
+        """Which draw the ticket is for: the inverse of `ticket`."""
+        if ticket < self.next_ticket:
+            return bisect_left(self.again, ticket)
+        return ticket - self.next_ticket + len(self.again)
 
 
 class TicketLedger:
@@ -57,7 +64,11 @@ class TicketLedger:
         """Applied tickets above `low`, ascending."""
         return sorted(self._above)
 
+    def missing_below(self, end: int) -> list[int]:
+        """Tickets below `end` that have not been applied, ascending."""
+        return [ticket for ticket in range(self._low, end) if ticket not in self._above]
+
     def remaining(self) -> TicketSequence:
         """What is left to do: the gaps, then everything after the last applied ticket."""
         end = max(self._above, default=self._low - 1) + 1
-        return TicketSequence(tuple(t for t in range(self._low, end) if t not in self._above), end)
+        return TicketSequence(tuple(self.missing_below(end)), end)

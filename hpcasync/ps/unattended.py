@@ -45,6 +45,9 @@ class Unattended:
     def after_finish(self, worker: int) -> None:
         """Nothing."""
 
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        """Nothing."""
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """Nothing."""
 

@@ -1,10 +1,10 @@
 """The synchronous baseline: Horovod allreduce of the same flat gradient vector."""
 
-import math
 import os
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -15,24 +15,20 @@ from hpcasync.ps.state import PushCounts
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.exchange import Contribution
+from hpcasync.train.rank_watch import RankWatch
 from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
 
 
-def start_horovod(comm: MPI.Intracomm, stall_seconds: float) -> Any:
+def start_horovod(comm: MPI.Intracomm) -> Any:
     """Start Horovod on all ranks and return its torch module.
-
-    Args:
-        comm: all ranks.
-        stall_seconds: after so long Horovod says on standard error which ranks the others wait for; 0: never.
 
     Raises:
         UserError: Horovod is not installed, was built without MPI, or sees another number of ranks.
     """
     hvd = together(comm, _import_horovod)
-    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(math.ceil(stall_seconds)))
-    if not stall_seconds:
-        os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
+    # It says nothing of a rank whose whole process is stopped; `RankWatch` does.
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
     hvd.init()
     if hvd.size() != comm.size:
         raise UserError(f"Horovod sees {hvd.size()} ranks and MPI {comm.size}: see `hpcasync doctor`", everywhere=True)
@@ -65,6 +61,7 @@ class AllreduceExchange:
         supervisor: on world rank 0 alone.
         version: number of updates made before (resume).
         counts: of gradients; kept up to date.
+        watch: names ranks that are waited for.
         timeline: records allreduces, in which workers wait for each other, and optimizer steps.
     """
 
@@ -80,6 +77,7 @@ class AllreduceExchange:
         clip_norm: float,
         version: int,
         counts: PushCounts,
+        watch: RankWatch,
         timeline: Timeline,
     ) -> None:
         self._comm = comm
@@ -94,6 +92,7 @@ class AllreduceExchange:
         self._num_drawn = 0
         self._is_finished = False
         self._counts = counts
+        self._watch = watch
         self._timeline = timeline
 
     @property
@@ -120,9 +119,13 @@ class AllreduceExchange:
         else:
             gradient.zero_()
         with self._timeline.span("allreduce"):
-            handle = self._hvd.allreduce_async_(gradient, op=self._hvd.Sum, name="gradient")
-            totals = self._hvd.allreduce(totals, op=self._hvd.Sum, name="totals")
-            self._hvd.synchronize(handle)
+            handles = [
+                self._hvd.allreduce_async_(gradient, op=self._hvd.Sum, name="gradient"),
+                self._hvd.allreduce_async_(totals, op=self._hvd.Sum, name="totals"),
+            ]
+            self._watch.wait(lambda: all(map(self._hvd.poll, handles)))
+            for handle in handles:
+                self._hvd.synchronize(handle)
         tickets = self._round_tickets()
         self._num_rounds += 1
         self._num_drawn = 0
@@ -144,10 +147,17 @@ class AllreduceExchange:
         if self._supervisor is not None:
             self._supervisor.collect_shards()
             should_stop = should_stop or self._supervisor.should_stop()
-        self._is_finished = self._comm.bcast(should_stop, root=0)
+        self._is_finished = bool(self._from_first(should_stop))
 
     def pull(self, parameters: torch.Tensor) -> None:
         """Nothing to do: the step was made in place."""
+
+    def _from_first(self, value: float) -> float:
+        """Rank 0's value, on all ranks."""
+        buffer = np.array([value], np.float64)
+        request = self._comm.Ibcast(buffer, root=0)
+        self._watch.wait(request.Test)
+        return float(buffer[0])
 
     def _reject(self, rejected: list[tuple[int, ...]]) -> None:
         self._counts.num_pushed += len(rejected)
@@ -159,7 +169,7 @@ class AllreduceExchange:
     def _apply(self, gradient: torch.Tensor, report: UpdateReport) -> None:
         self._version += 1
         learning_rate = self._supervisor.learning_rate(report) if self._supervisor is not None else 0.0
-        learning_rate = self._comm.bcast(learning_rate, root=0)
+        learning_rate = self._from_first(learning_rate)
         scale = 1.0 / report.target_tokens
         if self._clip_norm:
             scale *= clip_factor(scale * squared_norm(gradient) ** 0.5, self._clip_norm)

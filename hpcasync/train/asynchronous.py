@@ -12,6 +12,7 @@ from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.state import Update
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
+from hpcasync.train.deaths import Deaths
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
@@ -36,6 +37,7 @@ class AsynchronousExchange:
         self._batches = batches
         self._timeline = timeline
         self._version = 0
+        self._has_drawn_all = False
         self._is_finished = False
 
     @property
@@ -45,9 +47,14 @@ class AsynchronousExchange:
 
     def draw(self) -> int | None:
         """The next ticket of the whole job."""
-        is_over = self._is_finished or self._client.should_stop()
-        ticket = None if is_over else self._batches.ticket(self._client.draw())
-        self._is_finished = ticket is None
+        if self._is_finished or self._client.should_stop():
+            self._is_finished = True
+            return None
+        if (offered := self._client.take_offer()) is not None:
+            return offered
+        ticket = None if self._has_drawn_all else self._batches.ticket(self._client.draw())
+        self._has_drawn_all = ticket is None
+        self._is_finished = ticket is None and not self._client.may_lose_workers
         return ticket
 
     def expect_gradient(self) -> None:
@@ -56,10 +63,16 @@ class AsynchronousExchange:
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Write the gradient into this worker's slot at the servers."""
         if not contribution.tickets:
+            self._rest()
             return
         with self._timeline.span("push"):
             is_pushed = self._client.push(gradient, self._record(contribution))
         self._go_on(is_pushed)
+
+    def _rest(self) -> None:
+        """There was nothing to draw. Where workers may die, one that dies leaves batches to the others."""
+        if not self._is_finished:
+            self._is_finished = not self._client.rest()
 
     def _go_on(self, is_pushed: bool) -> None:
         """After a push: wait as configured."""
@@ -93,8 +106,9 @@ class AsynchronousExchange:
 class CoordinatorObserver:
     """Translates between the coordinator (`ps.observer.Observer`) and the supervisor of the run."""
 
-    def __init__(self, supervisor: Supervisor, roles: Roles | None = None) -> None:
+    def __init__(self, supervisor: Supervisor, roles: Roles | None = None, deaths: Deaths | None = None) -> None:
         self._supervisor = supervisor
+        self._deaths = deaths
         self._watch = None if roles is None else supervisor.watch(roles)
 
     def begin(self) -> None:
@@ -124,6 +138,12 @@ class CoordinatorObserver:
         """Nor is who has nothing more to do."""
         if self._watch is not None:
             self._watch.finished(worker)
+
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        """Say which one has died; stop watching it."""
+        assert self._watch is not None and self._deaths is not None
+        self._supervisor.lose(self._watch.died(worker), is_last=is_last)
+        self._deaths.deal_with(worker)
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """Batches of a rejected or stale gradient are done with; a resumed run draws those dropped at the end again."""

@@ -1,5 +1,6 @@
 """A training job on all ranks: set up together, then each rank in its role."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config import Config
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.link import LinkOptions
+from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.survival import Survival
 from hpcasync.slurm.environment import check_world_size
 from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
 from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.checkpoints import ShardWriter, read_shard
+from hpcasync.train.deaths import Deaths
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
+from hpcasync.train.rank_watch import RankWatch
 from hpcasync.train.resources import Resources, settle_resources
 from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
 from hpcasync.train.run_state import RunState
@@ -46,7 +51,14 @@ class _Setup:
     state: RunState
     checkpoint: Path | None
     num_checkpoint_shards: int
+    deaths: Deaths
     timeline: Timeline = field(default_factory=Timeline)
+
+    @property
+    def end_of_tickets(self) -> int | None:
+        """The first ticket after the last epoch; None: there is none."""
+        num_epochs = self.config.stop.epochs
+        return self.task.plan.first_ticket(num_epochs) if num_epochs else None
 
 
 def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -59,14 +71,22 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
     setup = together(comm, lambda: _set_up(config, comm, resume=resume))
+    with setup.deaths.explained():
+        return _train(setup, overwrite=overwrite)
+
+
+def _train(setup: _Setup, *, overwrite: bool) -> int:
+    config, comm = setup.config, setup.comm
     require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
     require_same(comm, setup.task.flat.digest, "the layout of the model")
-    hvd = start_horovod(comm, config.logging.stall) if config.mode == "sync" else None
-    together(comm, lambda: _prepare_on_first(setup, resume=resume, overwrite=overwrite))
+    hvd = start_horovod(comm) if config.mode == "sync" else None
+    if setup.checkpoint is None:
+        corpus = setup.task.corpus
+        together(comm, lambda: _on_first(setup, lambda: create_run_directory(config, corpus, overwrite=overwrite)))
     setup.timeline = together(comm, lambda: _open_timeline(setup))
-    supervisor = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
+    exit_code = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
+    setup.deaths.ended(exit_code)
     setup.timeline.close()
-    exit_code: int = comm.bcast(0 if supervisor is None else supervisor.exit_code, root=setup.roles.coordinator_rank)
     return exit_code
 
 
@@ -84,20 +104,23 @@ def _open_timeline(setup: _Setup) -> Timeline:
     )
 
 
-def _prepare_on_first(setup: _Setup, *, resume: bool, overwrite: bool) -> None:
-    if setup.comm.rank != setup.roles.coordinator_rank:
-        return
-    if resume:
-        save_configuration(setup.config)
-    else:
-        create_run_directory(setup.config, setup.task.corpus, overwrite=overwrite)
+def _on_first(setup: _Setup, action: Callable[[], None]) -> None:
+    if setup.comm.rank == setup.roles.coordinator_rank:
+        action()
+
+
+def _take_up(setup: _Setup) -> None:
+    """All ranks have read the checkpoint: the run goes on with this configuration."""
+    if setup.checkpoint is not None:
+        together(setup.comm, lambda: _on_first(setup, lambda: save_configuration(setup.config)))
 
 
 def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool) -> _Setup:
     roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
+    deaths = Deaths(comm, roles, config)
     resources = settle_resources(config, roles, comm)
     task = make_task(config, resources.device)
-    setup = _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0)
+    setup = _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
     if resume:
         setup.checkpoint = find_checkpoint(config)
         setup.state, setup.num_checkpoint_shards = read_run_state(
@@ -111,6 +134,8 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
     recorder = task.open_recorder()
     for line in header_lines(task, setup.roles, setup.resources, window_bytes):
         recorder.say(line)
+    if setup.deaths.may_lose_workers:
+        recorder.say("  workers that die: the others take over their batches")
     if setup.checkpoint is not None:
         recorder.note(f"resuming from {setup.checkpoint}")
     recorder.event("start", configuration=config.to_dict(), versions=collect_versions(), roles=setup.roles.describe())
@@ -124,16 +149,19 @@ def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
         state.load_state_tensors(read_shard(setup.checkpoint, setup.num_checkpoint_shards, shard))
 
 
-def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
+def _run_synchronous(setup: _Setup, hvd: Any) -> int:
     config, comm, flat = setup.config, setup.comm, setup.task.flat
     hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
     optimizer = config.optimizer
     state = ShardState(flat.parameters, optimizer_factory(optimizer), ema_decay=optimizer.ema_decay)
     together(comm, lambda: _load_shard(setup, state, state.whole))
+    _take_up(setup)
     supervisor = None
     if comm.rank == 0:
         writer = ShardWriter(config.output_dir / "checkpoints", 1)
         supervisor = _make_supervisor(setup, writer, 1, window_bytes=0)
+    report = None if supervisor is None else supervisor.report_event
+    watch = RankWatch(comm, setup.roles.hosts, config.logging.stall, report)
     exchange = AllreduceExchange(
         comm,
         hvd,
@@ -144,6 +172,7 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
         clip_norm=optimizer.clip_norm,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
+        watch=watch,
         timeline=setup.timeline,
     )
     step = GradientStep(config, setup.task.model, flat, setup.task.plan)
@@ -159,8 +188,9 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> Supervisor | None:
             supervisor.save_all(request, state)
         _end(setup, supervisor)
     wait_for_all(comm)
+    watch.close()
     hvd.shutdown()
-    return supervisor
+    return int(comm.bcast(0 if supervisor is None else supervisor.exit_code, root=0))
 
 
 def _batches(setup: _Setup) -> BatchOrder:
@@ -173,30 +203,31 @@ def _slowdown(setup: _Setup) -> float:
     return straggler.slowdown if is_straggler else 1.0
 
 
-def _run_asynchronous(setup: _Setup) -> Supervisor | None:
+def _run_asynchronous(setup: _Setup) -> int:
     config = setup.config
     engine = Engine(
         setup.comm,
         setup.task.flat.parameters,
         optimizer_factory(config.optimizer),
-        _engine_options(config),
+        _engine_options(config, may_lose_workers=setup.deaths.may_lose_workers),
         roles=setup.roles,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
         timeline=setup.timeline,
         server_device=setup.resources.server_device,
+        on_start=setup.deaths.begin,
     )
     together(setup.comm, lambda: _load_own_shard(setup, engine))
-    supervisor = None
+    _take_up(setup)
+    exit_code = 0
     if engine.is_server:
-        supervisor = _serve(setup, engine)
+        exit_code = _serve(setup, engine)
     else:
         _work(setup, engine)
-    engine.close()
-    return supervisor
+    return engine.close(exit_code)
 
 
-def _engine_options(config: Config) -> EngineOptions:
+def _engine_options(config: Config, *, may_lose_workers: bool) -> EngineOptions:
     exchange, staleness = config.exchange, config.staleness
     return EngineOptions(
         num_servers=config.num_servers,
@@ -207,6 +238,7 @@ def _engine_options(config: Config) -> EngineOptions:
         staleness_limit=staleness.limit,
         staleness_policy=staleness.policy,
         compensation=staleness.compensation,
+        may_lose_workers=may_lose_workers,
         link=LinkOptions(
             num_slots=exchange.slots,
             max_tickets=config.accumulate.local,
@@ -223,16 +255,21 @@ def _load_own_shard(setup: _Setup, engine: Engine) -> None:
         engine.load(lambda shard: read_shard(checkpoint, setup.num_checkpoint_shards, shard))
 
 
-def _serve(setup: _Setup, engine: Engine) -> Supervisor | None:
+def _serve(setup: _Setup, engine: Engine) -> int:
     config = setup.config
     writer = ShardWriter(config.output_dir / "checkpoints", config.num_servers)
     if not engine.is_coordinator:
         engine.serve(None, writer)
-        return None
+        return 0
     supervisor = _make_supervisor(setup, writer, config.num_servers, engine.window_bytes)
-    engine.serve(CoordinatorObserver(supervisor, setup.roles), writer)
+    survival = None
+    if setup.deaths.may_lose_workers:
+        work = LostWork(len(setup.roles.worker_ranks), setup.state.ledger.remaining(), setup.end_of_tickets)
+        survival = Survival(work, setup.deaths.dead_workers)
+    engine.serve(CoordinatorObserver(supervisor, setup.roles, setup.deaths), writer, survival)
     _end(setup, supervisor)
-    return supervisor
+    setup.deaths.ended(supervisor.exit_code)
+    return supervisor.exit_code
 
 
 def _work(setup: _Setup, engine: Engine) -> None:
@@ -256,6 +293,7 @@ def _end(setup: _Setup, supervisor: Supervisor) -> None:
         setup.state.counts,
         collect_versions(),
         stop_reason=supervisor.stop_reason,
+        workers_lost=supervisor.workers_lost,
         exit_code=supervisor.exit_code,
         num_parameters=setup.task.flat.num_trainable,
     )

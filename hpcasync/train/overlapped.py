@@ -28,6 +28,7 @@ class PushOverlappedExchange(AsynchronousExchange):
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Push what is left."""
         if not contribution.tickets:
+            self._rest()
             return
         with self._timeline.span("push"):
             is_pushed = self._stream.end(self._record(contribution)).result()
@@ -55,6 +56,7 @@ class OverlappedExchange(PushOverlappedExchange):
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
         """Hand the gradient to the thread, and take what the transfer before has brought."""
         if not contribution.tickets:
+            self._rest()
             return
         pushed = self._stream.end(self._record(contribution))
         with self._timeline.span("wait"):
@@ -68,6 +70,12 @@ class OverlappedExchange(PushOverlappedExchange):
         if not self._has_parameters:
             super().pull(parameters)
             self._has_parameters = True
+
+    def _rest(self) -> None:
+        """Complete the last push first; pull when there is something to do again."""
+        self._collect()
+        super()._rest()
+        self._has_parameters = False
 
     def close(self) -> None:
         """Complete the last push."""

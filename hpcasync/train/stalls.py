@@ -66,7 +66,7 @@ class StallDetector:
 
     def pushed(self, worker: int, now: float) -> float | None:
         """A push has arrived; if the worker was reported as stalled, returns for how many seconds it was silent."""
-        silence = now - self._last[worker]
+        silence = now - self._last.get(worker, now)
         self._last[worker] = now
         # The first push comes after the model has been moved, compiled, and so on.
         if worker in self._has_pushed:
@@ -78,7 +78,7 @@ class StallDetector:
         return silence
 
     def finished(self, worker: int) -> None:
-        """The worker pushes nothing more."""
+        """The worker pushes nothing more, or rests for now."""
         self._last.pop(worker, None)
 
     def stalls(self, now: float) -> Iterator[Stall]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hpcasync.config import StopConfig
-from hpcasync.exit_codes import DIVERGED, PREEMPTED
+from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
 from hpcasync.train import stop_signals
 from hpcasync.train.counters import Counters
 
@@ -27,7 +27,7 @@ class Ending:
     @property
     def is_preempted(self) -> bool:
         """Whether the run is to go on later, and time is short now."""
-        return self.exit_code == PREEMPTED
+        return self.exit_code in (PREEMPTED, RANK_LOST)
 
     @property
     def is_diverged(self) -> bool:
@@ -69,6 +69,10 @@ class StopRules:
         """End where a signal asks for it."""
         if name := stop_signals.received():
             self._end(f"preempted by {name}", PREEMPTED)
+
+    def lose_all(self) -> None:
+        """Every worker has died."""
+        self._end("all workers have died", RANK_LOST)
 
     def interrupt(self, reason: str) -> None:
         """What remains to be done after the end of training is left to a resumed run."""

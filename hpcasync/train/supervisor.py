@@ -70,6 +70,7 @@ class Supervisor:
         self._rules = StopRules(config.stop)
         self._failed_checkpoints: set[str] = set()
         self._clock = clock
+        self.workers_lost: list[dict[str, object]] = []
         self._started = clock() - state.counters.wall_seconds
         # The newest of each that has been asked for, or that a resumed run has already.
         self._snapshot, self._checkpoint = (
@@ -108,6 +109,11 @@ class Supervisor:
         """What reports workers that stop or are slow."""
         return WorkerWatch(self._recorder, roles, self._config.logging.stall, self._clock)
 
+    def report_event(self, kind: str, text: str, **fields: object) -> None:
+        """Record an event, and tell people of it."""
+        self._recorder.event(kind, **fields)
+        self._recorder.say(text)
+
     def learning_rate(self, report: UpdateReport) -> float:
         """Learning rate of an update that is about to be made."""
         now = self.counters
@@ -141,6 +147,12 @@ class Supervisor:
     def drop(self, tickets: Iterable[int]) -> None:
         """These batches of one gradient are done with, without an update: it was too stale (staleness.policy drop)."""
         self._state.ledger.add(tickets)
+
+    def lose(self, worker: dict[str, object], *, is_last: bool) -> None:
+        """A worker has died: its index, rank and host."""
+        self.workers_lost.append(worker)
+        if is_last:
+            self._rules.lose_all()
 
     def wait_for_scores(self) -> None:
         """Wait until every snapshot has been scored, or a signal comes, for a run whose end must not depend on when."""
@@ -230,6 +242,7 @@ class Supervisor:
             f"{summary['target_tokens_per_second']:,.0f} tok/s; staleness mean {staleness['mean']:.2f}, max "
             f"{staleness['max']}; gradients pushed {summary['gradients_pushed']}, applied "
             f"{summary['gradients_applied']}, dropped {summary['gradients_dropped']}"
+            + (f"; workers lost: {len(self.workers_lost)}" if self.workers_lost else "")
         )
         if self.exit_code:
             self._recorder.note(f"exit code {self.exit_code}; {self._newest_checkpoint()}")

@@ -26,6 +26,7 @@ class WorkerWatch:
         self._least_seconds = least_seconds
         self._detector: StallDetector | None = None
         self._checked = 0.0
+        self._num_live = len(roles.worker_ranks)
 
     def begin(self) -> None:
         """Training begins."""
@@ -43,6 +44,15 @@ class WorkerWatch:
         """The worker pushes nothing more."""
         if self._detector is not None:
             self._detector.finished(worker)
+
+    def died(self, worker: int) -> dict[str, object]:
+        """The worker has died, and the others go on; returns which one it was."""
+        self.finished(worker)
+        self._num_live -= 1
+        rank = self._roles.worker_ranks[worker]
+        text = f"has died; {self._num_live} worker(s) go on, and do what it had begun"
+        self._report("worker-lost", worker, text if self._num_live else "has died, the last one")
+        return {"worker": worker, "rank": rank, "host": self._roles.hosts[rank]}
 
     def check(self) -> None:
         """Report what is new; may be called as often as one likes."""

@@ -1,12 +1,16 @@
 """An error on a rank ends the whole job at once, with one message."""
 
+import socket
 import time
 from pathlib import Path
 
 import pytest
 from runners import MpiRunner
+from test_signals import write_config
+from tiny_training import TinyCorpus
 
 PROGRAM = Path(__file__).parent / "programs" / "failing_command.py"
+FAILING_TRAINING = Path(__file__).parent / "programs" / "failing_training.py"
 
 
 def run(mpirun: MpiRunner, num_ranks: int, how: str, failing: str) -> tuple[int, str, float]:
@@ -24,6 +28,28 @@ def test_an_exception_on_one_rank_ends_the_job_with_one_traceback(mpirun: MpiRun
     assert stderr.count(f"uncaught exception on rank 1 of {num_ranks} on ") == 1
     assert "ZeroDivisionError: by rank 1" in stderr
     assert seconds < 15
+
+
+@pytest.mark.parametrize(
+    ("failing", "overrides"),
+    [
+        (3, ("roles.servers=2", "accumulate.global=2")),  # a worker
+        (1, ("roles.servers=2", "accumulate.global=2")),  # a server that follows
+        (1, ("mode=sync",)),
+    ],
+)
+def test_an_exception_in_the_middle_of_training(
+    mpirun: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus, failing: int, overrides: tuple[str, ...]
+) -> None:
+    """Under plain mpirun: what a rank throws ends all, with one traceback that names the rank and its host."""
+    config, endless = write_config(tmp_path, tiny_corpus), "stop={updates: 1000000}"
+    job = mpirun.program(
+        4, FAILING_TRAINING, str(failing), "train", config, *overrides, endless, timeout=240, check=False
+    )
+    assert job.returncode == 1 and not job.timed_out, job.stderr
+    assert job.stderr.count("Traceback (most recent call last)") == 1, job.stderr
+    assert job.stderr.count(f"uncaught exception on rank {failing} of 4 on {socket.gethostname()}; the job ends") == 1
+    assert "ZeroDivisionError: in the middle of training" in job.stderr
 
 
 def test_the_same_exception_on_all_ranks_is_shown_once(mpirun: MpiRunner) -> None:

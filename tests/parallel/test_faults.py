@@ -5,12 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from runners import MpiRunner
 from running_job import RunningJob
 from test_signals import check_consistent, write_config
 from tiny_training import TinyCorpus
 
-from hpcasync.exit_codes import PREEMPTED
+from hpcasync.exit_codes import DIVERGED, PREEMPTED
 
 
 def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
@@ -56,13 +55,34 @@ def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_
     assert f"worker 1 (rank 2 on {host}) pushes again, after " in job.output
 
 
-def test_horovod_names_the_rank_that_all_wait_for(mpirun: MpiRunner) -> None:
+def test_divergence_has_an_exit_code_of_its_own(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    overrides = ("mode=async", "optimizer.learning_rate=1e30", "stop={updates: 1000000, rejected: 5}")
+    log = tmp_path / "log"
+    with RunningJob(
+        2, write_config(tmp_path, tiny_corpus), *overrides, options=("--max-restarts", "2"), log=log
+    ) as job:
+        assert job.wait() == DIVERGED, job.output
+    assert "stopped (training has diverged: 5 gradients in a row were not finite (stop.rejected))" in job.output
+    assert len(job.records("start")) == 1, "it is not started again"
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_the_rank_that_all_wait_for_is_named(tmp_path: Path, tiny_corpus: TinyCorpus, victim: int) -> None:
+    """Its whole process is stopped, and Horovod's threads with it. Rank 1 speaks for rank 0."""
     pytest.importorskip("horovod", reason="Horovod is not installed: make setup")
-    program = (
-        "import time, torch; from mpi4py import MPI; from hpcasync.train.allreduce import start_horovod; "
-        "hvd = start_horovod(MPI.COMM_WORLD, 1.0); hvd.allreduce(torch.ones(1), name='first'); "
-        "time.sleep(5.0 * (hvd.rank() == 1)); hvd.allreduce(torch.ones(1), name='gradient'); hvd.shutdown()"
-    )
-    job = mpirun.python(2, program, timeout=240)
-    assert "for more than 1 seconds" in job.stderr and "gradient" in job.stderr, job.stderr
-    assert re.search(r"[Mm]issing ranks:\s*1", job.stderr), job.stderr
+    overrides = ("mode=sync", "stop={updates: 1000000}", "logging={every: 5, stall: 2}")
+    with RunningJob(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
+        job.wait_until(lambda: job.num_updates >= 10, "update 10")
+        hanging = job.rank(victim)
+        hanging.suspend()
+        job.wait_until(lambda: f"rank {victim} on " in job.output, "the report")
+        at_report = job.num_updates
+        hanging.resume()
+        job.wait_until(lambda: "takes part again, after " in job.output, "its return")
+        job.wait_until(lambda: job.num_updates > at_report, "more updates")
+        job.process.send_signal(signal.SIGUSR1)
+        assert job.wait() == PREEMPTED, job.output
+    named = set(re.findall(r"rank (\d) on \S+ is waited for by all the others, for \d+ s now", job.output))
+    assert str(victim) in named, job.output
+    if victim:
+        assert {record["rank"] for record in job.records("stall")} >= {victim}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcasync.errors import UserError
 from hpcasync.launch.locate import identify
 from hpcasync.launch.mpirun import JobLine, Launcher, job_line
 from hpcasync.launch.ranks import rank_from_environment
@@ -46,6 +47,17 @@ def test_root_is_allowed_by_variables_only_for_root() -> None:
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     assert allowed.items() <= line(is_root=True).variables.items()
     assert not allowed.keys() & line().variables.keys()
+
+
+def test_surviving_workers_needs_open_mpi() -> None:
+    survive = {"environment": {}, "is_root": False, "survive_workers": True}
+    result = job_line(OPEN_MPI, 3, PROGRAM, **survive)  # type: ignore[arg-type]
+    assert shlex.join(result.argv).startswith(
+        "/opt/mpi/bin/mpirun -n 3 --oversubscribe --bind-to none --with-ft mpi python"
+    )
+    assert result.variables["HPCASYNC_SURVIVE_WORKERS"] == "1"
+    with pytest.raises(UserError, match="--survive-workers needs Open MPI, and mpi4py uses MPICH"):
+        job_line(MPICH, 3, PROGRAM, **survive)  # type: ignore[arg-type]
 
 
 def test_the_users_environment_wins() -> None:

@@ -58,6 +58,9 @@ class Recording:
     def after_finish(self, worker: int) -> None:
         pass
 
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        raise AssertionError("nobody dies here")
+
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         self.dropped.append(record)
         if is_stale and record.num_tokens:

@@ -1,0 +1,92 @@
+"""What a job does about ranks that die, where MPI lets the others live: goes on without workers, or ends."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mpi4py import MPI
+
+from hpcasync.comm.liveness import LifeWatch, mpi_survives_deaths
+from hpcasync.comm.roles import Roles
+from hpcasync.comm.waiting import is_death
+from hpcasync.config import Config
+from hpcasync.errors import UserError
+from hpcasync.exit_codes import RANK_LOST
+
+# Set by `hpcasync launch --survive-workers`.
+SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
+
+
+class Deaths:
+    """A rank's view of the deaths of others (built collectively).
+
+    Args:
+        comm: all ranks.
+        roles: who is who.
+        config: of the run.
+
+    Raises:
+        UserError: on every rank, where the job was asked to survive the deaths of workers and cannot.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, roles: Roles, config: Config) -> None:
+        self._roles = roles
+        # Otherwise MPI itself ends the job.
+        self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST) if mpi_survives_deaths() else None
+        obstacle = _obstacle(self._watch, roles, config)
+        if obstacle and os.environ.get(SURVIVE_VARIABLE):
+            raise UserError(
+                f"--survive-workers: {obstacle}; leave the option out, or use --max-restarts", everywhere=True
+            )
+        self.may_lose_workers = not obstacle
+
+    def begin(self) -> None:
+        """Training begins: from now on workers may die."""
+        if self._watch is not None and self.may_lose_workers:
+            self._watch.spare(self._roles.worker_ranks)
+
+    def dead_workers(self) -> Sequence[int]:
+        """worker_index of those that have died."""
+        dead = {} if self._watch is None else self._watch.dead
+        return [self._roles.worker_ranks.index(rank) for rank in dead if rank in self._roles.worker_ranks]
+
+    def deal_with(self, worker: int) -> None:
+        """The coordinator has let a dead worker go."""
+        if self._watch is not None:
+            self._watch.deal_with(self._roles.worker_ranks[worker])
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Let an MPI error that comes of a death be reported as that, by the rank that reports it for all."""
+        try:
+            yield
+        except MPI.Exception as error:
+            if self._watch is not None and is_death(error):
+                self._watch.wait_for_verdict()
+            raise
+
+    def ended(self, exit_code: int) -> None:
+        """All is saved and told: the job ends with this code, whoever dies now."""
+        if self._watch is not None:
+            self._watch.ended(exit_code)
+
+
+def _obstacle(watch: LifeWatch | None, roles: Roles, config: Config) -> str:
+    """Why the job cannot go on without a worker; empty if it can."""
+    if config.mode == "sync":
+        return "mode=sync needs every rank in every step"
+    if watch is None:
+        return "this MPI ends the job when a rank dies (Open MPI's mpirun does not with --with-ft mpi)"
+    if len(set(roles.hosts)) > 1:
+        return "the ranks are on several hosts, where MPI cannot end a job that has lost one"
+    if not watch.sees_all:
+        return "the ranks do not see each other's processes (they are in containers of their own)"
+    return ""
+
+
+def _names(roles: Roles) -> list[str]:
+    names = [""] * len(roles.hosts)
+    for kind, ranks in (("server", roles.server_ranks), ("worker", roles.worker_ranks)):
+        for index, rank in enumerate(ranks):
+            names[rank] = f"{kind} {index}"
+    return names

@@ -1,0 +1,153 @@
+"""A small asynchronous job whose workers kill themselves at chosen moments; the coordinator prints what was applied.
+
+`python dying_workers.py MOMENT…`: worker 1 dies at the first moment, worker 2 at the second.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from mpi4py import MPI
+
+from hpcasync.comm.liveness import LifeWatch
+from hpcasync.comm.mpi import gather_hosts
+from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.shards import Shard
+from hpcasync.config import PullPolicy
+from hpcasync.data.batches import BatchPlan
+from hpcasync.ps.client import Client
+from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.link import LinkOptions
+from hpcasync.ps.lost_work import LostWork
+from hpcasync.ps.observer import SaveRequest
+from hpcasync.ps.state import Update
+from hpcasync.ps.survival import Survival
+from hpcasync.ps.tickets import TicketSequence
+from hpcasync.ps.unattended import Unattended
+from hpcasync.timeline import Timeline
+from hpcasync.train.asynchronous import AsynchronousExchange
+from hpcasync.train.batch_order import BatchOrder
+from hpcasync.train.exchange import Contribution
+
+NUM_SERVERS, NUM_TICKETS, NUM_LOCAL, EXIT_CODE = 2, 60, 2, 137
+PUSHES_BEFORE = 3
+
+
+class Recording(Unattended):
+    """Remembers what was applied, and who was lost."""
+
+    def __init__(self) -> None:
+        super().__init__(learning_rate=0.1)
+        self.applied: Counter[int] = Counter()
+        self.lost: list[int] = []
+        self.is_stuck = False
+
+    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
+        for push in update.pushes:
+            self.applied.update(push.record.tickets)
+        return super().after_update(update, learning_rate)
+
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        self.lost.append(worker)
+        self.is_stuck = is_last
+
+
+class Mortal(Client):
+    """A client whose process kills itself at a moment of its life: draw, offer, write, announce or rest."""
+
+    moment = ""
+
+    def _die_at(self, moment: str) -> None:
+        if moment == self.moment and (self.num_pushed >= PUSHES_BEFORE or moment in ("offer", "rest")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def draw(self) -> int:
+        number = super().draw()
+        self._die_at("draw")
+        return number
+
+    def take_offer(self) -> int | None:
+        ticket = super().take_offer()
+        if ticket is not None:
+            self._die_at("offer")
+        return ticket
+
+    def write(self, gradient: torch.Tensor, part: Shard) -> None:
+        super().write(gradient, Shard(0, part.stop // 2 if self.moment == "write" else part.stop))
+        self._die_at("write")
+
+    def wait(self) -> bool:
+        self._die_at("announce")
+        return super().wait()
+
+    def rest(self) -> bool:
+        if self.moment == "rest":
+            self._num_rests += 1
+            self._link.control.store(self._coordinator, 8 + 8 * self._worker + 5, self._num_rests)
+        self._die_at("rest")
+        return super().rest()
+
+
+def work(client: Client, flat: FlatParameters) -> None:
+    """Push gradients of ones until there is nothing left to do."""
+    plan = cast(BatchPlan, SimpleNamespace(locate=lambda ticket: divmod(ticket, NUM_TICKETS)))
+    exchange = AsynchronousExchange(client, flat, BatchOrder(TicketSequence(), plan, 1), Timeline())
+    exchange.pull(flat.parameters)
+    while not exchange.is_finished:
+        drawn = [ticket for _ in range(NUM_LOCAL) if (ticket := exchange.draw()) is not None]
+        flat.gradient.fill_(float(len(drawn)))
+        exchange.push(flat.gradient, Contribution(tuple(drawn), len(drawn), 0, 0.0, 0.0))
+        exchange.pull(flat.parameters)
+    exchange.close()
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    moments = dict(enumerate(sys.argv[2:], start=1))
+    roles = assign_roles(gather_hosts(comm), NUM_SERVERS)
+    watch = LifeWatch(comm, roles.hosts, [f"rank {rank}" for rank in range(comm.size)], EXIT_CODE)
+    torch.manual_seed(1)
+    flat = FlatParameters(torch.nn.Linear(64, 4))
+    options = EngineOptions(
+        num_servers=NUM_SERVERS,
+        pushes_per_update=2,
+        pull=cast(PullPolicy, sys.argv[1]),
+        may_lose_workers=True,
+        link=LinkOptions(max_tickets=NUM_LOCAL),
+    )
+    engine = Engine(
+        comm,
+        flat.parameters,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        options,
+        roles=roles,
+        on_start=lambda: watch.spare(roles.worker_ranks),
+    )
+    recording = Recording()
+    if engine.is_coordinator:
+        dead = lambda: [roles.worker_ranks.index(rank) for rank in watch.dead]  # noqa: E731
+        engine.serve(
+            recording, recording, Survival(LostWork(comm.size - NUM_SERVERS, TicketSequence(), NUM_TICKETS), dead)
+        )
+        applied = sorted(recording.applied.elements())
+        result = {"applied": applied, "lost": recording.lost, "is_stuck": recording.is_stuck}
+        print(json.dumps({**result, "final": recording.final.sum().item() if recording.final is not None else None}))
+        sys.stdout.flush()
+    elif engine.is_server:
+        engine.serve(None, recording)
+    else:
+        engine.client.__class__ = Mortal
+        cast(Mortal, engine.client).moment = moments.get(roles.worker_ranks.index(comm.rank), "")
+        engine.start()
+        work(engine.client, flat)
+    watch.ended(engine.close())
+
+
+if __name__ == "__main__":
+    main()
