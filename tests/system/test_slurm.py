@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,31 +107,57 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(submitter: Submitter, prepar
 @pytest.mark.timeout(600)
 def test_a_warned_job_saves_and_goes_on_after_a_requeue(submitter: Submitter, prepared: Job) -> None:
     """USR1 to the batch shell, as `#SBATCH --signal=B:USR1@120` has it before a preemption or the time limit."""
-    cluster, config = submitter.cluster, submitter.directory / "warned.yaml"
-    run_dir = submitter.directory / "runs" / "warned-async-global-seed1"
+    cluster = submitter.cluster
+    check_that_it_goes_on(submitter, "warned", lambda job: cluster.run("scancel", "--batch", "--signal=USR1", job))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_time_limit_saves_and_goes_on_after_a_requeue(submitter: Submitter, prepared: Job) -> None:
+    """SLURM itself warns a minute before the limit, which is set once training goes on."""
+
+    def limit(job: str) -> None:
+        hours, minutes, _ = map(int, submitter.cluster.show(job)[0]["RunTime"].split(":"))
+        submitter.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 3}")
+
+    options = ("--time=60", "--signal=B:USR1@60")
+    check_that_it_goes_on(submitter, "limited", limit, options=options, timeout=400)
+
+
+def check_that_it_goes_on(
+    submitter: Submitter,
+    name: str,
+    warn: Callable[[str], object],
+    *,
+    options: tuple[str, ...] = (),
+    timeout: float = 120,
+) -> None:
+    """Train until `warn` makes SLURM send the signal; the job must save, go back into the queue, and go on."""
+    cluster, config = submitter.cluster, submitter.directory / f"{name}.yaml"
+    run_dir = submitter.directory / "runs" / f"{name}-async-global-seed1"
 
     def configure(num_updates: int) -> None:
         # No checkpoint but the one that the signal asks for.
-        changes = {"name": "warned", "stop": {"updates": num_updates}, "validation": {"every": 1_000_000}}
+        changes = {"name": name, "stop": {"updates": num_updates}, "validation": {"every": 1_000_000}}
         config.write_text(yaml.safe_dump({**CONFIG, **changes}))
 
     def complete() -> list[int]:
         return sorted(int(path.parent.name[1:]) for path in run_dir.glob("checkpoints/u*[0-9]/state.json"))
 
     configure(1_000_000)
-    job = submitter.submit("train-async.sbatch", "warned.yaml", options=("--ntasks-per-node=3",))
+    job = submitter.submit("train-async.sbatch", config.name, options=("--ntasks-per-node=3", *options))
     cluster.wait_until(
         lambda: (run_dir / "metrics.jsonl").exists() and bool(events_of(run_dir, "update")), 300, "training"
     )
-    cluster.run("scancel", "--batch", "--signal=USR1", job)
-    cluster.start_again(job, lambda: configure(complete()[-1] + 10), timeout=120)
+    warn(job)
+    cluster.start_again(job, lambda: configure(complete()[-1] + 10), timeout=timeout)
     [saved] = complete()
     ended = completed(submitter.finish(job))[0]
     assert ended.restarts == 1
     assert f"stopped (preempted by SIGUSR1): {saved} updates" in ended.output
     assert f"hpcasync: job {job} goes back into the queue" in ended.output
     assert f"start number 2 of job {job}: train --resume" in ended.output
-    assert f"resuming from runs/warned-async-global-seed1/checkpoints/u{saved:08d}" in ended.output
+    assert f"resuming from runs/{name}-async-global-seed1/checkpoints/u{saved:08d}" in ended.output
     assert summary_of(run_dir)["num_updates"] == saved + 10
 
 
