@@ -5,6 +5,7 @@ for ever. Every rank then watches the processes on its own host. The death of a 
 (`spare`) is noted for the coordinator to deal with; any other ends the job.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -23,8 +24,8 @@ _RELAY_SECONDS = 0.2
 _ABORT_SECONDS = 2.0
 # Between a death and the coordinator's dealing with it: it may be in the middle of a long update or save.
 _DEALING_SECONDS = 60.0
-# For ranks to end by themselves when everything has been done.
-_END_SECONDS = 5.0
+# For the other ranks to leave before one that leaves with a code that makes mpirun end them.
+_PARTING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class LifeWatch:
         self._dead: dict[int, float] = {}
         self._dealt_with: set[int] = set()
         self._exit_code: int | None = None
-        # Watches until the process ends: also while MPI is finalised, in which a rank may die.
         threading.Thread(target=self._run, name="life-watch", daemon=True).start()
+        atexit.register(self._leave)
 
     @property
     def dead(self) -> Mapping[int, float]:
@@ -98,7 +99,7 @@ class LifeWatch:
         self._dealt_with.add(rank)
 
     def ended(self, exit_code: int) -> None:
-        """Everything has been done: the job ends, and who dies now is not missed."""
+        """Everything has been done: who dies now is not missed. `exit_code`: the job's at one rank, 0 at the others."""
         self._exit_code = exit_code
 
     def wait_for_verdict(self) -> None:
@@ -114,12 +115,24 @@ class LifeWatch:
             for rank, died in sorted(self.dead.items()):
                 seconds = time.monotonic() - died
                 if self._exit_code is not None:
-                    if seconds > _END_SECONDS:
-                        os._exit(self._exit_code)
-                elif rank not in self._spare:
+                    return
+                if rank not in self._spare:
                     self._end_job(f"{self._describe(rank)} has died, and the job cannot go on without it")
                 elif self._rank not in self._spare and rank not in self._dealt_with and seconds > _DEALING_SECONDS:
                     self._end_job(f"{self._describe(rank)} has died, and the others are stuck")
+
+    def _leave(self) -> None:
+        """Where ranks may have died: end the process without MPI_Finalize, which may wait for them for ever.
+
+        Called when Python ends; what it calls after this is MPI's.
+        """
+        if self._exit_code is None or not self._spare:
+            return
+        if self._exit_code:
+            time.sleep(_PARTING_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self._exit_code)
 
     def _end_job(self, message: str) -> None:
         """End all ranks of the job: the first that lives speaks; each ends itself where that does not work."""

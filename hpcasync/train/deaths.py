@@ -31,6 +31,7 @@ class Deaths:
 
     def __init__(self, comm: MPI.Intracomm, roles: Roles, config: Config) -> None:
         self._roles = roles
+        self._is_coordinator = comm.rank == roles.coordinator_rank
         # Otherwise MPI itself ends the job.
         self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST) if mpi_survives_deaths() else None
         obstacle = _obstacle(self._watch, roles, config)
@@ -68,7 +69,7 @@ class Deaths:
     def ended(self, exit_code: int) -> None:
         """All is saved and told: the job ends with this code, whoever dies now."""
         if self._watch is not None:
-            self._watch.ended(exit_code)
+            self._watch.ended(exit_code if self._is_coordinator else 0)
 
 
 def _obstacle(watch: LifeWatch | None, roles: Roles, config: Config) -> str:

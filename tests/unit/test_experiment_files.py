@@ -1,4 +1,4 @@
-"""Every file in configs/ is valid: training configurations as they are, experiments with each of their runs."""
+"""Every file in configs/ is valid: configurations and clusters as they are, experiments with each of their runs."""
 
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import yaml
 from hpcasync.config import load_config
 from hpcasync.experiment.plan import PlannedRun, plan_runs
 from hpcasync.experiment.schema import load_experiment
+from hpcasync.simulate.cluster import load_cluster
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+CLUSTERS = sorted((ROOT / "configs" / "clusters").glob("*.yaml"))
 EXPERIMENTS = [path for path in FILES if "base" in yaml.safe_load(path.read_text())]
 
 
@@ -18,9 +20,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path not in EXPERIMENTS], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if path not in [*EXPERIMENTS, *CLUSTERS]], ids=name_of)
 def test_training_configurations(path: Path) -> None:
     load_config(path)
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=name_of)
+def test_clusters(path: Path) -> None:
+    assert load_cluster(path).network.bandwidth > 0
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

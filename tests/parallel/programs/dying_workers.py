@@ -146,7 +146,8 @@ def main() -> None:
         cast(Mortal, engine.client).moment = moments.get(roles.worker_ranks.index(comm.rank), "")
         engine.start()
         work(engine.client, flat)
-    watch.ended(engine.close())
+    exit_code = engine.close()
+    watch.ended(exit_code if engine.is_coordinator else 0)
 
 
 if __name__ == "__main__":
