@@ -24,8 +24,8 @@ _RELAY_SECONDS = 0.2
 _ABORT_SECONDS = 2.0
 # Between a death and the coordinator's dealing with it: it may be in the middle of a long update or save.
 _DEALING_SECONDS = 60.0
-# For the other ranks to leave before one that leaves with a code that makes mpirun end them.
-_PARTING_SECONDS = 1.0
+# For the other ranks to leave first, at the end, before those whose absence they would take for a death.
+_PARTING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,21 @@ class LifeWatch:
     def _leave(self) -> None:
         """Where ranks may have died: end the process without MPI_Finalize, which may wait for them for ever.
 
-        Called when Python ends; what it calls after this is MPI's.
+        Called when Python ends; what it calls after this is MPI's. Workers leave first, then servers, the first one
+        last: who has not heard of the end yet must not miss a server, nor be ended by mpirun for an exit code.
         """
         if self._exit_code is None or not self._spare:
             return
-        if self._exit_code:
-            time.sleep(_PARTING_SECONDS)
+        deadline = time.monotonic() + _PARTING_SECONDS
+        first = [process for rank, process in self._watched.items() if self._leaves_before(rank)]
+        while any(process.is_alive() for process in first) and time.monotonic() < deadline:
+            time.sleep(0.01)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(self._exit_code)
+
+    def _leaves_before(self, rank: int) -> bool:
+        return self._rank not in self._spare and (rank in self._spare or rank > self._rank)
 
     def _end_job(self, message: str) -> None:
         """End all ranks of the job: the first that lives speaks; each ends itself where that does not work."""
