@@ -35,7 +35,6 @@ class Client:
         assert link.worker_index is not None
         self._pull = pull
         self.may_lose_workers = may_lose_workers
-        self._is_rejected = False
         self._link = link
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
@@ -214,14 +213,10 @@ class Client:
             link.data.flush(rank)
         link.control.store(self._coordinator, ControlWords.announced(self._worker), sequence)
         self.num_pushed = sequence
-        self._is_rejected = record.num_tokens == 0
 
     def wait(self) -> bool:
-        """Wait after a push as the pull policy says; False if training has ended.
-
-        A rejected push never becomes part of a version: nobody waits for that.
-        """
-        if self._pull == "applied" and not self._is_rejected:
+        """Wait after a push as the pull policy says; False if training has ended."""
+        if self._pull == "applied":
             return self.wait_until_settled()
         return self._pull == "latest" or self.wait_until_handled()
 
@@ -232,7 +227,7 @@ class Client:
         return self._wait_for(ControlWords.handled(self._worker), self.num_pushed, (self._coordinator,))
 
     def wait_until_settled(self) -> bool:
-        """Wait until the last push is part of the published version; False if training has ended meanwhile."""
+        """Wait until the last push is in the published version or dropped; False if training has ended meanwhile."""
         return self._wait_for(ControlWords.settled(self._worker), self.num_pushed, (self._coordinator,))
 
     def finish(self) -> None:

@@ -333,6 +333,8 @@ class Coordinator(_ShardServer):
         accepted = self._decisions.receive(Arrival(worker, sequence, record))
         if not accepted:
             self._observer.after_drop(record, is_stale=not self._decisions.is_stopping)
+            # No version will have it: nobody is to wait for that.
+            self._link.control.store(self._rank, ControlWords.settled(worker), sequence)
         kind = _Kind.ACCUMULATE if accepted else _Kind.DROP
         self._order(_Order(kind, worker, sequence, record.version, record.num_tokens))
 

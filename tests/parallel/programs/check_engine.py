@@ -176,6 +176,7 @@ def staleness_and_formats() -> list[Scenario]:
         Scenario(1, 3, 1, pull="handled", limit=2, stop_after=5, num_tickets=1000),
         Scenario(2, 3, 1, limit=1, policy="drop", num_tickets=60),
         Scenario(1, 4, 2, pull="handled", limit=0, policy="drop"),
+        Scenario(1, 4, 1, pull="applied", limit=0, policy="drop", num_tickets=60),
         Scenario(2, 3, 1, limit=1, policy="scale"),
         Scenario(1, 3, 2, limit=0, policy="scale"),
         Scenario(2, 3, 1, limit=2, policy="drop", is_compensated=True),
