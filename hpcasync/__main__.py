@@ -2,11 +2,15 @@
 
 import sys
 
+from hpcasync import lifeline
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
+from hpcasync.launch.ranks import rank_from_environment
 
 
 def main() -> None:
     """Run the command line; an error that nothing catches ends all ranks of the job."""
+    rank = rank_from_environment()
+    lifeline.hold(rank.world_rank if rank else 0)
     from hpcasync.cli.main import cli
 
     abort_on_thread_errors()
@@ -14,7 +18,9 @@ def main() -> None:
         result = cli.main(standalone_mode=False)
     except BaseException as error:
         end_process(error)
-    sys.exit(result if isinstance(result, int) else 0)
+    exit_code = result if isinstance(result, int) else 0
+    lifeline.leave(exit_code)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,17 @@ from types import TracebackType
 
 from hpcasync.errors import UserError
 from hpcasync.launch.mpirun import Flavour
+from hpcasync.launch.process import JOB_VARIABLE
 
 # Each host has its own name, shared memory and /etc/hosts; then it becomes the command.
 _ENTER = 'hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
-# What mpirun takes for ssh: AGENT [OPTIONS] HOST COMMAND… (a line for a shell, as with ssh).
+# What mpirun takes for ssh: AGENT [OPTIONS] HOST COMMAND… (a line for a shell, as with ssh). The mark by which `launch`
+# finds the processes of its own host does not pass through ssh.
 _AGENT = """#!/bin/sh
 while case $1 in -*) true ;; *) false ;; esac; do shift; done
 host=$1
 shift
+unset {mark}
 exec nsenter --net=/run/netns/{prefix}"$host" unshare --uts --mount sh -c '{enter}' sh "$host" {names} /bin/sh -c "$*"
 """
 # Bytes that may leave at once, and how long others may wait: a link that drops nothing that TCP sends.
@@ -64,7 +67,7 @@ class NetworkHosts:
     def __enter__(self) -> "NetworkHosts":
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
         self._names.write_text("\n".join(lines) + "\n")
-        self.agent.write_text(_AGENT.format(prefix=self._prefix, enter=_ENTER, names=self._names))
+        self.agent.write_text(_AGENT.format(prefix=self._prefix, enter=_ENTER, names=self._names, mark=JOB_VARIABLE))
         self.agent.chmod(0o755)
         try:
             self._start()
@@ -97,12 +100,23 @@ class NetworkHosts:
         # UCX would find that the hosts are one machine, and use its memory.
         return (*start, "-genv", "UCX_TLS", "tcp,self", "-genv", "UCX_NET_DEVICES", "eth0")
 
+    def disconnect(self, name: str) -> None:
+        """From now on nothing that a host sends arrives, nor what is sent to it."""
+        _run("ip", "link", "set", self._link(name), "down")
+
+    def connect(self, name: str) -> None:
+        """Undo `disconnect`."""
+        _run("ip", "link", "set", self._link(name), "up")
+
+    def _link(self, name: str) -> str:
+        return f"{self._bridge}-{list(self.addresses).index(name)}"
+
     def _start(self) -> None:
         _run("ip", "link", "add", self._bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{self.outside}/24", "dev", self._bridge)
         _run("ip", "link", "set", self._bridge, "up")
-        for index, (name, address) in enumerate(self.addresses.items()):
-            space, link = self._prefix + name, f"{self._bridge}-{index}"
+        for name, address in self.addresses.items():
+            space, link = self._prefix + name, self._link(name)
             _run("ip", "netns", "add", space)
             _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
             _run("ip", "link", "set", link, "master", self._bridge, "up")

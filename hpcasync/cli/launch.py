@@ -1,13 +1,18 @@
 """`hpcasync launch`: start an MPI job on this machine."""
 
 import difflib
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcasync import lifeline
 from hpcasync.errors import UserError
+
+if TYPE_CHECKING:
+    from hpcasync.launch.mpirun import JobLine
 
 _OWN_OPTIONS_WITH_VALUE = ("-n", "-np", "--np", "--ranks", "--max-restarts")
 _OWN_FLAGS = ("--dry-run", "--survive-workers", "-h", "--help")
@@ -79,21 +84,31 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.
     from hpcasync.launch.here import job_line_here
-    from hpcasync.launch.process import SupervisedJob, environment_of_ranks, supervise
+    from hpcasync.launch.lifelines import Lifelines
+    from hpcasync.launch.mpirun import may_span_hosts
+    from hpcasync.launch.process import environment_of_ranks
     from hpcasync.launch.restarts import run_with_restarts
+    from hpcasync.launch.supervision import SupervisedJob, supervise
 
-    environment = environment_of_ranks()
+    options = ctx.meta[_OPTIONS_KEY]
 
-    def start(arguments: list[str]) -> SupervisedJob:
+    def make_line(arguments: list[str], environment: dict[str, str]) -> "JobLine":
         program = [sys.executable, "-m", "hpcasync", *arguments]
-        options = ctx.meta[_OPTIONS_KEY]
         line = job_line_here(
             num_ranks, program, environment=environment, options=options, survive_workers=survive_workers
         )
         click.echo(line, err=True)
-        return SupervisedJob(0, ()) if dry_run else supervise(line, environment, saves_on_usr1=command[0] == "train")
+        return line
 
-    if command[0] != "train" or dry_run:
+    def start(arguments: list[str]) -> SupervisedJob:
+        lifelines = Lifelines(is_local=not may_span_hosts(options, os.environ))
+        environment = {**environment_of_ranks(), lifeline.VARIABLE: str(lifelines.address)}
+        return supervise(make_line(arguments, environment), environment, lifelines, saves_on_usr1=command[0] == "train")
+
+    if dry_run:
+        make_line(command, environment_of_ranks())
+        return 0
+    if command[0] != "train":
         return start(command).exit_code
     return run_with_restarts(start, command, _run_dir(command[1:]), max_restarts)
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from hpcasync import lifeline
 from hpcasync.errors import UserError
 from hpcasync.launch.ranks import JobRank, job_name, rank_from_environment
 
@@ -33,9 +34,10 @@ def end_process(error: BaseException) -> NoReturn:
     In a job of several ranks one rank reports and all end. Before MPI has started, rank 0 reports unless only others
     failed. A UserError raised everywhere is reported by rank 0, and MPI is finalised.
     """
+    exit_code = _exit_code(error)
+    lifeline.leave(exit_code)
     if isinstance(error, SystemExit):
         raise error
-    exit_code = _exit_code(error)
     mpi = _running_mpi()
     if mpi is not None:
         _end_running_job(mpi, error, exit_code)
@@ -53,6 +55,7 @@ def abort_on_thread_errors() -> None:
         error = arguments.exc_value
         if error is None or isinstance(error, SystemExit):
             return
+        lifeline.leave(_exit_code(error))
         mpi = _running_mpi()
         if mpi is None:
             threading.__excepthook__(arguments)
@@ -137,6 +140,8 @@ def _running_mpi() -> ModuleType | None:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, UserError | click.ClickException):
         return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 130 if isinstance(error, click.Abort | KeyboardInterrupt) else 1
 
 

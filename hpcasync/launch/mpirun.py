@@ -79,7 +79,7 @@ def job_line(
     added: list[str] = []
     variables: dict[str, str] = {}
     if launcher.flavour == "openmpi":
-        added, variables = _openmpi_additions(environment, is_root, {_option_name(option) for option in options})
+        added, variables = _openmpi_additions(environment, is_root, options)
         if shared_memory_bytes is not None and shared_memory_bytes < SMALL_SHARED_MEMORY_BYTES:
             # Windows of one host are files there, and one that does not fit ends the job.
             directory = environment.get("TMPDIR", "/tmp")
@@ -96,17 +96,23 @@ def job_line(
     return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)
 
 
+def may_span_hosts(options: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a job with these mpirun options may have ranks on other hosts than this."""
+    has_hosts = any(_option_name(option) in _HOST_OPTIONS for option in options)
+    return has_hosts or any(name in environment for name in _ALLOCATION_VARIABLES)
+
+
 def _openmpi_additions(
-    environment: Mapping[str, str], is_root: bool, given: set[str]
+    environment: Mapping[str, str], is_root: bool, options: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
-    has_hosts = bool(given & _HOST_OPTIONS)
-    is_allocation = any(name in environment for name in _ALLOCATION_VARIABLES)
+    given = {_option_name(option) for option in options}
+    is_elsewhere = may_span_hosts(options, environment)
     # A rank that waits gives its core to one that computes.
     variables = {"OMPI_MCA_mpi_yield_when_idle": "1"}
     added: list[str] = []
     if is_root:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    if not has_hosts and not is_allocation:
+    if not is_elsewhere:
         # Without UCX's hardware this component only prints an error; between hosts it may be the best one.
         variables["OMPI_MCA_osc"] = "^ucx"
         if not given & _MAPPING_OPTIONS:
@@ -114,7 +120,7 @@ def _openmpi_additions(
     if not given & _BINDING_OPTIONS:
         # Two ranks would be bound to one core each, whatever the number of cores and of threads.
         added += ["--bind-to", "none"]
-    if has_hosts or is_allocation:
+    if is_elsewhere:
         for name in sorted(environment):
             if name in _EXPORTED_VARIABLES or name.startswith(_EXPORTED_PREFIXES):
                 added += ["-x", name]

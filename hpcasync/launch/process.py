@@ -1,4 +1,4 @@
-"""Running a job: signals handed on, a time limit, nothing left behind."""
+"""The processes of a job: a time limit, nothing left behind."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
 
 import psutil
 
@@ -22,10 +21,6 @@ from hpcasync.launch.shared_memory import remove_left_segments
 # their own, and new parents when mpirun is gone.
 JOB_VARIABLE = "HPCASYNC_JOB"
 
-_FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Time for a checkpoint; batch systems and containers kill what is left after 10 to 30 seconds.
-SAVE_SECONDS = 20
 # mpirun ends its ranks on SIGTERM within about a second; then they are killed.
 _GRACE_SECONDS = 5.0
 
@@ -47,69 +42,6 @@ class FinishedJob:
     stragglers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class SupervisedJob:
-    """How a job on this terminal ended.
-
-    Attributes:
-        exit_code: of mpirun; 128 + N when signal N ended it.
-        signals: what was handed on to it, in order.
-    """
-
-    exit_code: int
-    signals: tuple[int, ...]
-
-
-def supervise(line: JobLine, environment: Mapping[str, str], *, saves_on_usr1: bool = False) -> SupervisedJob:
-    """Run a job on this terminal and hand signals on to mpirun.
-
-    Args:
-        line: the job.
-        environment: of the ranks, beside what the line needs.
-        saves_on_usr1: the job saves and ends on USR1. The first INT or TERM is then handed on as such, for mpirun gives
-            ranks no time to save on others; it follows itself after SAVE_SECONDS, or at once if it comes again.
-    """
-    process: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-    received: list[int] = []
-
-    def send(number: int) -> None:
-        if process is None:
-            early.append(number)
-        elif process.poll() is None:
-            process.send_signal(number)
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        is_first = not any(other in _ENDING_SIGNALS for other in received)
-        received.append(number)
-        if saves_on_usr1 and number in _ENDING_SIGNALS and is_first:
-            print("hpcasync: saving a checkpoint; once more to end at once", file=sys.stderr, flush=True)
-            signal.alarm(SAVE_SECONDS)
-            number = signal.SIGUSR1
-        send(number)
-
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED_SIGNALS}
-    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda _number, _frame: send(signal.SIGTERM))
-    job, started_at = uuid.uuid4().hex, time.time()
-    try:
-        # A session of its own, or a terminal's Ctrl-C would reach mpirun twice, which makes it kill rather than end.
-        process = subprocess.Popen(
-            line.argv,
-            env={**environment, **line.variables, JOB_VARIABLE: job},
-            start_new_session=True,
-            preexec_fn=_end_with_parent(),
-        )
-        for number in early:
-            send(number)
-        code = _exit_code(process.wait())
-    finally:
-        signal.alarm(0)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        _clean_up(process, job, started_at)
-    return SupervisedJob(code, tuple(received))
-
-
 def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: float) -> FinishedJob:
     """Run a job without a terminal and return what it printed; at the time limit all of it is ended."""
     job, started_at = uuid.uuid4().hex, time.time()
@@ -122,7 +54,7 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=_end_with_parent(),
+        preexec_fn=end_with_parent(),
     )
     timed_out = False
     stragglers: tuple[str, ...] = ()
@@ -131,14 +63,14 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
             stdout, stderr = process.communicate(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             timed_out = True
-            _clean_up(process, job, started_at)
+            clean_up(process, job, started_at)
             stdout, stderr = process.communicate(timeout=_GRACE_SECONDS)
     finally:
-        stragglers = _clean_up(process, job, started_at)
-    return FinishedJob(_exit_code(process.returncode), stdout, stderr, timed_out, stragglers)
+        stragglers = clean_up(process, job, started_at)
+    return FinishedJob(exit_code(process.returncode), stdout, stderr, timed_out, stragglers)
 
 
-def _clean_up(
+def clean_up(
     process: "subprocess.Popen[bytes] | subprocess.Popen[str] | None", job: str, started_at: float
 ) -> tuple[str, ...]:
     """End mpirun if it still runs, and what of the job is left without it. Returns the command lines of the latter."""
@@ -176,7 +108,7 @@ def _processes_of(job: str) -> Iterator[psutil.Process]:
             yield process
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """What mpirun does before it starts, so that it gets SIGTERM when this process is killed and cannot send it."""
     if not sys.platform.startswith("linux"):
         return None
@@ -190,7 +122,8 @@ def _end_with_parent() -> Callable[[], None] | None:
     return end_with_parent
 
 
-def _exit_code(returncode: int) -> int:
+def exit_code(returncode: int) -> int:
+    """As shells have it: 128 + N for a process that signal N ended."""
     return 128 - returncode if returncode < 0 else returncode
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
-from hpcasync.launch.process import SupervisedJob
+from hpcasync.launch.supervision import SupervisedJob
 
 _FLAGS = ("--resume", "--overwrite")
 _PAUSE_SECONDS = 1.0

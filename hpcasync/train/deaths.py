@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from mpi4py import MPI
 
+from hpcasync import lifeline
 from hpcasync.comm.liveness import LifeWatch, mpi_survives_deaths
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.waiting import is_death
@@ -40,6 +41,12 @@ class Deaths:
                 f"--survive-workers: {obstacle}; leave the option out, or use --max-restarts", everywhere=True
             )
         self.may_lose_workers = not obstacle
+        lifeline.introduce(_names(roles)[comm.rank])
+        if self.may_lose_workers:
+            lifeline.release()
+        elif self._watch is not None and lifeline.is_held():
+            # `hpcasync launch` sees the deaths on all hosts.
+            self._watch.ended(0)
 
     def begin(self) -> None:
         """Training begins: from now on workers may die."""
@@ -64,6 +71,7 @@ class Deaths:
         except MPI.Exception as error:
             if self._watch is not None and is_death(error):
                 self._watch.wait_for_verdict()
+            lifeline.wait_for_verdict()
             raise
 
     def ended(self, exit_code: int) -> None:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
+from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.config import Config, load_config
 from hpcasync.launch.restarts import newest_checkpoint
 
 # A launch takes five seconds on two idle cores; on busy ones the imports alone take a minute.
 _TIMEOUT_SECONDS = 240
+# Open MPI's mpirun hands on what begins so.
+_MARK_VARIABLE = "HPCASYNC_TEST_JOB"
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -31,22 +35,35 @@ class RunningJob:
         overrides: key=value, and flags of train.
         options: of launch and mpirun.
         log: file for all that the job prints.
+        environment: of all processes, beside this one's.
+        hosts: where the ranks run, if not here; `launch` runs on the first.
     """
 
-    def __init__(self, num_ranks: int, config: Path, *overrides: str, options: Sequence[str] = (), log: Path) -> None:
+    def __init__(
+        self,
+        num_ranks: int,
+        config: Path,
+        *overrides: str,
+        options: Sequence[str] = (),
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        hosts: NetworkHosts | None = None,
+    ) -> None:
         settings = tuple(word for word in overrides if not word.startswith("--"))
         self.config: Config = load_config(config, settings)
         self._log = log
         self._offset = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_ranks), *options, "--", "train"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        command += [str(config), *overrides]
+        self._mark = uuid.uuid4().hex
+        common = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", _MARK_VARIABLE: self._mark}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, str(config), *overrides],
+                command if hosts is None else hosts.on(0, command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment,
+                env={**os.environ, **common, **(environment or {})},
                 start_new_session=True,
             )
 
@@ -110,15 +127,19 @@ class RunningJob:
     def ranks(self) -> dict[int, psutil.Process]:
         """The processes of the ranks that live."""
         found = {}
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                environment = process.environ()
-                is_train = "train" in process.cmdline()
-            except psutil.Error:
-                continue
-            name = next((name for name in _RANK_VARIABLES if name in environment), None)
-            if name and is_train:
-                found[int(environment[name])] = process
+        for process in self.processes():
+            name = next((name for name in _RANK_VARIABLES if name in process.info["environ"]), None)
+            if name and "train" in (process.info["cmdline"] or []):
+                found[int(process.info["environ"][name])] = process
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live of the job, on all hosts that this machine emulates."""
+        found = []
+        for process in psutil.process_iter(["environ", "cmdline", "status"]):
+            is_marked = (process.info["environ"] or {}).get(_MARK_VARIABLE) == self._mark
+            if is_marked and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
         return found
 
     def mpirun(self) -> psutil.Process:

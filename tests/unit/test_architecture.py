@@ -16,15 +16,16 @@ ALLOWED: dict[str, set[str]] = {
     "strict": {"errors"},
     "config": {"errors", "strict"},
     "config_reference": BASE,
-    "comm": {"errors"},
+    "comm": {"errors", "lifeline"},
     "data": BASE,
     "nmt": BASE | {"data"},
     "timeline": set(),
+    "lifeline": {"exit_codes"},
     "ps": {"errors", "comm", "timeline"},
-    "train": BASE | {"comm", "data", "nmt", "ps", "slurm", "timeline"},
+    "train": BASE | {"comm", "data", "lifeline", "nmt", "ps", "slurm", "timeline"},
     "report": BASE,
     "experiment": BASE | {"report", "simulate"},
-    "launch": BASE,
+    "launch": BASE | {"lifeline"},
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "simulate": BASE | {"comm", "data", "nmt", "ps", "timeline", "train"},
@@ -32,8 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | {"comm", "launch", "ps", "timeline", "train"},
     "cli": BASE
     | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
-    | {"report", "simulate", "experiment"},
-    "__main__": {"errors", "cli", "launch"},
+    | {"report", "simulate", "experiment", "lifeline"},
+    "__main__": {"errors", "cli", "launch", "lifeline"},
     "__init__": set(),
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -9,8 +9,8 @@ import pytest
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.launch import restarts
-from hpcasync.launch.process import SupervisedJob
 from hpcasync.launch.restarts import Attempt, arguments_to_go_on, newest_checkpoint, reason_to_end, run_with_restarts
+from hpcasync.launch.supervision import SupervisedJob
 
 COMMAND = ["train", "x.yaml", "seed=2"]
 

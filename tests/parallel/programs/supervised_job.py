@@ -8,14 +8,16 @@ from pathlib import Path
 from types import FrameType
 
 from hpcasync.launch.here import job_line_here
-from hpcasync.launch.process import environment_of_ranks, supervise
+from hpcasync.launch.lifelines import Lifelines
+from hpcasync.launch.process import environment_of_ranks
+from hpcasync.launch.supervision import supervise
 
 
 def start(how: str, file: str) -> int:
     environment = environment_of_ranks()
     program = [sys.executable, __file__, how, file, "rank"]
     line = job_line_here(2, program, environment=environment)
-    return supervise(line, environment, saves_on_usr1=how == "save-on-usr1").exit_code
+    return supervise(line, environment, Lifelines(is_local=True), saves_on_usr1=how == "save-on-usr1").exit_code
 
 
 def be_a_rank(how: str, file: Path) -> None:

@@ -1,0 +1,130 @@
+"""A job on this terminal: signals handed on, and its end where a rank dies."""
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FrameType
+
+from hpcasync.exit_codes import RANK_LOST
+from hpcasync.launch.lifelines import Lifelines, Rank, describe_deaths
+from hpcasync.launch.mpirun import JobLine
+from hpcasync.launch.process import JOB_VARIABLE, clean_up, end_with_parent, exit_code
+
+_FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Those that ask for a checkpoint where the job saves, and those that always end it.
+_ASKING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ENDING_SIGNALS = (*_ASKING_SIGNALS, signal.SIGHUP)
+# Time for a checkpoint; batch systems and containers kill what is left after 10 to 30 seconds.
+SAVE_SECONDS = 20
+# mpirun ends a job that has lost a rank in half a second, where it does.
+_PATIENCE_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class SupervisedJob:
+    """How a job on this terminal ended.
+
+    Attributes:
+        exit_code: of mpirun; 128 + N when signal N ended it or a rank.
+        signals: what was handed on to it, in order.
+    """
+
+    exit_code: int
+    signals: tuple[int, ...]
+
+
+def supervise(
+    line: JobLine, environment: Mapping[str, str], lifelines: Lifelines, *, saves_on_usr1: bool = False
+) -> SupervisedJob:
+    """Run a job on this terminal and hand signals on to mpirun. The death of a rank ends the job.
+
+    Args:
+        line: the job.
+        environment: of the ranks, beside what the line needs.
+        lifelines: what the ranks hold on to.
+        saves_on_usr1: the job saves and ends on USR1. The first INT or TERM is then handed on as such, for mpirun gives
+            ranks no time to save on others; it follows itself after SAVE_SECONDS, or at once if it comes again.
+    """
+    job, started_at = uuid.uuid4().hex, time.time()
+    supervision = _Supervision(saves_on_usr1)
+    numbers = (*_FORWARDED_SIGNALS, signal.SIGALRM)
+    previous = {number: signal.signal(number, supervision.forward) for number in numbers}
+    try:
+        # A session of its own, or a terminal's Ctrl-C would reach mpirun twice, which makes it kill rather than end.
+        process = subprocess.Popen(
+            line.argv,
+            env={**environment, **line.variables, JOB_VARIABLE: job},
+            start_new_session=True,
+            preexec_fn=end_with_parent(),
+        )
+        with lifelines.watched(supervision.lose):
+            supervision.begin(process)
+            code = exit_code(process.wait())
+    finally:
+        signal.alarm(0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        clean_up(supervision.process, job, started_at)
+    return SupervisedJob(supervision.judge(code), tuple(supervision.received))
+
+
+class _Supervision:
+    """What happens to a job from outside, and what is done then."""
+
+    def __init__(self, saves_on_usr1: bool) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.received: list[int] = []
+        self._saves_on_usr1 = saves_on_usr1
+        self._early: list[int] = []
+        self._has_lost = False
+        self._has_ended = False
+
+    def begin(self, process: "subprocess.Popen[bytes]") -> None:
+        """The job runs: what came before goes to it."""
+        self.process = process
+        for number in self._early:
+            self._send(number)
+
+    def forward(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of all signals."""
+        if number == signal.SIGALRM:
+            self._send(signal.SIGTERM)
+            return
+        is_first = not any(other in _ASKING_SIGNALS for other in self.received)
+        self.received.append(number)
+        if self._saves_on_usr1 and number in _ASKING_SIGNALS and is_first:
+            print("hpcasync: saving a checkpoint; once more to end at once", file=sys.stderr, flush=True)
+            signal.alarm(SAVE_SECONDS)
+            number = signal.SIGUSR1
+        self._send(number)
+
+    def lose(self, dead: list[Rank]) -> None:
+        """Ranks have died: say so, and see to it that the job ends, which is left to mpirun first."""
+        is_early = bool(self.received) and not any(rank.name for rank in dead)  # the signal killed them
+        if is_early or any(number in _ENDING_SIGNALS for number in self.received):
+            return
+        self._has_lost = True
+        print(f"hpcasync: {describe_deaths(dead)}", file=sys.stderr, flush=True)
+        assert self.process is not None
+        for end in (self.process.terminate, self.process.kill):
+            try:
+                self.process.wait(_PATIENCE_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                self._has_ended = True
+                end()
+
+    def judge(self, code: int) -> int:
+        """The exit code of the job, by that of mpirun; MPICH's says 9 of a killed rank, Open MPI's 137 = 128 + 9."""
+        is_told = code > 128 and not self._has_ended
+        return RANK_LOST if self._has_lost and not is_told else code
+
+    def _send(self, number: int) -> None:
+        if self.process is None:
+            self._early.append(number)
+        elif self.process.poll() is None:
+            self.process.send_signal(number)

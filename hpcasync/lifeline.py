@@ -1,0 +1,146 @@
+"""A rank's end of its lifeline: a TCP connection to `hpcasync launch`, which the kernel cuts when the process dies.
+
+So `launch` learns of a death on any host at once, whatever MPI does about it, and the ranks learn of the death of
+`launch` (`hpcasync.launch.lifelines` is its end). Without `launch` nothing here does anything.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from hpcasync.exit_codes import RANK_LOST
+
+# In the environment of the ranks, from `address_text`.
+VARIABLE = "HPCASYNC_LIFELINE"
+
+_CONNECT_SECONDS = 5.0
+# Between the end of `launch` and that of a rank which mpirun has not ended.
+_GRACE_SECONDS = 1.0
+# For `launch` to end the job where one rank's error may come of another's death.
+_VERDICT_SECONDS = 5.0
+# A host that has lost its power says nothing: its silence is noticed after 10 + 3 · 5 seconds.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+_held: socket.socket | None = None
+_is_released = False
+_sending = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where `launch` listens: a word that both sides know, addresses of its host, a port."""
+
+    token: str
+    hosts: tuple[str, ...]
+    port: int
+
+    def __str__(self) -> str:
+        """For the environment."""
+        return ":".join([self.token, str(self.port), *self.hosts])
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """The inverse of str()."""
+        token, port, *hosts = text.split(":")
+        return cls(token, tuple(hosts), int(port))
+
+
+def hold(rank: int) -> None:
+    """Take hold of the lifeline that the environment names, if it names one; processes that this one starts do not.
+
+    Args:
+        rank: this process's world rank.
+    """
+    global _held
+    text = os.environ.pop(VARIABLE, "")
+    if not text:
+        return
+    address = Address.parse(text)
+    _held = _connect(address)
+    if _held is None:
+        where = f"{', '.join(address.hosts)} port {address.port}"
+        print(
+            f"hpcasync: rank {rank} on {socket.gethostname()} cannot reach `hpcasync launch` at {where}: only MPI "
+            "will notice if it dies",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    _say(token=address.token, rank=rank, host=socket.gethostname(), pid=os.getpid())
+    os.register_at_fork(after_in_child=_let_go)
+    threading.Thread(target=_feel, args=(_held,), name="lifeline", daemon=True).start()
+
+
+def is_held() -> bool:
+    """Whether `launch` ends the job when this process dies."""
+    return _held is not None and not _is_released
+
+
+def introduce(name: str) -> None:
+    """Tell `launch` what this rank is to people, for example "server 0"."""
+    _say(name=name)
+
+
+def release() -> None:
+    """From now on the ranks look after each other: `launch` does nothing when this one dies."""
+    global _is_released
+    _is_released = True
+    _say(is_released=True)
+
+
+def leave(exit_code: int) -> None:
+    """This process is about to end, and has said why if it is not in good order."""
+    _say(exit_code=exit_code)
+
+
+def wait_for_verdict() -> None:
+    """After an MPI call has failed: give `launch` the time to end the job, if that came of a death."""
+    if is_held():
+        time.sleep(_VERDICT_SECONDS)
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Make the kernel notice when the other side's host is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _connect(address: Address) -> socket.socket | None:
+    seconds = _CONNECT_SECONDS / len(address.hosts)
+    for host in address.hosts:
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection((host, address.port), timeout=seconds)
+            connection.settimeout(None)
+            keep_alive(connection)
+            return connection
+    return None
+
+
+def _say(**message: Any) -> None:
+    if _held is not None:
+        with _sending, contextlib.suppress(OSError):
+            _held.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _feel(connection: socket.socket) -> None:
+    """Wait until `launch` is gone. It says nothing as long as it lives."""
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+    time.sleep(_GRACE_SECONDS)
+    os._exit(RANK_LOST)
+
+
+def _let_go() -> None:
+    """In a child: the line is its parent's."""
+    global _held
+    if _held is not None:
+        _held.close()
+        _held = None
