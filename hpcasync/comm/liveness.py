@@ -64,11 +64,15 @@ class LifeWatch:
         hosts: host name of each rank.
         names: what each rank is to people, for example "server 0".
         exit_code: of a job that is ended because of a death.
+        coordinator: the rank that deals with deaths.
     """
 
-    def __init__(self, comm: MPI.Intracomm, hosts: Sequence[str], names: Sequence[str], exit_code: int) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, hosts: Sequence[str], names: Sequence[str], exit_code: int, *, coordinator: int
+    ) -> None:
         processes = comm.allgather(Process.own())
         self._rank = comm.rank
+        self._coordinator = coordinator
         self._hosts = hosts
         self._names = names
         self._code_of_loss = exit_code
@@ -117,9 +121,10 @@ class LifeWatch:
                 if self._exit_code is not None:
                     return
                 if rank not in self._spare:
-                    self._end_job(f"{self._describe(rank)} has died, and the job cannot go on without it")
-                elif self._rank not in self._spare and rank not in self._dealt_with and seconds > _DEALING_SECONDS:
-                    self._end_job(f"{self._describe(rank)} has died, and the others are stuck")
+                    speaker = min(rank for rank in self._watched if rank not in self._dead)
+                    self._end_job(f"{self._describe(rank)} has died, and the job cannot go on without it", speaker)
+                elif self._rank == self._coordinator and rank not in self._dealt_with and seconds > _DEALING_SECONDS:
+                    self._end_job(f"{self._describe(rank)} has died, and the others are stuck", self._rank)
 
     def _leave(self) -> None:
         """Where ranks may have died: end the process without MPI_Finalize, which may wait for them for ever.
@@ -140,11 +145,10 @@ class LifeWatch:
     def _leaves_before(self, rank: int) -> bool:
         return self._rank not in self._spare and (rank in self._spare or rank > self._rank)
 
-    def _end_job(self, message: str) -> None:
-        """End all ranks of the job: the first that lives speaks; each ends itself where that does not work."""
-        living = min(rank for rank in self._watched if rank not in self._dead)
+    def _end_job(self, message: str, speaker: int) -> None:
+        """End all ranks of the job: one speaks; each that calls this ends itself where that does not work."""
         threading.Thread(target=_exit_after, args=(_ABORT_SECONDS, self._code_of_loss), daemon=True).start()
-        if self._rank == living:
+        if self._rank == speaker:
             print(f"hpcasync: {message}: it ends", file=sys.stderr, flush=True)
             time.sleep(_RELAY_SECONDS)
             MPI.COMM_WORLD.Abort(self._code_of_loss)

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -176,13 +177,17 @@ class DataWindow:
         return [self._shared] if self._remote is None else [self._shared, self._remote]
 
 
+class _Freeable(Protocol):
+    def free(self) -> None: ...
+
+
 class WindowSet:
     """Windows that are freed together, in reverse order, where control leaves the block without an exception.
 
     After an exception the job is about to be aborted: freeing is collective and would hang.
     """
 
-    def __init__(self, windows: Sequence[ControlWindow | DataWindow]) -> None:
+    def __init__(self, windows: Sequence[_Freeable]) -> None:
         self._windows = windows
 
     def __enter__(self) -> "WindowSet":

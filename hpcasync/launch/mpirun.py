@@ -90,7 +90,7 @@ def job_line(
                 f"--survive-workers needs Open MPI, and mpi4py uses {FLAVOUR_NAMES[launcher.flavour]} here: leave it "
                 "out, or use --max-restarts"
             )
-        added += ["--with-ft", "mpi"]
+        added += ["--with-ft", "mpi", "-x", SURVIVE_VARIABLE]
         variables[SURVIVE_VARIABLE] = "1"
     missing = {name: value for name, value in variables.items() if name not in environment}
     return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)

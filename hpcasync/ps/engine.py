@@ -113,7 +113,14 @@ class Engine:
         self._timeline = Timeline() if timeline is None else timeline
         self.counts = PushCounts() if counts is None else counts
         self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
-        self._link = Link(comm, self.roles, parameters.numel(), options.link, private_copies=self._num_private_copies())
+        self._link = Link(
+            comm,
+            self.roles,
+            parameters.numel(),
+            options.link,
+            private_copies=self._num_private_copies(),
+            may_lose_workers=options.may_lose_workers,
+        )
         self._state: ShardState | None = None
         self._client: Client | None = None
         if self._link.server_index is None:

@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.waiting import make_progress
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.memory import require_window_memory
@@ -20,6 +21,7 @@ from hpcasync.ps.publication import ParameterReceiver, ParameterSender
 from hpcasync.ps.record import record_bytes
 from hpcasync.ps.wire import GradientFormat, make_wire
 
+Control = ControlWindow | SharedControlWindow
 ParameterFormat = Literal["fp32", "bf16"]
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -113,13 +115,21 @@ class Link:
         options: what the windows hold; the same on all ranks.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
             (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
+        may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Raises:
         UserError: on every rank, if a host has too little memory for the windows of its servers.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, roles: Roles, num_elements: int, options: LinkOptions, *, private_copies: int = 0
+        self,
+        comm: MPI.Intracomm,
+        roles: Roles,
+        num_elements: int,
+        options: LinkOptions,
+        *,
+        private_copies: int = 0,
+        may_lose_workers: bool = False,
     ) -> None:
         self.comm = comm
         self.roles = roles
@@ -141,7 +151,9 @@ class Link:
         require_window_memory(comm, roles, server_bytes, private_bytes)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
-        self.control = ControlWindow(comm, ControlWords.count(self.num_workers) if is_server else 0)
+        assert node_comm.size == comm.size or not may_lose_workers
+        num_words = ControlWords.count(self.num_workers) if is_server else 0
+        self.control: Control = (SharedControlWindow if may_lose_workers else ControlWindow)(comm, num_words)
         self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
         # Parameters that workers on other nodes pull are messages of their own communicator.
         self._messages = comm.Dup() if self.data.spans_nodes else None

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Collection
 
-from hpcasync.comm.windows import ControlWindow
-from hpcasync.ps.link import ControlWords
+from hpcasync.ps.link import Control, ControlWords
 from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.state import UpdateState
 
@@ -48,7 +47,7 @@ class Survival:
         self._num_rests[worker] = num_rests
         return self.work.rests(worker)
 
-    def share(self, control: ControlWindow, rank: int, decisions: UpdateState) -> None:
+    def share(self, control: Control, rank: int, decisions: UpdateState) -> None:
         """Offer what is left undone to the others, and let all finish when nothing is; `rank` is the coordinator's."""
         if decisions.is_stopping:
             return

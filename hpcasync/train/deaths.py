@@ -34,7 +34,9 @@ class Deaths:
         self._roles = roles
         self._is_coordinator = comm.rank == roles.coordinator_rank
         # Otherwise MPI itself ends the job.
-        self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST) if mpi_survives_deaths() else None
+        self._watch: LifeWatch | None = None
+        if mpi_survives_deaths():
+            self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST, coordinator=roles.coordinator_rank)
         obstacle = _obstacle(self._watch, roles, config)
         if obstacle and os.environ.get(SURVIVE_VARIABLE):
             raise UserError(

@@ -28,7 +28,7 @@ def _needs_open_mpi(mpirun: MpiRunner) -> None:
 @pytest.mark.parametrize(
     ("pull", "moments"),
     [
-        ("handled", ("write",)),
+        ("handled", ("write", "lock")),
         ("latest", ("rest",)),
         ("handled", ("draw", "offer")),
         ("applied", ("announce", "write")),

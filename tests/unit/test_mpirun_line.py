@@ -53,7 +53,7 @@ def test_surviving_workers_needs_open_mpi() -> None:
     survive = {"environment": {}, "is_root": False, "survive_workers": True}
     result = job_line(OPEN_MPI, 3, PROGRAM, **survive)  # type: ignore[arg-type]
     assert shlex.join(result.argv).startswith(
-        "/opt/mpi/bin/mpirun -n 3 --oversubscribe --bind-to none --with-ft mpi python"
+        "/opt/mpi/bin/mpirun -n 3 --oversubscribe --bind-to none --with-ft mpi -x HPCASYNC_SURVIVE_WORKERS python"
     )
     assert result.variables["HPCASYNC_SURVIVE_WORKERS"] == "1"
     with pytest.raises(UserError, match="--survive-workers needs Open MPI, and mpi4py uses MPICH"):

@@ -12,19 +12,21 @@ from functools import partial
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.streams import PIECE_BYTES, IncomingStream, OutgoingStream
 from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.comm.windows import ControlWindow, DataWindow, WindowSet
 
+Kind = type[ControlWindow] | type[SharedControlWindow]
 NUM_WORDS = 5
 NUM_ADDS = 200
 LARGE_BYTES = 300_000
 NUM_MESSAGES = 50
 
 
-def check_atomics(comm: MPI.Intracomm) -> None:
+def check_atomics(comm: MPI.Intracomm, kind: Kind) -> None:
     # Only even ranks have words, as only servers do.
-    window = ControlWindow(comm, NUM_WORDS if comm.rank % 2 == 0 else 0)
+    window = kind(comm, NUM_WORDS if comm.rank % 2 == 0 else 0)
     targets = range(0, comm.size, 2)
     drawn = [window.add(0, 1, 1) for _ in range(NUM_ADDS)]
     for target in targets:
@@ -108,10 +110,10 @@ def others(comm: MPI.Intracomm) -> list[int]:
     return [rank for rank in range(comm.size) if rank != comm.rank]
 
 
-def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
+def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm, kind: Kind) -> None:
     """What is announced by an atomic write after a flush is there: rank 0 is written to by all others."""
     is_target = comm.rank == 0
-    control = ControlWindow(comm, 2 * comm.size if is_target else 0)
+    control = kind(comm, 2 * comm.size if is_target else 0)
     data = DataWindow(comm, node_comm, comm.size * LARGE_BYTES if is_target else 0)
     with WindowSet([control, data]):
         if is_target:
@@ -127,7 +129,7 @@ def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None
         wait_for_all(comm)
 
 
-def receive_all(comm: MPI.Intracomm, control: ControlWindow, data: DataWindow) -> None:
+def receive_all(comm: MPI.Intracomm, control: ControlWindow | SharedControlWindow, data: DataWindow) -> None:
     seen = [NUM_MESSAGES, *([0] * (comm.size - 1))]
     while min(seen) < NUM_MESSAGES:
         for origin in range(1, comm.size):
@@ -147,11 +149,15 @@ def main() -> None:
     is_scattered = sys.argv[1] == "scattered"
     node_comm = comm.Split(comm.rank, comm.rank) if is_scattered else comm.Split_type(MPI.COMM_TYPE_SHARED)
     assert isinstance(node_comm, MPI.Intracomm)
-    check_atomics(comm)
+    kinds: list[Kind] = [ControlWindow]
+    if node_comm.size == comm.size:
+        kinds.append(SharedControlWindow)
+    for kind in kinds:
+        check_atomics(comm, kind)
     check_streams(comm)
-    for _ in range(2):  # windows can be made again after they have been freed
+    for kind in [ControlWindow, *kinds]:  # windows can be made again after they have been freed
         check_transfers(comm, node_comm)
-        check_message_passing(comm, node_comm)
+        check_message_passing(comm, node_comm, kind)
     if comm.rank == 0:
         print("windows passed", flush=True)
 

@@ -14,10 +14,12 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm import liveness
 from hpcasync.comm.liveness import LifeWatch
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
+from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.config import PullPolicy
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
@@ -59,7 +61,7 @@ class Recording(Unattended):
 
 
 class Mortal(Client):
-    """A client whose process kills itself at a moment of its life: draw, offer, write, announce or rest."""
+    """A client whose process kills itself at a moment of its life: lock, draw, offer, write, announce or rest."""
 
     moment = ""
 
@@ -68,6 +70,10 @@ class Mortal(Client):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def draw(self) -> int:
+        control = self._link.control
+        assert isinstance(control, SharedControlWindow)
+        with control._alone():
+            self._die_at("lock")
         number = super().draw()
         self._die_at("draw")
         return number
@@ -111,7 +117,10 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     moments = dict(enumerate(sys.argv[2:], start=1))
     roles = assign_roles(gather_hosts(comm), NUM_SERVERS)
-    watch = LifeWatch(comm, roles.hosts, [f"rank {rank}" for rank in range(comm.size)], EXIT_CODE)
+    names = [f"rank {rank}" for rank in range(comm.size)]
+    watch = LifeWatch(comm, roles.hosts, names, EXIT_CODE, coordinator=roles.coordinator_rank)
+    if comm.rank in roles.server_ranks[1:]:
+        liveness._DEALING_SECONDS = 0.0  # it is for the coordinator to deal with deaths, and to say that nobody does
     torch.manual_seed(1)
     flat = FlatParameters(torch.nn.Linear(64, 4))
     options = EngineOptions(

@@ -1,0 +1,111 @@
+"""Control words of a job on one host whose workers may die: no rank can take anything with it that others wait for.
+
+MPI's atomics take locks in shared memory. A rank that is killed while it holds one leaves all stuck that want a word of
+the same rank. Here words are loaded and stored, 64 bits in one access, with `MPI_Win_sync` for their order: every word but
+the batch cursor is written by one rank only. Adding is guarded by a file lock, which the kernel takes back from the dead.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from hpcasync.comm.mpi import together
+from hpcasync.errors import UserError
+
+
+class SharedControlWindow:
+    """64-bit integer words on every rank, as `comm.windows.ControlWindow` has them.
+
+    Args:
+        comm: all ranks of the job, which share one host's memory (collective).
+        num_words: words on this rank; may differ between ranks.
+
+    Raises:
+        UserError: on every rank, if the ranks do not share a directory for temporary files.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, num_words: int) -> None:
+        item = MPI.INT64_T.Get_size()
+        self._window = MPI.Win.Allocate_shared(num_words * item, item, comm=comm)
+        segments = [self._window.Shared_query(rank)[0] for rank in range(comm.size)]
+        self._words = [np.asarray(segment).view(np.int64) for segment in segments]
+        self._local = self._words[comm.rank]
+        self._local[:] = 0
+        self._lock = threading.Lock()
+        self._file = _open_together(comm)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        self._window.Sync()
+        comm.Barrier()
+
+    def read(self, rank: int, word: int) -> int:
+        """Atomic read; what is loaded after it is not older."""
+        value = int(self._words[rank][word])
+        self._window.Sync()
+        return value
+
+    def add(self, rank: int, word: int, amount: int) -> int:
+        """Atomic addition; returns the value before it."""
+        with self._alone():
+            before = self.read(rank, word)
+            self.store(rank, word, before + amount)
+        return before
+
+    def store(self, rank: int, word: int, value: int) -> None:
+        """Atomic write, seen after all that was stored before it; to words that no other rank stores to."""
+        self._window.Sync()
+        self._words[rank][word] = value
+        self._window.Sync()
+
+    def local(self) -> NDArray[np.int64]:
+        """This rank's own words as memory, after making other ranks' atomic writes visible. Read only."""
+        self._window.Sync()
+        return self._local
+
+    def free(self) -> None:
+        """Free the window (collective)."""
+        os.close(self._file)
+        self._words.clear()
+        self._window.Unlock_all()
+        self._window.Free()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other rank or thread is in here at the same time; one that dies in here is not."""
+        with self._lock:
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+def _open_together(comm: MPI.Intracomm) -> int:
+    """A file without a name that all ranks have open."""
+    path = ""
+    if comm.rank == 0:
+        descriptor, path = tempfile.mkstemp(prefix="hpcasync-lock-")
+        os.close(descriptor)
+    path = comm.bcast(path, root=0)
+
+    def open_file() -> int:
+        try:
+            return os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise UserError(
+                f"workers that may die need a directory for temporary files that all ranks share: cannot open {path} "
+                f"({error.strerror}); set TMPDIR to one"
+            ) from error
+
+    try:
+        return together(comm, open_file)
+    finally:
+        if comm.rank == 0:
+            Path(path).unlink()
