@@ -1,8 +1,8 @@
 """Control words of a job on one host whose workers may die: no rank can take anything with it that others wait for.
 
 In MPI atomics take locks in shared memory. A rank that is killed while it holds one leaves all stuck that want a word
-of the same rank. Here words are loaded and stored, 64 bits in one access, with `MPI_Win_sync` for their order; all
-but the batch cursor are written by one rank only. Adding is guarded by a file lock, which the kernel takes back from the
+of the same rank. Here words are loaded and stored, 64 bits in one access, with `MPI_Win_sync` for their order; all but
+the batch cursor are written by one rank only. Adding is guarded by a file lock, which the kernel takes back from the
 dead.
 """
 
