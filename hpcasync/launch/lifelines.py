@@ -77,6 +77,7 @@ class Lifelines:
 
     Attributes:
         address: for the environment of the ranks, as `hpcasync.lifeline.VARIABLE`.
+        missed: ranks that have ended, or been made to, without having said that they would.
     """
 
     def __init__(self, *, is_local: bool) -> None:
@@ -85,6 +86,7 @@ class Lifelines:
         hosts = (_LOOPBACK,) if is_local else own_addresses()
         self.address = Address(secrets.token_hex(8), hosts, self._listener.getsockname()[1])
         self._waker, self._wake = socket.socketpair()
+        self.missed: list[Rank] = []
         self._lines: dict[socket.socket, _Line] = {}
         self._has_verdict = False
         self._selector = selectors.DefaultSelector()
@@ -127,6 +129,7 @@ class Lifelines:
             self._attend(self._wait(seconds))
         for line in self._lines.values():
             line.connection.close()
+        self.missed += [line.rank for line in self._lines.values() if line.rank.is_missed]
 
     def _wait(self, seconds: float | None) -> list[Any]:
         return [key.fileobj for key, _ in self._selector.select(seconds)]
@@ -137,6 +140,7 @@ class Lifelines:
         if self._listener in ready:
             self._accept()
         dead = [rank for sock in ready if (rank := self._read(sock)) and rank.is_missed]
+        self.missed += dead
         if dead and not had_verdict:
             self._has_verdict = True
             self._on_death(dead)

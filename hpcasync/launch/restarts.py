@@ -52,7 +52,7 @@ def run_with_restarts(
         reason = reason_to_end(attempt, max_restarts)
         if reason is not None:
             if reason:
-                _say(f"{reason}; {_describe(run_dir, attempt.after)}")
+                _say(f"{reason}; {_describe(run_dir, attempt.after, has_restarts=max_restarts > 0)}")
             return job.exit_code
         arguments = arguments_to_go_on(command, run_dir, began)
         _say(f"the job ended with code {job.exit_code}; restart {number} of {max_restarts}: {' '.join(arguments)}")
@@ -98,10 +98,11 @@ def _is_newer(path: Path, began: float) -> bool:
     return path.is_file() and path.stat().st_mtime > began - 2
 
 
-def _describe(run_dir: Path | None, name: str) -> str:
+def _describe(run_dir: Path | None, name: str, *, has_restarts: bool) -> str:
     if not name:
         return "there is no checkpoint to go on from"
-    return f"`--resume` goes on from {run_dir}/checkpoints/{name}"
+    hint = "" if has_restarts else " (`hpcasync launch --max-restarts K` does so by itself)"
+    return f"`--resume` goes on from {run_dir}/checkpoints/{name}{hint}"
 
 
 def _say(text: str) -> None:

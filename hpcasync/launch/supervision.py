@@ -21,7 +21,7 @@ _ENDING_SIGNALS = (*_ASKING_SIGNALS, signal.SIGHUP)
 # Time for a checkpoint; batch systems and containers kill what is left after 10 to 30 seconds.
 SAVE_SECONDS = 20
 # mpirun ends a job that has lost a rank in half a second, where it does.
-_PATIENCE_SECONDS = 1.5
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def supervise(
         for number, handler in previous.items():
             signal.signal(number, handler)
         clean_up(supervision.process, job, started_at)
-    return SupervisedJob(supervision.judge(code), tuple(supervision.received))
+    return SupervisedJob(supervision.judge(code, lifelines.missed), tuple(supervision.received))
 
 
 class _Supervision:
@@ -118,9 +118,17 @@ class _Supervision:
                 self._has_ended = True
                 end()
 
-    def judge(self, code: int) -> int:
-        """The exit code of the job, by that of mpirun; MPICH's says 9 of a killed rank, Open MPI's 137 = 128 + 9."""
-        is_told = code > 128 and not self._has_ended
+    def judge(self, code: int, missed: list[Rank]) -> int:
+        """The exit code of the job, by that of mpirun.
+
+        Of a rank that was killed Open MPI's says 137 = 128 + 9 on one host, and 14 between hosts; MPICH's 9 and 255. Of
+        its daemon on another host Open MPI's says 0.
+        """
+        if code == 0 and missed and not self._has_lost:
+            self._has_lost = True
+            names = ", ".join(map(str, sorted(missed, key=lambda rank: rank.rank)))
+            print(f"hpcasync: mpirun has ended before the ranks had: {names}", file=sys.stderr, flush=True)
+        is_told = 128 < code < 128 + signal.NSIG and not self._has_ended
         return RANK_LOST if self._has_lost and not is_told else code
 
     def _send(self, number: int) -> None:

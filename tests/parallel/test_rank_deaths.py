@@ -125,6 +125,19 @@ def test_a_killed_rank_ends_the_job(
 
 
 @pytest.mark.parametrize("place", ["openmpi on three hosts"], indirect=True)
+def test_a_killed_daemon_of_mpirun_ends_the_job(place: Place, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    """Open MPI's mpirun ends with 0 then."""
+    with place.job(tmp_path, tiny_corpus, *OVERRIDES) as job:
+        wait_for_training(job)
+        daemon = job.rank(2).parent()
+        assert daemon is not None and daemon.name() == "prted"
+        daemon.kill()
+        check_end(job, time.monotonic())
+    assert re.search(r"hpcasync: (mpirun has ended before the ranks had: |.*\) has died, and the job )", job.output)
+    assert f"the job ended with code {RANK_LOST}; `--resume` goes on from " in job.output
+
+
+@pytest.mark.parametrize("place", ["openmpi on three hosts"], indirect=True)
 def test_workers_cannot_be_survived_on_several_hosts(place: Place, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
     with place.job(tmp_path, tiny_corpus, *OVERRIDES, options=("--survive-workers",)) as job:
         assert job.wait() == 2, job.output
