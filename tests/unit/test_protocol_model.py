@@ -1,14 +1,18 @@
 """The protocol in every interleaving of its atomic steps, and the checker against mistakes put into it on purpose.
 
 Invariants: no push is lost or doubled; versions go up by one; a pull is one version of all shards; a slot is not
-written again before it is consumed; every shard applies the same groups; nobody waits for ever; every run ends.
+written again before it is consumed; every shard applies the same groups; nobody waits for ever; every run ends. Where
+workers are survived: each batch is done once, whoever dies at whichever step.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from protocol_model import Options, Report, ViolationError, check
 
+from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.state import UpdateState
 
 FAR = frozenset({0})
@@ -48,6 +52,30 @@ LARGE = [
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
 ]
+# Workers that die are survived; their batches are done by the others.
+SURVIVED = replace(Options(), survives=True, deaths=1, num_servers=1, num_tickets=2, pull="handled")
+SMALL_SURVIVED = [
+    SURVIVED,
+    replace(SURVIVED, num_local=2),
+    replace(SURVIVED, pull="applied"),
+    replace(SURVIVED, pull="latest", pushes_per_update=1, num_tickets=1),
+    replace(SURVIVED, rejected=frozenset({(0, 1), (1, 1)})),
+    replace(SURVIVED, may_stop=True, num_tickets=1),
+    replace(SURVIVED, deaths=2, num_tickets=1),
+    replace(SURVIVED, num_servers=2, num_tickets=1),
+    replace(SURVIVED, num_workers=1, num_slots=1, num_tickets=3),
+]
+LARGE_SURVIVED = [
+    replace(SURVIVED, num_tickets=3),
+    replace(SURVIVED, num_tickets=3, num_local=2),
+    replace(SURVIVED, pull="latest"),
+    replace(SURVIVED, may_stop=True),
+    replace(SURVIVED, deaths=2),
+    replace(SURVIVED, num_servers=2),
+    replace(SURVIVED, num_workers=3, num_tickets=1),
+    replace(SURVIVED, num_workers=3, num_tickets=1, deaths=2),
+    replace(SURVIVED, num_workers=3, pull="applied"),
+]
 
 
 def describe(options: Options) -> str:
@@ -55,7 +83,7 @@ def describe(options: Options) -> str:
     return ",".join(changed) or "default"
 
 
-@pytest.mark.parametrize("options", SMALL, ids=describe)
+@pytest.mark.parametrize("options", [*SMALL, *SMALL_SURVIVED], ids=describe)
 def test_every_interleaving(options: Options) -> None:
     report = check(options)
     assert report.num_final > 0 and report.num_transitions > report.num_states > 100
@@ -63,7 +91,7 @@ def test_every_interleaving(options: Options) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("options", LARGE, ids=describe)
+@pytest.mark.parametrize("options", [*LARGE, *LARGE_SURVIVED], ids=describe)
 def test_every_interleaving_of_larger_jobs(options: Options) -> None:
     assert check(options).num_final > 0
 
@@ -90,6 +118,7 @@ def test_the_size_of_the_smallest_job_is_what_it_was() -> None:
         ("no barrier", Options(num_tickets=1, pushes_per_update=1, far=frozenset({1})), "a pull of version"),
         ("settle before publish", Options(num_tickets=2, pull="applied"), "lacks the own push"),
         ("handle before update", Options(num_tickets=2, pull="handled"), "lacks the own push"),
+        ("let go before arrivals", replace(SURVIVED, num_tickets=1), "twice|were announced"),
     ],
 )
 def test_a_seeded_mistake_is_found(bug: str, options: Options, expected: str) -> None:
@@ -134,3 +163,50 @@ def test_a_coordinator_that_ends_before_its_workers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(UpdateState, "is_finished", property(lambda self: self._is_stopping))
     with pytest.raises(ViolationError):
         check(Options(num_tickets=1, may_stop=True))
+
+
+def hasty(work: LostWork) -> None:
+    """Give a dead one's batches away before it is known who holds what."""
+    work._have_rested |= work._live
+    SETTLE(work)
+
+
+def forgetful(work: LostWork, worker: int, num_drawn: int) -> None:
+    """Forget what the dead one had been offered."""
+    work._offered.pop(worker, None)
+    DIED(work, worker, num_drawn)
+
+
+def rests_at_once(work: LostWork, worker: int) -> bool:
+    """Take a worker for resting that has yet to see an offer."""
+    work._have_rested.add(worker)
+    work._resting.add(worker)
+    return True
+
+
+SETTLE, DIED = LostWork._settle, LostWork.died
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake", "options", "expected"),
+    [
+        ("_settle", hasty, SURVIVED, "twice"),
+        ("died", forgetful, replace(SURVIVED, num_workers=3, num_tickets=1, deaths=2), "missing|for ever"),
+        ("died", lambda work, worker, num_drawn: work._live.discard(worker), SURVIVED, "missing|for ever"),
+        ("rests", rests_at_once, replace(SURVIVED, num_workers=2, num_tickets=3), "had finished|missing|for ever"),
+        ("is_exhausted", property(lambda work: work._live <= work._resting), SURVIVED, "missing"),
+        ("has_ended", property(lambda work: work._live <= work._resting | work._finished), SURVIVED, ""),
+    ],
+)
+def test_a_mistake_about_lost_work_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, mistake: Callable[..., Any], options: Options, expected: str
+) -> None:
+    monkeypatch.setattr(LostWork, name, mistake)
+    with pytest.raises(ViolationError, match=expected):
+        check(options)
+
+
+def test_a_worker_that_is_woken_has_to_be_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpdateState, "resume", lambda self, worker: None)
+    with pytest.raises(ViolationError, match="pushed after it had finished"):
+        check(SURVIVED)

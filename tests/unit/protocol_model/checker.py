@@ -4,11 +4,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocol_model import decisions
+from protocol_model import decisions, survivors
 from protocol_model.messages import sending_steps
 from protocol_model.servers import coordinator_steps, execute, follower_steps
 from protocol_model.workers import landings, worker_steps
-from protocol_model.world import At, Do, Options, ViolationError, World, initial, require, set_worker
+from protocol_model.world import At, Do, Options, Survivors, ViolationError, World, initial, require, set_worker
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ def check(options: Options) -> Report:
         ViolationError: an invariant does not hold, somebody waits for ever, or steps go round in a circle; with the
             steps that lead there.
     """
-    for function in (decisions.decide, decisions.should_apply, decisions.is_finished):
+    remembered = (survivors.decide_survival, survivors.share, survivors.has_ended)
+    for function in (decisions.decide, decisions.should_apply, decisions.is_finished, *remembered):
         function.cache_clear()
     start = initial(options)
     order, came_from = {start: 0}, [("begins", 0)]
@@ -55,7 +56,7 @@ def check(options: Options) -> Report:
 
 def _check_end(options: Options, world: World) -> bool:
     """Whether this state is an end; if nothing more happens, it has to be one."""
-    if is_final(world):
+    if is_final(options, world):
         check_final(options, world)
         return True
     has_next = any(not name.endswith("dies") for name, _ in successors(options, world))
@@ -63,7 +64,7 @@ def _check_end(options: Options, world: World) -> bool:
     # applied waits for others' pushes.
     may_wait = (At.DONE, At.WAIT) if options.pull == "applied" else (At.DONE,)
     may_rest = world.num_dead and all(worker.dead or worker.at in may_wait for worker in world.workers)
-    require(has_next or bool(may_rest), "somebody waits for ever")
+    require(has_next or (bool(may_rest) and not options.survives), "somebody waits for ever")
     return False
 
 
@@ -95,7 +96,7 @@ def _is_acyclic(edges: list[list[int]]) -> bool:
 def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
     """Every state that one atomic step leads to, with the step's name."""
     for index, worker in enumerate(world.workers):
-        if not worker.dead and worker.at is not At.DONE:
+        if not worker.dead and (options.survives or worker.at is not At.DONE):
             for name, after in worker_steps(options, world, index):
                 yield f"worker {index} {name}", after
             if world.num_dead < options.deaths:
@@ -111,9 +112,10 @@ def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
             yield from execute(options, world, number)
 
 
-def is_final(world: World) -> bool:
+def is_final(options: Options, world: World) -> bool:
     """Whether everybody has ended in good order."""
-    return all(worker.at is At.DONE for worker in world.workers) and all(s.do is Do.END for s in world.servers)
+    has_ended = (worker.at is At.DONE or (options.survives and worker.dead) for worker in world.workers)
+    return all(has_ended) and all(server.do is Do.END for server in world.servers)
 
 
 def check_final(options: Options, world: World) -> None:
@@ -126,8 +128,24 @@ def check_final(options: Options, world: World) -> None:
     require(not any(server.unread or server.read for server in world.servers), "a gradient was never read")
     require(not any(server.queue for server in world.servers), "a server ended with orders to execute")
     require(world.published == world.decisions.version, "the newest version was not published")
-    if not world.stop:
+    if world.survival is not None:
+        _check_survival(options, world, world.survival)
+    elif not world.stop:
         rejected = sum(sequence <= announced[worker] for worker, sequence in options.rejected)
         may_be_stale = options.limit is not None and options.policy == "drop"
         is_expected = dropped >= rejected if may_be_stale else dropped == rejected
         require(pushed == options.num_tickets and is_expected, f"{pushed} batches pushed, {dropped} dropped")
+
+
+def _check_survival(options: Options, world: World, known: Survivors) -> None:
+    """Every batch was done once, unless nobody is left to do it. That none arrives twice is asserted by `LostWork`."""
+    is_complete = known.low == options.num_tickets and not known.above
+    require(
+        is_complete or world.stop or not known.has_told, f"batches are missing: {known.low} and {known.above} arrived"
+    )
+    is_deserted = all(worker.dead for worker in world.workers)
+    require(known.has_told or world.stop or is_deserted, "workers have ended without being told that nothing is left")
+    require(not known.lost or world.stop or is_deserted, f"nobody does {known.lost}")
+    rejected = sum(sequence <= world.workers[worker].announced for worker, sequence in options.rejected)
+    _, _, dropped = world.decisions.counts
+    require(dropped == rejected or world.stop, f"{dropped} dropped")

@@ -11,7 +11,7 @@ from protocol_model.world import Decisions, Options, Order, require
 @cache
 def decide(options: Options, decisions: Decisions, event: str, order: Order, version: int) -> Decisions:
     """The decisions after an event, made by an `UpdateState` with this content."""
-    state = _restore(options, decisions)
+    state = restore(options, decisions)
     if event == "receive":
         tokens = options.num_tokens(order.worker, order.sequence)
         state.receive(Arrival(order.worker, order.sequence, PushRecord(version, tokens, 0.0, 0, 0.0, ())))
@@ -27,6 +27,11 @@ def decide(options: Options, decisions: Decisions, event: str, order: Order, ver
         state.finish(order.worker)
     else:
         state.stop()
+    return content_of(options, state)
+
+
+def content_of(options: Options, state: UpdateState) -> Decisions:
+    """What is in an `UpdateState`."""
     group = tuple((a.worker, a.sequence, a.record.version, a.record.num_tokens) for a in state._group)
     counts = state.counts.num_pushed, state.counts.num_applied, state.counts.num_dropped
     untold = tuple(sorted(state._untold.items()))
@@ -38,15 +43,16 @@ def decide(options: Options, decisions: Decisions, event: str, order: Order, ver
 
 @cache
 def should_apply(options: Options, decisions: Decisions) -> bool:
-    return _restore(options, decisions).should_apply()
+    return restore(options, decisions).should_apply()
 
 
 @cache
 def is_finished(options: Options, decisions: Decisions) -> bool:
-    return _restore(options, decisions).is_finished
+    return restore(options, decisions).is_finished
 
 
-def _restore(options: Options, decisions: Decisions) -> UpdateState:
+def restore(options: Options, decisions: Decisions) -> UpdateState:
+    """An `UpdateState` with this content."""
     state = UpdateState(
         options.num_workers,
         options.pushes_per_update,

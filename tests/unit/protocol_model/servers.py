@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from protocol_model import survivors
 from protocol_model.decisions import decide, is_finished, should_apply
 from protocol_model.messages import before_writing
 from protocol_model.world import (
@@ -25,19 +26,28 @@ def coordinator_steps(options: Options, world: World) -> Iterator[tuple[str, Wor
     if options.may_stop and not decisions.is_stopping:
         stopped = world._replace(decisions=decide(options, decisions, "stop", Order(), 0))
         yield "coordinator stops", _send(stopped, Order())
-    if world.leaving != NOBODY:
+    if options.survives:
+        yield from survivors.coordinator_steps(options, world, _receive)
+        if world.leaving != NOBODY:
+            return
+        advanced = _advance(options, world)
+        if advanced != world:
+            yield "coordinator advances", advanced
+    elif world.leaving != NOBODY:
         yield "coordinator looks again", _let_go(options, world)
         return
     for index, worker in enumerate(world.workers):
-        if worker.announced > decisions.received[index]:
+        is_known_dead = world.survival is not None and index in world.survival.let_go
+        if worker.announced > decisions.received[index] and not is_known_dead:
             yield f"coordinator receives from {index}", _receive(options, world, index)
-        if index not in decisions.active:
+        if options.survives or index not in decisions.active:
             continue
         if "announced read before finished" in options.bugs and not worker.finished:
             yield f"coordinator reads {index}", world._replace(leaving=index, leaving_announced=worker.announced)
         elif worker.finished:
             yield f"coordinator reads finished of {index}", world._replace(leaving=index)
-    if is_finished(options, decisions):
+    is_awake = world.survival is not None and not survivors.has_ended(options, world.survival)
+    if is_finished(options, decisions) and not is_awake:
         ended = world.servers[0]._replace(do=Do.END)
         yield "coordinator ends the run", set_server(world, 0, ended)
 
@@ -60,6 +70,8 @@ def _receive(options: Options, world: World, index: int) -> World:
     sequence = before.received[index] + 1
     order = Order(worker=index, sequence=sequence)
     version = world.records[index][sequence % options.num_slots]
+    if options.survives:
+        world = survivors.arrived(options, world, index, sequence)
     decisions = decide(options, before, "receive", order, version)
     accept = len(decisions.group) > len(before.group)
     return _send(world._replace(decisions=decisions), order._replace(accept=accept))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from protocol_model import survivors
 from protocol_model.messages import request, take
 from protocol_model.world import At, Options, Send, Worker, World, move, require, set_server, set_worker, with_slot
 
@@ -13,7 +14,9 @@ _REFUSED = 99
 def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
     worker = world.workers[index]
     at = worker.at
-    if at is At.RECEIVE:
+    if options.survives and at in (At.PUBLISHED, At.OFFER, At.DRAW, At.REST, At.RESTING):
+        yield from survivors.worker_steps(options, world, index)
+    elif at is At.RECEIVE:
         yield from _receive_step(options, world, index)
     elif at < At.RECEIVE:
         yield _pull_step(options, world, index)
@@ -32,7 +35,7 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
     elif at is At.ANNOUNCE:
         if _has_landed(options, world, index) or "announce before flush" in options.bugs:
             waits = options.pull != "latest"
-            announced = worker._replace(announced=worker.announced + 1, server=0)
+            announced = worker._replace(announced=worker.announced + 1, server=0, held=())
             yield "announces", move(set_worker(world, index, announced), index, At.WAIT if waits else At.PUBLISHED)
     elif at is At.WAIT:
         word = worker.settled if options.waits_for(index, worker.announced) == "applied" else worker.handled
@@ -125,6 +128,10 @@ def _write(options: Options, world: World, index: int) -> World:
     if number == 0:
         require(world.servers[0].consumed[index] >= sequence - options.num_slots, "a record was overwritten")
         world = world._replace(records=with_slot(world.records, index, slot, worker.version))
+        if options.survives:
+            tickets = world.tickets[index]
+            row = (*tickets[:slot], worker.held, *tickets[slot + 1 :])
+            world = world._replace(tickets=(*world.tickets[:index], row, *world.tickets[index + 1 :]))
     last = number == options.num_servers - 1
     at, following = (At.ANNOUNCE, 0) if last else (At.WRITE, number + 1)
     return set_worker(world, index, worker._replace(at=at, server=following))

@@ -36,6 +36,9 @@ class Options:
         rejected: pushes (worker, sequence) whose gradient is not finite.
         limit, policy: what is done about stale gradients.
         far: servers on another node than the workers, which are sent their shards.
+        survives: the others go on without workers that die, and do what those had begun. A pull is one step then: it is
+            taken apart where nobody survives.
+        num_local: most batches in a push, where workers are survived.
         bugs: names of seeded mistakes.
     """
 
@@ -51,6 +54,8 @@ class Options:
     limit: int | None = None
     policy: StalenessPolicy = "wait"
     far: frozenset[int] = frozenset()
+    survives: bool = False
+    num_local: int = 1
     bugs: frozenset[str] = frozenset()
 
     def num_tokens(self, worker: int, sequence: int) -> int:
@@ -77,6 +82,9 @@ class At(IntEnum):
     WAIT = 8
     FINISH = 9
     DONE = 10
+    OFFER = 11
+    REST = 12
+    RESTING = 13
 
 
 class Worker(NamedTuple):
@@ -89,6 +97,11 @@ class Worker(NamedTuple):
         announced: its pushes.
         settled, handled: its pushes that are part of a version; that the servers have done their part for.
         due: the version that it must see once it has waited.
+        held: batches that it has drawn and not announced.
+        has_drawn_all: it has found the corpus at its end.
+        offers, offered: how many batches of dead workers have been offered to it, and the last of them.
+        seen: offers that it has taken.
+        rests: how often it has found no more batches.
     """
 
     at: At = At.PUBLISHED
@@ -103,6 +116,12 @@ class Worker(NamedTuple):
     due: int = 0
     finished: bool = False
     dead: bool = False
+    held: tuple[int, ...] = ()
+    has_drawn_all: bool = False
+    offers: int = 0
+    offered: int = -1
+    seen: int = 0
+    rests: int = 0
 
 
 class Do(IntEnum):
@@ -203,13 +222,36 @@ class Decisions(NamedTuple):
     basis: tuple[int, ...]
 
 
+class Survivors(NamedTuple):
+    """The content of a `Survival` and its `LostWork`."""
+
+    low: int = 0
+    above: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+    live: frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
+    resting: frozenset[int] = frozenset()
+    have_rested: frozenset[int] = frozenset()
+    cut: int | None = None
+    lost: tuple[int, ...] = ()
+    offered: tuple[tuple[int, int], ...] = ()
+    let_go: frozenset[int] = frozenset()
+    num_rests: tuple[tuple[int, int], ...] = ()
+    has_told: bool = False
+
+
 class World(NamedTuple):
     """A state of everything.
 
     Attributes:
         records: version in the record of every slot.
         leaving: the worker whose `finished` word the coordinator has just read.
-        leaving_announced: its pushes, where a seeded mistake has read them before that.
+        leaving_announced: its pushes, where a seeded mistake has read them before that; where workers are survived, as
+            they were read after it.
+        leaving_words: its `finished` and `rests`, and whether it is known to be dead, where workers are survived.
+        tickets: batches in the record of every slot, where workers are survived.
+        survival: what the coordinator knows of the dead, where workers are survived.
+        exhausted: the word that says that nothing is left to do.
     """
 
     workers: tuple[Worker, ...]
@@ -222,6 +264,10 @@ class World(NamedTuple):
     cursor: int
     stop: bool
     num_dead: int
+    tickets: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    survival: Survivors | None = None
+    leaving_words: tuple[bool, int, bool] = (False, 0, False)
+    exhausted: bool = False
 
 
 def initial(options: Options) -> World:
@@ -233,7 +279,12 @@ def initial(options: Options) -> World:
     servers = tuple(server._replace(sendings=sendings if n in options.far else ()) for n in range(options.num_servers))
     decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0), (), nothing)
     workers = (Worker(),) * options.num_workers
-    return World(workers, servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
+    world = World(workers, servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
+    if not options.survives:
+        return world
+    everybody = frozenset(range(options.num_workers))
+    tickets = (((),) * options.num_slots,) * options.num_workers
+    return world._replace(tickets=tickets, survival=Survivors(last=(-1,) * options.num_workers, live=everybody))
 
 
 def require(condition: bool, message: str) -> None:
