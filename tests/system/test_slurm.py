@@ -116,8 +116,8 @@ def test_a_warned_job_saves_and_goes_on_after_a_requeue(submitter: Submitter, pr
 def test_a_time_limit_saves_and_goes_on_after_a_requeue(submitter: Submitter, prepared: Job) -> None:
     """SLURM itself warns two minutes before the limit, or half a minute earlier; it looks every half minute.
 
-    The limit is set once training goes on, two to three minutes from then, and taken back before the second start, which
-    on a busy machine would not be over before the next warning.
+    The limit is set once training goes on, two to three minutes from then. It is taken back before the second start,
+    which would not be over before the next warning on a busy machine.
     """
 
     def set_limit(job: str, minutes: int) -> None:
