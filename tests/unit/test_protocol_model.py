@@ -171,12 +171,6 @@ def hasty(work: LostWork) -> None:
     SETTLE(work)
 
 
-def forgetful(work: LostWork, worker: int, num_drawn: int) -> None:
-    """Forget what the dead one had been offered."""
-    work._offered.pop(worker, None)
-    DIED(work, worker, num_drawn)
-
-
 def rests_at_once(work: LostWork, worker: int) -> bool:
     """Take a worker for resting that has yet to see an offer."""
     work._have_rested.add(worker)
@@ -184,18 +178,22 @@ def rests_at_once(work: LostWork, worker: int) -> bool:
     return True
 
 
-SETTLE, DIED = LostWork._settle, LostWork.died
+def is_exhausted_for_one(work: LostWork) -> bool:
+    """Let all go when one has found nothing more to do."""
+    return not work._lost and work._cut is None and bool(work._live & work._resting)
+
+
+SETTLE = LostWork._settle
 
 
 @pytest.mark.parametrize(
     ("name", "mistake", "options", "expected"),
     [
         ("_settle", hasty, SURVIVED, "twice"),
-        ("died", forgetful, replace(SURVIVED, num_workers=3, num_tickets=1, deaths=2), "missing|for ever"),
         ("died", lambda work, worker, num_drawn: work._live.discard(worker), SURVIVED, "missing|for ever"),
         ("rests", rests_at_once, replace(SURVIVED, num_workers=2, num_tickets=3), "had finished|missing|for ever"),
-        ("is_exhausted", property(lambda work: work._live <= work._resting), SURVIVED, "missing"),
-        ("has_ended", property(lambda work: work._live <= work._resting | work._finished), SURVIVED, ""),
+        ("is_exhausted", property(is_exhausted_for_one), SURVIVED, "missing"),
+        ("has_ended", property(lambda work: work._live <= work._resting | work._finished), SURVIVED, "for ever"),
     ],
 )
 def test_a_mistake_about_lost_work_is_found(
