@@ -74,7 +74,8 @@ LARGE_SURVIVED = [
     replace(SURVIVED, num_servers=2),
     replace(SURVIVED, num_workers=3, num_tickets=1),
     replace(SURVIVED, num_workers=3, num_tickets=1, deaths=2),
-    replace(SURVIVED, num_workers=3, pull="applied"),
+    replace(SURVIVED, num_workers=3),
+    replace(SURVIVED, num_workers=3, num_local=2),
 ]
 
 
