@@ -157,7 +157,7 @@ def test_addresses() -> None:
 def test_exit_codes_of_a_job_that_has_lost_a_rank(code: int, expected: int) -> None:
     supervision = _Supervision(saves_on_usr1=True)
     with subprocess.Popen(["true"]) as process:
-        supervision.begin(process)  # type: ignore[arg-type]
+        supervision.begin(process)
     assert supervision.judge(85, []) == 85
     supervision.lose([Rank(0, "n0", 5)])
     assert supervision.judge(code, []) == expected
