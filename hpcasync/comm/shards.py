@@ -19,6 +19,10 @@ class Shard:
         """Number of elements."""
         return self.stop - self.start
 
+    def overlap(self, part: "Shard") -> "Shard":
+        """What it has in common with another slice; of no or negative size if that is nothing."""
+        return Shard(max(part.start, self.start), min(part.stop, self.stop))
+
 
 def cut_shards(num_elements: int, num_servers: int) -> list[Shard]:
     """Cut `num_elements` into one shard per server, sizes equal up to the 64-byte alignment.

@@ -1,9 +1,17 @@
 """Waiting without keeping a core busy: MPI's own waits spin, and a rank that waits often shares its core."""
 
+import os
 import time
 
 from mpi4py import MPI
 
+# The first looks give the core to whoever wants it and come back: no answer is late, and where many ranks share a core
+# each turn costs them a microsecond or two. A sleep, however short, takes 70 and costs 15 (Linux 6.18).
+_NUM_TURNS = 40
+# Who wants the core for longer computes. Then a sleeper gets it back sooner than a rank that gives its turn away.
+_LONG_TURN_SECONDS = 0.001
+# Waits that begin with a sleep after that.
+_NUM_SHY_WAITS = 100
 # Sleeps begin here and grow by as much, up to a millisecond: an answer that comes soon is seen soon.
 _STEP_SECONDS = 2e-5
 _SHORT_SECONDS = 0.001
@@ -15,16 +23,18 @@ _PART_OF_WAIT = 0.01
 
 
 class Backoff:
-    """Sleeps that grow while nothing happens: up to a millisecond, later a hundredth of the wait so far.
+    """Turns given away, then sleeps that grow while nothing happens: to a millisecond, later a hundredth of the wait.
 
     Args:
         longest_seconds: of a sleep.
-        num_spins: looks before the first sleep.
     """
 
-    def __init__(self, longest_seconds: float = _SHORT_SECONDS, num_spins: int = 20) -> None:
+    # Of this process: waits that are to begin with a sleep, for something computes on its core.
+    _num_shy_waits = 0
+
+    def __init__(self, longest_seconds: float = _SHORT_SECONDS) -> None:
         self._longest_seconds = longest_seconds
-        self._num_spins = num_spins
+        self._num_turns = _NUM_TURNS
         self._num_idle = 0
         self._idle_since = 0.0
 
@@ -34,14 +44,30 @@ class Backoff:
 
     def wait(self) -> None:
         """Wait a moment, longer each time since the last `reset`."""
+        if self._num_idle == 0:
+            self._begin()
         self._num_idle += 1
-        time.sleep(self._next_seconds())
+        if self._num_idle <= self._num_turns:
+            self._give_turn()
+        else:
+            time.sleep(self._next_seconds())
+
+    def _begin(self) -> None:
+        self._idle_since = time.monotonic()
+        self._num_turns = _NUM_TURNS
+        if Backoff._num_shy_waits:
+            Backoff._num_shy_waits -= 1
+            self._num_turns = 0
+
+    def _give_turn(self) -> None:
+        before = time.monotonic()
+        os.sched_yield()
+        if time.monotonic() - before > _LONG_TURN_SECONDS:
+            Backoff._num_shy_waits = _NUM_SHY_WAITS
+            self._num_turns = self._num_idle
 
     def _next_seconds(self) -> float:
-        if self._num_idle <= self._num_spins:
-            self._idle_since = time.monotonic()
-            return 0.0
-        growing = min(_SHORT_SECONDS, _STEP_SECONDS * (self._num_idle - self._num_spins))
+        growing = min(_SHORT_SECONDS, _STEP_SECONDS * (self._num_idle - self._num_turns))
         waited = time.monotonic() - self._idle_since
         return min(self._longest_seconds, max(growing, waited * _PART_OF_WAIT))
 

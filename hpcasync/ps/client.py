@@ -44,7 +44,7 @@ class Client:
         self._device_copy: DeviceCopy | None = None
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
-        self._far_shards = [(rank, link.shards[server]) for server, rank in servers if not link.data.is_local(rank)]
+        self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
         self.num_pushed = 0
         self.num_pull_retries = 0
         self.wait_seconds = 0.0
@@ -121,7 +121,8 @@ class Client:
     def _request(self, version: int, out: torch.Tensor) -> None:
         """Have the servers on other nodes send their shards."""
         if self._link.receiver is not None:
-            self._link.receiver.request(version, self._far_shards, out)
+            far_shards = [(rank, self._link.shards[server]) for server, rank in self._far_servers]
+            self._link.receiver.request(version, far_shards, out)
 
     def _has_received(self) -> bool:
         """Wait for what was requested; returns whether all servers still had the version."""
@@ -189,19 +190,28 @@ class Client:
 
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """
-        link = self._link
-        pieces = []
-        for server, shard in enumerate(link.shards):
-            met = Shard(max(part.start, shard.start), min(part.stop, shard.stop))
-            is_cut = link.wire.has_blocks and not link.data.is_local(link.roles.server_ranks[server])
-            size = PIECE_BYTES // link.wire.slot_bytes(1) if is_cut else max(1, met.size)
+        link, sequence = self._link, self.num_pushed + 1
+        for server, rank in self._near_servers:
+            met = link.shards[server].overlap(part)
+            if met.size > 0:
+                address = SlotAddress(link.data, rank, link.gradient_offset(server, self._worker, sequence))
+                link.wire.write(address, gradient, link.shards[server], met)
+        if self._far_servers:
+            self._write_far(gradient, part, sequence)
+
+    def _write_far(self, gradient: torch.Tensor, part: Shard, sequence: int) -> None:
+        """Servers on other hosts in turn, a piece each: every one may be behind a line of its own."""
+        link, pieces = self._link, []
+        for server, rank in self._far_servers:
+            met = link.shards[server].overlap(part)
+            size = PIECE_BYTES // link.wire.slot_bytes(1) if link.wire.has_blocks else max(1, met.size)
             starts = range(met.start, met.stop, size)
-            pieces += [(turn, server, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)]
-        # Other hosts in turn, a piece each: every one may be behind a line of its own.
-        for _, server, piece in sorted(pieces, key=lambda entry: entry[:2]):
-            offset = link.gradient_offset(server, self._worker, self.num_pushed + 1)
-            rank = link.roles.server_ranks[server]
-            link.wire.write(SlotAddress(link.data, rank, offset), gradient, link.shards[server], piece)
+            pieces += [
+                (turn, server, rank, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)
+            ]
+        for _, server, rank, piece in sorted(pieces, key=lambda entry: entry[:2]):
+            address = SlotAddress(link.data, rank, link.gradient_offset(server, self._worker, sequence))
+            link.wire.write(address, gradient, link.shards[server], piece)
 
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""

@@ -100,9 +100,19 @@ class ControlWords:
         return cls.announced(worker) + 7
 
     @classmethod
-    def count(cls, num_workers: int) -> int:
+    def of_workers(cls, num_workers: int) -> slice:
+        """All words of all workers."""
+        return slice(cls.announced(0), cls.announced(num_workers))
+
+    @classmethod
+    def applied(cls, num_workers: int, server: int) -> int:
+        """At the coordinator: the newest version that a server's shard has; written by the server."""
+        return cls.announced(num_workers) + server
+
+    @classmethod
+    def count(cls, num_workers: int, num_servers: int) -> int:
         """Words of a control window."""
-        return cls.announced(num_workers)
+        return cls.applied(num_workers, num_servers)
 
 
 class Link:
@@ -152,9 +162,10 @@ class Link:
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         assert node_comm.size == comm.size or not may_lose_workers
-        num_words = ControlWords.count(self.num_workers) if is_server else 0
+        num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (SharedControlWindow if may_lose_workers else ControlWindow)(comm, num_words)
         self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
+        self._own_views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         # Parameters that workers on other nodes pull are messages of their own communicator.
         self._messages = comm.Dup() if self.data.spans_nodes else None
         self._sender: ParameterSender | None = None
@@ -196,8 +207,37 @@ class Link:
         """Where a version of the shard lies in this server's memory: [size] of `parameter_dtype`."""
         assert self.server_index is not None
         num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
-        offset = self.buffer_offset(self.server_index, version)
-        return self.data.memory(self.comm.rank)[offset : offset + num_bytes].view(self.parameter_dtype)
+        return self._own(self.buffer_offset(self.server_index, version), num_bytes, self.parameter_dtype)
+
+    def own_slot(self, worker: int, sequence: int) -> torch.Tensor:
+        """Where the gradient of a push lies in this server's memory: uint8."""
+        assert self.server_index is not None
+        num_bytes = self.wire.slot_bytes(self.shards[self.server_index].size)
+        return self._own(self.gradient_offset(self.server_index, worker, sequence), num_bytes, torch.uint8)
+
+    def own_record(self, worker: int, sequence: int) -> torch.Tensor:
+        """Where the record of a push lies in the coordinator's memory: float64."""
+        assert self.server_index == 0
+        num_bytes = record_bytes(self.max_tickets)
+        return self._own(self.record_offset(0, worker, sequence), num_bytes, torch.float64)
+
+    def _own(self, offset: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
+        # Cutting a tensor takes longer than copying a small one.
+        key = offset, num_bytes, dtype
+        if key not in self._own_views:
+            self._own_views[key] = self.data.memory(self.comm.rank)[offset : offset + num_bytes].view(dtype)
+        return self._own_views[key]
+
+    def tell_applied(self, version: int) -> None:
+        """This server's shard has a version: tell the coordinator."""
+        assert self.server_index is not None
+        word = ControlWords.applied(self.num_workers, self.server_index)
+        self.control.store(self.coordinator_rank, word, version)
+
+    def have_applied(self, version: int) -> bool:
+        """At the coordinator: whether all other servers' shards have a version."""
+        first = ControlWords.applied(self.num_workers, 1)
+        return min(self.control.local()[first:].tolist(), default=version) >= version
 
     def begin_writing(self, version: int) -> None:
         """To be called before the first byte of a version is written, over those of the version before the last."""
@@ -214,6 +254,7 @@ class Link:
 
     def free(self) -> None:
         """Free the windows (collective)."""
+        self._own_views.clear()
         if self._messages is not None:
             self._messages.Free()
         self.data.free()

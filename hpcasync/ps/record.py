@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 _NUM_FIXED = 8
@@ -44,18 +45,20 @@ def encode_record(record: PushRecord, max_tickets: int) -> torch.Tensor:
             f"a push covers {len(record.tickets)} batches, but the windows have room for {max_tickets}: "
             f"set LinkOptions.max_tickets={len(record.tickets)} on all ranks"
         )
-    words = torch.zeros(record_bytes(max_tickets) // 8, dtype=torch.float64)
-    fixed = [record.version, record.num_tokens, record.loss_sum, record.num_source_tokens, record.compute_seconds]
-    fixed.append(len(record.tickets))
-    words[: len(fixed)] = torch.tensor(fixed, dtype=torch.float64)
-    words[_NUM_FIXED : _NUM_FIXED + len(record.tickets)] = torch.tensor(record.tickets, dtype=torch.float64)
-    return words
+    # In numpy: torch takes microseconds more for a few numbers.
+    words = np.zeros(record_bytes(max_tickets) // 8, np.float64)
+    fixed = record.version, record.num_tokens, record.loss_sum, record.num_source_tokens, record.compute_seconds
+    words[: len(fixed)] = fixed
+    words[len(fixed)] = len(record.tickets)
+    words[_NUM_FIXED : _NUM_FIXED + len(record.tickets)] = record.tickets
+    return torch.from_numpy(words)
 
 
 def decode_record(words: torch.Tensor) -> PushRecord:
     """The inverse of `encode_record`."""
-    version, num_tokens, loss_sum, num_source_tokens, compute_seconds, num_tickets = words[:6].tolist()
-    tickets = words[_NUM_FIXED : _NUM_FIXED + int(num_tickets)].tolist()
+    values = words.tolist()
+    version, num_tokens, loss_sum, num_source_tokens, compute_seconds, num_tickets = values[:6]
+    tickets = values[_NUM_FIXED : _NUM_FIXED + int(num_tickets)]
     return PushRecord(
-        int(version), int(num_tokens), loss_sum, int(num_source_tokens), compute_seconds, tuple(int(t) for t in tickets)
+        int(version), int(num_tokens), loss_sum, int(num_source_tokens), compute_seconds, tuple(map(int, tickets))
     )

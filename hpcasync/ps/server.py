@@ -1,13 +1,11 @@
 """The servers: take what arrived, accumulate, and when a group is complete apply it and publish a version.
 
-Server 0, the coordinator, decides (`UpdateState`) and sends each decision as an `_Order` to the other servers; all
+Server 0, the coordinator, decides (`UpdateState`) and sends each decision as an `Order` to the other servers; all
 servers, itself included, execute the same orders in the same sequence.
 """
 
-import enum
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from mpi4py import MPI
@@ -18,36 +16,14 @@ from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
 from hpcasync.ps.observer import Observer, SaveRequest, ShardSaver
-from hpcasync.ps.record import decode_record, record_bytes
+from hpcasync.ps.orders import Kind, Order, OrderReceiver, OrderSender
+from hpcasync.ps.record import decode_record
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.shard_state import ShardState, clip_factor
 from hpcasync.ps.state import Arrival, Update, UpdateState
 from hpcasync.ps.survival import Survival
 from hpcasync.timeline import Timeline
 
-
-class _Kind(enum.IntEnum):
-    ACCUMULATE = 0
-    DROP = 1
-    APPLY = 2
-    DISCARD = 3  # the group: training is over
-    SAVE = 4
-    FINISH = 5
-
-
-@dataclass(frozen=True)
-class _Order:
-    kind: _Kind
-    worker: int = 0
-    sequence: int = 0
-    version: int = 0  # that the gradient was computed from
-    num_tokens: int = 0
-    update: Update | None = None
-    learning_rate: float = 0.0
-    save: SaveRequest | None = None
-
-
-_ORDER_TAG = 1
 _SAVED_TAG = 2
 
 
@@ -77,8 +53,8 @@ class _ShardServer:
         self._clip_norm = clip_norm
         self._compensation = compensation
         self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device)
-        self._unread: list[_Order] = []  # pushes of the group that lie in their slots still
-        self._memory = link.data.memory(self._rank)
+        self._unread: list[Order] = []  # pushes of the group that lie in their slots still
+        self._group: list[Order] = []  # pushes of the group
         self._publish_initial(version)
 
     def _publish_initial(self, version: int) -> None:
@@ -88,36 +64,36 @@ class _ShardServer:
         if self._index == 0:
             self._link.control.store(self._rank, ControlWords.PUBLISHED, version)
 
-    def _execute(self, order: _Order) -> None:
+    def _execute(self, order: Order, request: SaveRequest | None = None) -> None:
         with self._span(order):
-            self._carry_out(order)
+            self._carry_out(order, request)
 
-    def _span(self, order: _Order) -> AbstractContextManager[None]:
-        if order.update is None:
+    def _span(self, order: Order) -> AbstractContextManager[None]:
+        if order.kind is not Kind.APPLY:
             return self.timeline.span(order.kind.name.lower(), worker=order.worker)
-        pushes = zip(order.update.pushes, order.update.staleness, strict=True)
-        staleness = [(push.worker, num_updates) for push, num_updates in pushes]
-        return self.timeline.span("apply", version=order.update.version, staleness=staleness)
+        staleness = [(push.worker, order.version - 1 - push.version) for push in self._group]
+        return self.timeline.span("apply", version=order.version, staleness=staleness)
 
-    def _carry_out(self, order: _Order) -> None:
-        if order.kind is _Kind.ACCUMULATE:
+    def _carry_out(self, order: Order, request: SaveRequest | None) -> None:
+        if order.kind is Kind.ACCUMULATE:
             self._accumulate(order)
-        elif order.kind is _Kind.DROP:
+        elif order.kind is Kind.DROP:
             self._drop(order)
-        elif order.kind is _Kind.APPLY:
-            assert order.update is not None
-            self._apply(order.update, order.learning_rate)
-        elif order.kind is _Kind.DISCARD:
+        elif order.kind is Kind.APPLY:
+            self._apply(order)
+        elif order.kind is Kind.DISCARD:
+            self._group.clear()
             self._sum.clear()
             self._consume()
-        elif order.kind is _Kind.SAVE:
-            assert order.save is not None
-            self._save(order.save)
+        elif order.kind is Kind.SAVE:
+            assert request is not None
+            self._save(request)
 
-    def _accumulate(self, order: _Order) -> None:
+    def _accumulate(self, order: Order) -> None:
         self._link.data.sync()
-        slot = self._memory[self._link.gradient_offset(self._index, order.worker, order.sequence) :]
+        slot = self._link.own_slot(order.worker, order.sequence)
         self._unread.append(order)
+        self._group.append(order)
         if self._compensation is not None:
             gradient = torch.empty_like(self._state.parameters)
             self._link.wire.copy(gradient, slot)
@@ -131,7 +107,7 @@ class _ShardServer:
         if num_taken == self._link.num_slots or not self._link.wire.has_blocks:
             self._fold()
 
-    def _drop(self, order: _Order) -> None:
+    def _drop(self, order: Order) -> None:
         self._fold()  # a slot that is given back gives back those before it
         self._unread.append(order)
         self._consume()
@@ -146,26 +122,31 @@ class _ShardServer:
             self._link.control.store(self._rank, ControlWords.consumed(order.worker), order.sequence)
         self._unread.clear()
 
-    def _apply(self, update: Update, learning_rate: float) -> None:
-        scale = 1.0 / max(1, update.num_tokens)
+    def _apply(self, order: Order) -> None:
+        scale = 1.0 / max(1, order.num_tokens)
         self._link.data.sync()
         if self._clip_norm:
             squared = self._link.server_comm.allreduce(self._sum.squared_norm())
             scale *= clip_factor(scale * float(squared) ** 0.5, self._clip_norm)
-        self._link.begin_writing(update.version)
+        self._link.begin_writing(order.version)
         self._state.apply(
             self._sum.block,
             scale=scale,
-            learning_rate=learning_rate,
-            version=update.version,
-            publish=self._link.own_buffer(update.version),
+            learning_rate=order.learning_rate,
+            version=order.version,
+            publish=self._link.own_buffer(order.version),
         )
+        self._group.clear()
         self._sum.clear()
         if self._compensation is not None:
-            self._compensation.remember(update.version, self._state.parameters)
+            self._compensation.remember(order.version, self._state.parameters)
         self._link.data.sync()
         self._consume()
-        self._link.server_comm.Barrier()  # a version is published when all shards have it
+        self._after_apply(order.version)
+
+    def _after_apply(self, version: int) -> None:
+        """This shard has the version."""
+        raise NotImplementedError("the coordinator waits for the others, who tell it")
 
     def _save(self, request: SaveRequest) -> None:
         if request.checkpoint:
@@ -195,19 +176,23 @@ class Follower(_ShardServer):
     def run(self) -> None:
         """Execute orders until the coordinator ends the run."""
         backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
-        comm = self._link.server_comm
+        orders = OrderReceiver(self._link.server_comm)
         while True:
             self._report_saves(self._saver.poll())
-            if comm.Iprobe(source=0, tag=_ORDER_TAG):
-                backoff.reset()
-                order: _Order = comm.recv(source=0, tag=_ORDER_TAG)
-                if order.kind is _Kind.FINISH:
-                    break
-                self._execute(order)
-            else:
+            received = orders.poll()
+            if received is None:
                 self._link.make_progress()
                 backoff.wait()
+                continue
+            backoff.reset()
+            order, request = received
+            if order.kind is Kind.FINISH:
+                break
+            self._execute(order, request)
         self._report_saves(self._saver.wait())
+
+    def _after_apply(self, version: int) -> None:
+        self._link.tell_applied(version)
 
     def _report_saves(self, results: Iterable[SavedShard]) -> None:
         for saved in results:
@@ -233,6 +218,8 @@ class Coordinator(_ShardServer):
         self._observer = observer
         self._decisions = decisions
         self._survival = survival
+        self._orders = OrderSender(link.server_comm)
+        self._seen_words = b""
         self._num_pending_saves = 0
         self._has_saved_last = False
 
@@ -243,19 +230,21 @@ class Coordinator(_ShardServer):
             # First: a resumed run may be over before it begins.
             if not self._decisions.is_stopping and self._observer.should_stop():
                 self._stop()
-            if self._take_arrivals() or self._decisions.should_apply():
-                backoff.reset()
+            is_busy = self._take_arrivals() or self._decisions.should_apply()
             if self._survival is not None:
                 self._let_go_of_the_dead(self._survival)
             self._advance()
             self._collect_saves()
             self._link.make_progress()
-            backoff.wait()
+            if is_busy:
+                backoff.reset()
+            else:
+                backoff.wait()
 
     def save(self, request: SaveRequest) -> None:
         """Save the newest version."""
         self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0
-        self._order(_Order(_Kind.SAVE, save=request))
+        self._order(Order(Kind.SAVE), request)
 
     def save_last(self) -> None:
         """Save what is to be saved of the last version, once."""
@@ -266,7 +255,8 @@ class Coordinator(_ShardServer):
 
     def finish(self) -> None:
         """End the other servers and wait until everything that was to be saved is."""
-        self._order(_Order(_Kind.FINISH))
+        self._orders.send(Order(Kind.FINISH))
+        self._orders.wait()
         for saved in self._saver.wait():
             self._count_save(saved)
         while self._num_pending_saves:
@@ -275,12 +265,16 @@ class Coordinator(_ShardServer):
     def _keep_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         self._observer.save_snapshot(request, vector)
 
-    def _order(self, order: _Order) -> None:
-        comm = self._link.server_comm
-        requests = [comm.isend(order, dest=other, tag=_ORDER_TAG) for other in range(1, comm.size)]
-        self._execute(order)
-        for request in requests:
-            request.wait()
+    def _order(self, order: Order, request: SaveRequest | None = None) -> None:
+        self._orders.send(order, request)
+        self._execute(order, request)
+
+    def _after_apply(self, version: int) -> None:
+        """A version is published when all shards have it."""
+        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
+        while not self._link.have_applied(version):
+            self._link.make_progress()
+            backoff.wait()
 
     def _is_finished(self) -> bool:
         # Who rests counts as finished until it is woken.
@@ -289,6 +283,12 @@ class Coordinator(_ShardServer):
 
     def _take_arrivals(self) -> bool:
         taken = False
+        if self._survival is None:
+            # One comparison where nothing has changed, however many workers there are.
+            words = self._link.control.local()[ControlWords.of_workers(self._link.num_workers)].tobytes()
+            if words == self._seen_words:
+                return False
+            self._seen_words = words
         for worker in range(self._link.num_workers):
             if self._survival is None or not self._survival.is_lost(worker):
                 taken = self._take_arrivals_of(worker) or taken
@@ -325,9 +325,7 @@ class Coordinator(_ShardServer):
     def _receive(self, worker: int, sequence: int) -> None:
         self._observer.after_arrival(worker)
         self._link.data.sync()
-        offset = self._link.record_offset(0, worker, sequence)
-        words = self._memory[offset : offset + record_bytes(self._link.max_tickets)].view(torch.float64)
-        record = decode_record(words)
+        record = decode_record(self._link.own_record(worker, sequence))
         if self._survival is not None:
             self._survival.work.arrived(worker, record.tickets)
         accepted = self._decisions.receive(Arrival(worker, sequence, record))
@@ -335,8 +333,8 @@ class Coordinator(_ShardServer):
             self._observer.after_drop(record, is_stale=not self._decisions.is_stopping)
             # No version will have it: nobody is to wait for that.
             self._link.control.store(self._rank, ControlWords.settled(worker), sequence)
-        kind = _Kind.ACCUMULATE if accepted else _Kind.DROP
-        self._order(_Order(kind, worker, sequence, record.version, record.num_tokens))
+        kind = Kind.ACCUMULATE if accepted else Kind.DROP
+        self._order(Order(kind, worker, sequence, record.version, record.num_tokens))
 
     def _advance(self) -> None:
         """Make the update that is due, if any; then let the workers go on that waited for it."""
@@ -349,7 +347,7 @@ class Coordinator(_ShardServer):
     def _update(self) -> tuple[Update, float]:
         update = self._decisions.apply()
         learning_rate = self._observer.learning_rate(update) * update.rate_factor
-        self._order(_Order(_Kind.APPLY, update=update, learning_rate=learning_rate))
+        self._order(Order(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate))
         control = self._link.control
         control.store(self._rank, ControlWords.PUBLISHED, update.version)
         for push in update.pushes:
@@ -366,7 +364,7 @@ class Coordinator(_ShardServer):
     def _stop(self) -> None:
         if not self._decisions.is_stopping:
             self._decisions.stop()
-            self._order(_Order(_Kind.DISCARD))
+            self._order(Order(Kind.DISCARD))
             self._link.control.store(self._rank, ControlWords.STOP, 1)
             # At once: workers may take long to notice, and what asked for the stop may leave little time.
             self.save_last()

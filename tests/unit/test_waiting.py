@@ -7,18 +7,25 @@ from hpcasync.comm.waiting import Backoff, server_backoff
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only while somebody sleeps or gives its turn away."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.looks: list[float] = []
+        self.turn_seconds = 1e-6
         monkeypatch.setattr(waiting, "time", self)
+        monkeypatch.setattr(waiting, "os", self)
+        monkeypatch.setattr(Backoff, "_num_shy_waits", 0)
 
     def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        self.looks.append(self.now)
+
+    def sched_yield(self) -> None:
+        self.now += self.turn_seconds
         self.looks.append(self.now)
 
     def wait(self, backoff: Backoff, seconds: float) -> int:
@@ -52,7 +59,25 @@ def test_short_waits_look_often_and_a_reset_begins_anew(clock: Clock) -> None:
     backoff = Backoff()
     clock.wait(backoff, 1.0)
     backoff.reset()
-    assert clock.wait(backoff, 0.001) >= 20 + 9
+    # Forty turns of a microsecond, then sleeps of 20 microseconds, 40, 60, …
+    assert clock.wait(backoff, 0.001) == 40 + 10
+    assert clock.looks[39] == pytest.approx(clock.looks[0] + 39e-6)
+
+
+def test_who_computes_on_the_same_core_is_not_given_turns(clock: Clock) -> None:
+    clock.turn_seconds = 0.004
+    backoff = Backoff()
+    assert clock.wait(backoff, 0.004) == 1  # somebody took the core for four milliseconds
+    backoff.wait()
+    assert clock.looks[-1] - clock.looks[-2] < 0.001  # so it sleeps, and is woken
+    num_turns = 0
+    for _ in range(100):
+        another = Backoff()
+        before = clock.now
+        another.wait()
+        num_turns += clock.now - before >= 0.004
+    assert num_turns == 0
+    assert clock.wait(Backoff(), 0.004) == 1, "it tries again from time to time"
 
 
 def test_servers_with_remote_workers_look_every_millisecond(clock: Clock) -> None:

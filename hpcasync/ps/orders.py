@@ -1,0 +1,94 @@
+"""What the coordinator tells the other servers to do: small records of fixed size, one message each.
+
+All servers execute the same orders in the same sequence; MPI keeps messages between two ranks in order.
+"""
+
+import enum
+import struct
+from typing import NamedTuple
+
+from mpi4py import MPI
+
+from hpcasync.ps.observer import SaveRequest
+
+_ORDER_TAG = 1
+_REQUEST_TAG = 3
+_RECORD = struct.Struct("=5qd")
+
+
+class Kind(enum.IntEnum):
+    """What is to be done."""
+
+    ACCUMULATE = 0
+    DROP = 1
+    APPLY = 2
+    DISCARD = 3  # the group: training is over
+    SAVE = 4
+    FINISH = 5
+
+
+class Order(NamedTuple):
+    """One order.
+
+    Attributes:
+        kind: what to do.
+        worker, sequence: of the push to accumulate or drop.
+        version: that this gradient was computed from; to apply: that the update makes.
+        num_tokens: target tokens of the gradient, or of the update.
+        learning_rate: of the update.
+    """
+
+    kind: Kind
+    worker: int = 0
+    sequence: int = 0
+    version: int = 0
+    num_tokens: int = 0
+    learning_rate: float = 0.0
+
+
+class OrderSender:
+    """The coordinator's side.
+
+    Args:
+        comm: of the servers, the coordinator first.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._followers = range(1, comm.size)
+        self._record = bytearray(_RECORD.size)
+        self._under_way: list[MPI.Request] = []
+
+    def send(self, order: Order, request: SaveRequest | None = None) -> None:
+        """Send an order to all followers without waiting for them; `request` with an order to save."""
+        MPI.Request.Waitall(self._under_way)
+        _RECORD.pack_into(self._record, 0, *order)
+        self._under_way = [self._comm.Isend([self._record, MPI.BYTE], to, _ORDER_TAG) for to in self._followers]
+        if request is not None:
+            # Seldom, and of any length: not part of the record.
+            self._under_way += [self._comm.isend(request, to, _REQUEST_TAG) for to in self._followers]
+
+    def wait(self) -> None:
+        """Wait until everything has left."""
+        MPI.Request.Waitall(self._under_way)
+
+
+class OrderReceiver:
+    """A follower's side.
+
+    Args:
+        comm: of the servers, the coordinator first.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._record = bytearray(_RECORD.size)
+
+    def poll(self) -> tuple[Order, SaveRequest | None] | None:
+        """The next order, if one has arrived, and what is to be saved, if it is to save."""
+        if not self._comm.Iprobe(0, _ORDER_TAG):
+            return None
+        self._comm.Recv([self._record, MPI.BYTE], 0, _ORDER_TAG)
+        kind, *rest = _RECORD.unpack(self._record)
+        order = Order(Kind(kind), *rest)
+        return order, self._comm.recv(source=0, tag=_REQUEST_TAG) if order.kind is Kind.SAVE else None
