@@ -30,7 +30,11 @@ class RolesConfig(_Section):
     """How ranks become servers and workers. `sync` has no servers: every rank is a worker."""
 
     servers: int = Field(1, ge=1, description="ranks that own shards of the parameters; ignored by sync")
-    server_threads: int = Field(1, ge=1, description="intra-op threads of a server")
+    server_threads: int = Field(
+        1,
+        ge=1,
+        description="threads of a server's sums and optimizer steps; more than 1 pay where cores are idle during them",
+    )
     server_device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where servers hold their shard, its optimizer state and sums; gradients lie in host memory"
     )

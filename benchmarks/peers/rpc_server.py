@@ -1,6 +1,6 @@
 """A parameter server over torch.distributed.rpc, built as PyTorch's tutorial on batch RPC processing does.
 
-    mpirun -n 3 python benchmarks/peers/rpc_server.py NUM_ELEMENTS NUM_UPDATES
+    mpirun -n 3 python benchmarks/peers/rpc_server.py NUM_ELEMENTS NUM_UPDATES SERVER_THREADS
 
 Rank 0 is the server: it sums a gradient of every worker, makes Adam's step, and answers all with the new parameters.
 """
@@ -58,11 +58,11 @@ def push_and_pull(gradient: torch.Tensor) -> "Future[torch.Tensor]":
     return _server.add(gradient)
 
 
-def main(num_elements: int, num_updates: int) -> None:
+def main(num_elements: int, num_updates: int, server_threads: int) -> None:
     """Time updates and print the mean on the first worker."""
     global _server
-    torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
+    torch.set_num_threads(server_threads if comm.rank == 0 else 1)
     os.environ |= {"MASTER_ADDR": comm.bcast(MPI.Get_processor_name()), "MASTER_PORT": "29612"}
     if comm.rank == 0:
         _server = Server(num_elements, comm.size - 1)
@@ -84,4 +84,4 @@ def main(num_elements: int, num_updates: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

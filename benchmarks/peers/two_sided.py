@@ -1,6 +1,6 @@
 """A parameter server with ordinary messages: mpi4py's Send and Recv.
 
-    mpirun -n 3 python benchmarks/peers/two_sided.py NUM_ELEMENTS NUM_UPDATES
+    mpirun -n 3 python benchmarks/peers/two_sided.py NUM_ELEMENTS NUM_UPDATES SERVER_THREADS
 
 Rank 0 receives a gradient of every worker, makes Adam's step on the sum, and sends all of them the new parameters.
 """
@@ -44,10 +44,10 @@ def work(comm: MPI.Intracomm, num_elements: int, num_updates: int) -> float:
     return (time.perf_counter() - started) / num_updates
 
 
-def main(num_elements: int, num_updates: int) -> None:
+def main(num_elements: int, num_updates: int, server_threads: int) -> None:
     """Time updates and print the mean on the first worker."""
-    torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
+    torch.set_num_threads(server_threads if comm.rank == 0 else 1)
     if comm.rank == 0:
         serve(comm, num_elements, WARM_UP + num_updates)
         return
@@ -58,4 +58,4 @@ def main(num_elements: int, num_updates: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

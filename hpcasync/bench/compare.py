@@ -12,6 +12,8 @@ from hpcasync.bench.training import run_training_job
 from hpcasync.errors import UserError
 
 _NUM_WORKERS = 2
+# roles.server_threads, which pays where workers wait for the update, as here; servers of peers get as many.
+_SERVER_THREADS = 2
 # name -> (program, ranks, how often faster ours should be)
 _PEERS = {
     "Horovod allreduce, Adam on every rank": ("horovod_allreduce.py", _NUM_WORKERS, 1.0),
@@ -39,13 +41,14 @@ def bench_compare(
     for name, (program, num_ranks, goal) in _PEERS.items():
         ours: list[float] = []
         theirs: list[float] = []
+        more = (str(_SERVER_THREADS),) if num_ranks > _NUM_WORKERS else ()
         for _ in range(num_rounds):
-            sample = run_ranks(_NUM_WORKERS + 1, (*_OURS, *size, str(_NUM_WORKERS), "handled"))
+            sample = run_ranks(_NUM_WORKERS + 1, (*_OURS, *size, str(_NUM_WORKERS), "handled", str(_SERVER_THREADS)))
             ours.append(sample["seconds_per_update"])
-            sample = run_ranks(num_ranks, (str(directory / program), *size))
+            sample = run_ranks(num_ranks, (str(directory / program), *size, *more))
             theirs.append(sample["seconds_per_update"])
         what = f"update of {num_elements:,}: ours against {name}"
-        yield time_row(what, ours, theirs, goal=goal, note=str(sample["version"]))
+        yield time_row(what, ours, theirs, goal=goal, note=f"{sample['version']}; {_SERVER_THREADS} threads a server")
     if corpus:
         yield from _whole_runs(corpus, seconds, num_rounds)
 

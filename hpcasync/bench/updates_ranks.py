@@ -1,6 +1,6 @@
 """What the ranks of `hpcasync bench compare` do for this project: updates without computation.
 
-    mpirun -n 1+WORKERS python -m hpcasync.bench.updates_ranks NUM_ELEMENTS NUM_UPDATES PUSHES_PER_UPDATE PULL
+    mpirun -n 1+WORKERS python -m hpcasync.bench.updates_ranks NUM_ELEMENTS NUM_UPDATES PUSHES PULL SERVER_THREADS
 
 Every worker pushes a gradient and pulls a version again and again; the coordinator sums and makes Adam's step.
 """
@@ -41,12 +41,12 @@ class _Clock(Unattended):
         return None
 
 
-def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: PullPolicy) -> None:
+def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: PullPolicy, server_threads: int) -> None:
     """Run, and print seconds per update."""
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     parameters, gradient = torch.zeros(num_elements), torch.full((num_elements,), 1e-3)
-    options = EngineOptions(pushes_per_update=pushes_per_update, pull=pull)
+    options = EngineOptions(server_threads=server_threads, pushes_per_update=pushes_per_update, pull=pull)
     engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig()), options)
     clock = _Clock(num_updates)
     if engine.is_server:
@@ -72,4 +72,4 @@ def _push_and_pull(engine: Engine, parameters: torch.Tensor, gradient: torch.Ten
 
 if __name__ == "__main__":
     elements, updates, group = map(int, sys.argv[1:4])
-    main(elements, updates, group, cast(PullPolicy, sys.argv[4]))
+    main(elements, updates, group, cast(PullPolicy, sys.argv[4]), int(sys.argv[5]))

@@ -26,6 +26,7 @@ from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import Backoff, make_progress, wait_for_all
+from hpcasync.ps.block_threads import BlockThreads
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.link import ControlWords, Link, LinkOptions
@@ -51,6 +52,7 @@ class EngineOptions:
 
     Attributes:
         num_servers: ranks that own shards of the parameters.
+        server_threads: that a server sums gradients and makes its step with; torch's own threads should be one then.
         pushes_per_update: gradients summed at the servers before an optimizer step (Aji & Heafield 2019).
         pull: what a worker waits for after a push (exchange.pull).
         clip_norm: global norm of the gradient per token; 0: no clipping.
@@ -62,6 +64,7 @@ class EngineOptions:
     """
 
     num_servers: int = 1
+    server_threads: int = 1
     pushes_per_update: int = 1
     pull: PullPolicy = "handled"
     clip_norm: float = 0.0
@@ -131,6 +134,7 @@ class Engine:
                 make_optimizer,
                 ema_decay=options.ema_decay,
                 between_blocks=self._link.make_progress,
+                threads=BlockThreads(options.server_threads),
             )
 
     @property

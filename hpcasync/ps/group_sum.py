@@ -4,8 +4,12 @@ Gradients stay in their slots until the update that applies them reads each bloc
 each as it arrives would read and write the whole sum every time.
 """
 
+import threading
+from collections.abc import Callable
+
 import torch
 
+from hpcasync.ps.block_threads import BlockThreads
 from hpcasync.ps.shard_state import BLOCK_ELEMENTS
 from hpcasync.ps.wire import Wire
 
@@ -17,12 +21,16 @@ class GroupSum:
         size: elements of the shard.
         wire: how gradients lie in slots.
         device: of the sum; slots are in host memory.
+        threads: that share the blocks; default: the caller's alone.
     """
 
-    def __init__(self, size: int, wire: Wire, device: torch.device | None = None) -> None:
+    def __init__(
+        self, size: int, wire: Wire, device: torch.device | None = None, threads: BlockThreads | None = None
+    ) -> None:
         self._wire = wire
+        self._threads = BlockThreads() if threads is None else threads
         self._vector = torch.zeros(size, dtype=torch.float32, device=device)
-        self._block = torch.empty(min(size, BLOCK_ELEMENTS), dtype=torch.float32, device=device)
+        self._scratch = threading.local()  # a block for each thread
         self._has_vector = False
         self._slots: list[torch.Tensor] = []
 
@@ -41,12 +49,13 @@ class GroupSum:
 
     def fold(self) -> None:
         """Read all slots: they are not needed any more."""
-        for slot in self._slots:
-            if self._has_vector:
-                self._wire.add(self._vector, slot)
-            else:
-                self._wire.copy(self._vector, slot)
-            self._has_vector = True
+        if not self._slots:
+            return
+        if self._wire.has_blocks:
+            self._for_all_blocks(self._sum_block)
+        else:
+            self._sum_block(0, self._vector.numel(), self._vector)
+        self._has_vector = True
         self._slots.clear()
 
     def clear(self) -> None:
@@ -56,26 +65,45 @@ class GroupSum:
 
     def squared_norm(self) -> float:
         """Sum of squares, accumulated over blocks in float64; folds on the way."""
-        total = 0.0
-        for start in range(0, self._vector.numel(), BLOCK_ELEMENTS):
-            stop = min(start + BLOCK_ELEMENTS, self._vector.numel())
-            block = self._vector[start:stop]
+        squares: dict[int, float] = {}
+
+        def add_square(start: int, stop: int, block: torch.Tensor) -> None:
             if self._slots:
                 self._sum_block(start, stop, block)
-            total += float(block.dot(block))
+            squares[start] = float(block.dot(block))
+
+        self._for_all_blocks(add_square)
         self._has_vector = True
         self._slots.clear()
-        return total
+        return sum((squares[start] for start in sorted(squares)), 0.0)
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """The sum of elements [start, stop), at most a block, to be used up before the next call."""
+        """The sum of elements [start, stop), at most a block, to be used up before this thread's next call."""
         if not self._slots:
             return self._vector[start:stop]
-        block = self._block[: stop - start]
+        block = self._own_block()[: stop - start]
         if self._has_vector:
             block.copy_(self._vector[start:stop])
         self._sum_block(start, stop, block)
         return block
+
+    def _own_block(self) -> torch.Tensor:
+        block: torch.Tensor | None = getattr(self._scratch, "block", None)
+        if block is None:
+            size = min(self._vector.numel(), BLOCK_ELEMENTS)
+            block = self._scratch.block = torch.empty(size, dtype=torch.float32, device=self._vector.device)
+        return block
+
+    def _for_all_blocks(self, work: Callable[[int, int, torch.Tensor], None]) -> None:
+        """Do work(start, stop, the vector's elements) for each block."""
+        size = self._vector.numel()
+        starts = range(0, size, BLOCK_ELEMENTS)
+
+        def work_on(index: int) -> None:
+            start, stop = starts[index], min(starts[index] + BLOCK_ELEMENTS, size)
+            work(start, stop, self._vector[start:stop])
+
+        self._threads.run(len(starts), work_on)
 
     def _sum_block(self, start: int, stop: int, block: torch.Tensor) -> None:
         """Add all slots to a block that holds the vector's part, if there is a vector."""

@@ -52,7 +52,7 @@ class _ShardServer:
         self._saver = saver
         self._clip_norm = clip_norm
         self._compensation = compensation
-        self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device)
+        self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device, state.threads)
         self._unread: list[Order] = []  # pushes of the group that lie in their slots still
         self._group: list[Order] = []  # pushes of the group
         self._publish_initial(version)

@@ -3,11 +3,12 @@
 Synchronous training holds one `ShardState` over the whole vector in every worker; a server holds its shard's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from hpcasync.comm.shards import Shard
+from hpcasync.ps.block_threads import BlockThreads
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 # Elements [start, stop) of a summed gradient, to be overwritten at will.
@@ -26,6 +27,7 @@ class ShardState:
         make_optimizer: builds the optimizer of a list of parameters; called once per block.
         ema_decay: decay of the averaged parameters per update; 0 for none.
         between_blocks: called between blocks of an update.
+        threads: that share the blocks; default: the caller's alone.
     """
 
     def __init__(
@@ -35,14 +37,18 @@ class ShardState:
         *,
         ema_decay: float = 0.0,
         between_blocks: Callable[[], None] = lambda: None,
+        threads: BlockThreads | None = None,
     ) -> None:
         assert parameters.dim() == 1 and parameters.dtype == torch.float32
         self.parameters = parameters
         self.ema = parameters.clone() if ema_decay else None
         self._ema_decay = ema_decay
         self._between_blocks = between_blocks
+        self.threads = BlockThreads() if threads is None else threads
         self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, BLOCK_ELEMENTS)]
         self._optimizers = [make_optimizer([block]) for block in self._blocks]
+        starts = range(0, parameters.numel(), BLOCK_ELEMENTS)
+        self._bounds = [(start, min(start + BLOCK_ELEMENTS, parameters.numel())) for start in starts]
 
     @property
     def whole(self) -> Shard:
@@ -61,7 +67,7 @@ class ShardState:
         """Make one optimizer step.
 
         Args:
-            gradient: gives the summed gradient block by block, in order.
+            gradient: gives the summed gradient block by block; in order, but called by all threads.
             scale: factor on the gradient (one over the target tokens, times clipping).
             learning_rate: of this update.
             version: number of updates, this one included.
@@ -69,7 +75,9 @@ class ShardState:
         """
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))
-        for (start, stop), block, optimizer in zip(self._bounds(), self._blocks, self._optimizers, strict=True):
+
+        def step(index: int) -> None:
+            (start, stop), block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
             block.grad = gradient(start, stop).mul_(scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -79,7 +87,8 @@ class ShardState:
                 self.ema[start:stop].lerp_(block.detach(), 1 - decay)
             if publish is not None:
                 publish[start:stop].copy_(block.detach())
-            self._between_blocks()
+
+        self.threads.run(len(self._blocks), step, self._between_blocks)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Copies of everything needed to go on: [size] vectors by name, and scalars (such as Adam's step)."""
@@ -106,15 +115,11 @@ class ShardState:
         }
         if not saved:
             return  # saved before the first update
-        for (start, stop), block, optimizer in zip(self._bounds(), self._blocks, self._optimizers, strict=True):
+        for (start, stop), block, optimizer in zip(self._bounds, self._blocks, self._optimizers, strict=True):
             optimizer.state[block] = {
                 key: (value[start:stop] if value.shape == self.parameters.shape else value).clone().to(block.device)
                 for key, value in saved.items()
             }
-
-    def _bounds(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.parameters.numel(), BLOCK_ELEMENTS):
-            yield start, min(start + BLOCK_ELEMENTS, self.parameters.numel())
 
 
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:

@@ -60,7 +60,7 @@ def check_scoring_device(config: Config, roles: Roles, world_rank: int) -> None:
 
 
 def choose_threads(config: Config, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:
-    """Intra-op threads of this rank: unless configured, a worker's share of the cores that it may use.
+    """Threads that this rank computes with: unless configured, a worker's share of the cores that it may use.
 
     Args:
         config, roles: of the job.

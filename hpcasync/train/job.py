@@ -231,6 +231,7 @@ def _engine_options(config: Config, *, may_lose_workers: bool) -> EngineOptions:
     exchange, staleness = config.exchange, config.staleness
     return EngineOptions(
         num_servers=config.num_servers,
+        server_threads=config.roles.server_threads,
         pushes_per_update=config.accumulate.global_,
         pull=exchange.pull,
         clip_norm=config.optimizer.clip_norm,

@@ -19,7 +19,7 @@ class Resources:
     """What this rank computes with, and for people what all ranks do.
 
     Attributes:
-        num_threads: intra-op threads of this rank.
+        num_threads: intra-op threads of a worker, threads of a server's updates (`ps.block_threads`).
         worker_threads: those of the first worker.
         device: that this rank computes gradients with.
         server_device: where this rank holds a shard, if it is a server.
@@ -44,7 +44,7 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
     if config.roles.bind == "auto":
         cores = share_cores(roles, threads, cores)
         bind(cores[comm.rank])
-    torch.set_num_threads(threads[comm.rank])
+    torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
     device, server_device = together(comm, lambda: _choose_devices(config, roles, comm.rank))
     used = server_device if roles.is_server(comm.rank) else device
     # Gathered, since the coordinator's host need not have what the workers' hosts have.

@@ -1,0 +1,51 @@
+"""The threads that share the blocks of a server's sum and optimizer step.
+
+Threads of our own and not torch's: those meet after every operation on a block, and while they wait for the next one
+they spin on a core that a worker may need.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+
+class BlockThreads:
+    """Runs work on blocks, on the caller's thread and others beside it.
+
+    A block is computed by one thread, so the results do not depend on how many there are. Torch's own threads should be
+    one then (`torch.set_num_threads`).
+
+    Args:
+        num_threads: with the caller's.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        assert num_threads >= 1
+        self.num_threads = num_threads
+        self._executor: ThreadPoolExecutor | None = None
+
+    def run(
+        self, num_blocks: int, work: Callable[[int], None], between_blocks: Callable[[], None] | None = None
+    ) -> None:
+        """Do `work` for every block, on whichever thread is free.
+
+        The caller's thread calls `between_blocks` after each block of its own.
+        """
+        blocks = iter(range(num_blocks))  # a step of it is atomic
+
+        def take() -> None:
+            for block in blocks:
+                work(block)
+
+        helpers = [self._pool().submit(take) for _ in range(min(self.num_threads, num_blocks) - 1)]
+        for block in blocks:
+            work(block)
+            if between_blocks is not None:
+                between_blocks()
+        for helper in helpers:
+            helper.result()  # raises what it raised
+
+    def _pool(self) -> ThreadPoolExecutor:
+        # Started by the first update: then the rank has been given its cores, and threads inherit them.
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self.num_threads - 1, "blocks")
+        return self._executor
