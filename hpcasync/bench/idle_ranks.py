@@ -43,7 +43,8 @@ def main(num_servers: int, num_steps: int, step_seconds: float) -> None:
     if everybody is not None:
         shares = [100 * used / wall for is_server, wall, used in everybody if is_server]
         wall = max(seconds for _, seconds, _ in everybody)
-        print(RESULT + json.dumps({"percent": shares, "seconds": wall, "mpi": library_name()}), flush=True)
+        about = {"hosts": len(set(engine.roles.hosts)), "mpi": library_name()}
+        print(RESULT + json.dumps({"percent": shares, "seconds": wall, **about}), flush=True)
     engine.close()
 
 

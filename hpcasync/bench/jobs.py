@@ -8,7 +8,7 @@ from typing import Any
 from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
 from hpcasync.launch.mpirun import JobLine
-from hpcasync.launch.process import capture, environment_of_ranks
+from hpcasync.launch.process import FinishedJob, capture, environment_of_ranks
 
 # Programs print one line that begins so, then JSON; MPI libraries print what they like.
 RESULT = "hpcasync-bench-result "
@@ -35,13 +35,38 @@ def run_ranks(
     Raises:
         UserError: the job failed, with the end of what it printed.
     """
+    line, job = start_ranks(num_ranks, program, options=options, variables=variables, prefix=prefix)
+    if job.returncode or job.timed_out:
+        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
+        raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
+    return result_of(line, job)
+
+
+def start_ranks(
+    num_ranks: int,
+    program: Sequence[str],
+    *,
+    options: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> tuple[JobLine, FinishedJob]:
+    """Like `run_ranks`, however the job ends; returns what was started, too."""
     environment = environment_of_ranks() | dict(variables or {})
     command = (sys.executable, *program)
     line = job_line_here(num_ranks, command, environment=environment, options=options)
     line = JobLine((*prefix, *line.argv), line.variables)
-    job = capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
+    return line, capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+def result_of(line: JobLine, job: FinishedJob) -> Any:
+    """What a rank printed behind `RESULT`.
+
+    Raises:
+        UserError: none did, or several.
+    """
     results = [text.removeprefix(RESULT) for text in job.stdout.splitlines() if text.startswith(RESULT)]
-    if job.returncode or job.timed_out or len(results) != 1:
-        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
-        raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
+    if len(results) != 1:
+        raise UserError(
+            f"`{line}` printed {len(results)} results instead of one:\n{(job.stderr or job.stdout)[-3000:]}"
+        )
     return json.loads(results[0])

@@ -4,6 +4,7 @@ import shlex
 
 import click
 
+from hpcasync.bench.abort import bench_abort
 from hpcasync.bench.apply import bench_apply
 from hpcasync.bench.compare import bench_compare
 from hpcasync.bench.idle import bench_idle
@@ -74,10 +75,22 @@ def latency(elements: int, updates: int, rounds: int, compute: float, as_json: b
 @bench.command()
 @click.option("--seconds", type=float, default=30.0, show_default=True, help="Length of a sample.")
 @click.option("--step", type=float, default=2.0, show_default=True, help="Seconds that a worker computes for a push.")
+@click.option("--link", metavar="RATE", help="Ranks on two hosts made for it here, whose link has this rate, such as "
+              "1gbit (Linux, root).")  # fmt: skip
+@_options
 @_json
-def idle(seconds: float, step: float, as_json: bool) -> None:
-    """The part of a core that a server takes while its workers compute."""
-    rows, library = bench_idle(seconds, step)
+def idle(seconds: float, step: float, link: str | None, options: str, as_json: bool) -> None:
+    """The part of a core that a server takes while its workers compute, here or on several hosts (--link, --mpirun)."""
+    rows, library = bench_idle(seconds, step, shlex.split(options), link)
+    print_rows(rows, as_json=as_json, mpi=library)
+
+
+@bench.command()
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
+@_json
+def abort(rounds: int, as_json: bool) -> None:
+    """From an exception on one rank to the end of the whole job."""
+    rows, library = bench_abort(rounds)
     print_rows(rows, as_json=as_json, mpi=library)
 
 

@@ -33,6 +33,7 @@ class FinishedJob:
         returncode: of mpirun; 128 + N when a signal ended it.
         timed_out: whether it was ended at its time limit.
         stragglers: command lines of processes of the job that were there after mpirun had ended, and were killed.
+        ended: when mpirun had ended (time.monotonic).
     """
 
     returncode: int
@@ -40,6 +41,7 @@ class FinishedJob:
     stderr: str
     timed_out: bool
     stragglers: tuple[str, ...]
+    ended: float
 
 
 def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: float) -> FinishedJob:
@@ -65,9 +67,10 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
             timed_out = True
             clean_up(process, job, started_at)
             stdout, stderr = process.communicate(timeout=_GRACE_SECONDS)
+        ended = time.monotonic()
     finally:
         stragglers = clean_up(process, job, started_at)
-    return FinishedJob(exit_code(process.returncode), stdout, stderr, timed_out, stragglers)
+    return FinishedJob(exit_code(process.returncode), stdout, stderr, timed_out, stragglers, ended)
 
 
 def clean_up(

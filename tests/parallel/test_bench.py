@@ -65,6 +65,19 @@ def test_idle_names_every_server() -> None:
     assert all(float(str(row["value"])) < 15 for row in rows)
 
 
+def test_idle_between_hosts_names_them() -> None:
+    if reason := reason_without_hosts():
+        pytest.skip(reason)
+    rows = rows_of("idle", "--seconds", "1", "--step", "0.5", "--link", "1gbit")
+    assert len(rows) == 3 and all("workers on 2 hosts" in str(row["name"]) for row in rows)
+
+
+def test_abort_names_every_role() -> None:
+    rows = rows_of("abort", "--rounds", "1")
+    assert [str(row["name"]).split()[1] for row in rows] == ["worker", "server", "coordinator"]
+    assert all(row["limit"] == 1.0 and row["unit"] == "s" for row in rows)
+
+
 def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
 

@@ -54,7 +54,7 @@ def simulate(trainer: Trainer, workers: int, *overrides: str) -> Run:
     """The same configuration in virtual time, beside the real run."""
     overrides = (*overrides, f"run_dir={trainer.path.parent / 'virtual'}")
     said = simulate_command(trainer.path, "--workers", str(workers), *overrides)
-    return Run(load_config(trainer.path, overrides), FinishedJob(0, said, "", False, ()))
+    return Run(load_config(trainer.path, overrides), FinishedJob(0, said, "", False, (), 0.0))
 
 
 def assert_identical(simulated: Run, real: Run, num_updates: int = NUM_UPDATES) -> None:
