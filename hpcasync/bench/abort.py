@@ -1,6 +1,7 @@
 """`hpcasync bench abort`: how soon a job ends when one of its ranks throws."""
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcasync.bench.jobs import result_of, start_ranks
@@ -10,7 +11,7 @@ from hpcasync.errors import UserError
 _PROGRAM = ("-m", "hpcasync.bench.abort_ranks")
 _NUM_SERVERS, _NUM_WORKERS = 2, 2
 _LIMIT_SECONDS = 1.0
-_FAILING = {"worker": _NUM_SERVERS, "server": 1, "coordinator": 0}
+ROLES = {"worker": _NUM_SERVERS, "server": 1, "coordinator": 0}
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,19 @@ class _Sample:
     mpi: str
 
 
-def bench_abort(num_rounds: int) -> tuple[list[Row], str]:
+def bench_abort(num_rounds: int, roles: Sequence[str] = tuple(ROLES)) -> tuple[list[Row], str]:
     """Measure from the moment before an exception to that at which mpirun has ended; the rows and the MPI library.
+
+    Args:
+        num_rounds: samples for each role.
+        roles: of the ranks that throw, each in its turn.
 
     Raises:
         UserError: a job did not end as it should: code 1, one traceback with rank and host, no process left.
     """
     rows = []
-    for role, rank in _FAILING.items():
-        samples = [_abort(rank) for _ in range(num_rounds)]
+    for role in roles:
+        samples = [_abort(ROLES[role]) for _ in range(num_rounds)]
         limits = [_LIMIT_SECONDS] * num_rounds
         name = f"a {role} of {_NUM_SERVERS} servers and {_NUM_WORKERS} workers throws: until the job has ended"
         seconds = [sample.seconds for sample in samples]

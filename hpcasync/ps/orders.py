@@ -53,7 +53,7 @@ class OrderSender:
         comm: of the servers, the coordinator first.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
         self._followers = range(1, comm.size)
         self._record = bytearray(_RECORD.size)
@@ -80,7 +80,7 @@ class OrderReceiver:
         comm: of the servers, the coordinator first.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
         self._record = bytearray(_RECORD.size)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
+from hpcasync.bench.abort import bench_abort
 from hpcasync.bench.compare import bench_compare
 from hpcasync.bench.network_hosts import bytes_per_second
 from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
@@ -72,10 +73,17 @@ def test_idle_between_hosts_names_them() -> None:
     assert len(rows) == 3 and all("workers on 2 hosts" in str(row["name"]) for row in rows)
 
 
+def test_abort_ends_a_job_as_promised() -> None:
+    # One role: each starts a job. It raises where the job does not end with one traceback that names rank and host.
+    [row], library = bench_abort(1, ["server"])
+    assert row.name.startswith("a server of 2 servers and 2 workers throws") and "MPI" in library
+    assert (row.limit, row.unit, row.value > 0) == (1.0, "s", True)
+
+
+@pytest.mark.slow
 def test_abort_names_every_role() -> None:
     rows = rows_of("abort", "--rounds", "1")
     assert [str(row["name"]).split()[1] for row in rows] == ["worker", "server", "coordinator"]
-    assert all(row["limit"] == 1.0 and row["unit"] == "s" for row in rows)
 
 
 def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
