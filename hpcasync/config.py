@@ -97,6 +97,19 @@ class StalenessConfig(_Section):
         0.0, ge=0, description="strength of delay compensation (DC-ASGD); costs servers limit + 1 copies of the shard"
     )
 
+    lookahead: float = Field(
+        0.0,
+        ge=0,
+        description="workers compute with parameters that are ahead by so much of the mean staleness, along the last "
+        "update; 1: by all of it",
+    )
+
+    @model_validator(mode="after")
+    def _check_lookahead(self) -> "StalenessConfig":
+        if self.lookahead and self.compensation:
+            raise ValueError("lookahead and compensation both correct for staleness: set one of them to 0")
+        return self
+
     @model_validator(mode="after")
     def _check_compensation(self) -> "StalenessConfig":
         if self.compensation and (self.limit is None or self.policy == "scale"):

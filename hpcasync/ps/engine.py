@@ -59,6 +59,7 @@ class EngineOptions:
         ema_decay: averaged parameters, per update; 0: none.
         staleness_limit, staleness_policy: what is done about stale gradients (`ps.staleness`).
         compensation: strength of delay compensation (`ps.compensation`); needs a limit, with policy wait or drop.
+        lookahead: how far ahead workers compute, in parts of the mean staleness (`ps.lookahead`).
         may_lose_workers: the job goes on without workers that die; MPI has to allow it (`comm.liveness`).
         link: what the windows hold.
     """
@@ -72,6 +73,7 @@ class EngineOptions:
     staleness_limit: int | None = None
     staleness_policy: StalenessPolicy = "wait"
     compensation: float = 0.0
+    lookahead: float = 0.0
     may_lose_workers: bool = False
     link: LinkOptions = field(default_factory=LinkOptions)
 
@@ -206,6 +208,7 @@ class Engine:
             decisions,
             clip_norm=clip_norm,
             compensation=compensation,
+            lookahead=options.lookahead,
             survival=survival,
         )
         coordinator.timeline = self._timeline

@@ -13,7 +13,7 @@ from hpcasync.ps.observer import SaveRequest
 
 _ORDER_TAG = 1
 _REQUEST_TAG = 3
-_RECORD = struct.Struct("=5qd")
+_RECORD = struct.Struct("=5q2d")
 
 
 class Kind(enum.IntEnum):
@@ -36,6 +36,7 @@ class Order(NamedTuple):
         version: that this gradient was computed from; to apply: that the update makes.
         num_tokens: target tokens of the gradient, or of the update.
         learning_rate: of the update.
+        lookahead: steps that what is published is ahead (`ps.lookahead`).
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Order(NamedTuple):
     version: int = 0
     num_tokens: int = 0
     learning_rate: float = 0.0
+    lookahead: float = 0.0
 
 
 class OrderSender:

@@ -15,6 +15,7 @@ from hpcasync.comm.waiting import server_backoff
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
+from hpcasync.ps.lookahead import lookahead_steps
 from hpcasync.ps.observer import Observer, SaveRequest, ShardSaver
 from hpcasync.ps.orders import Kind, Order, OrderReceiver, OrderSender
 from hpcasync.ps.record import decode_record
@@ -135,6 +136,7 @@ class _ShardServer:
             learning_rate=order.learning_rate,
             version=order.version,
             publish=self._link.own_buffer(order.version),
+            lookahead=order.lookahead,
         )
         self._group.clear()
         self._sum.clear()
@@ -212,11 +214,13 @@ class Coordinator(_ShardServer):
         *,
         clip_norm: float,
         compensation: DelayCompensation | None = None,
+        lookahead: float = 0.0,
         survival: Survival | None = None,
     ) -> None:
         super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version, compensation=compensation)
         self._observer = observer
         self._decisions = decisions
+        self._lookahead = lookahead
         self._survival = survival
         self._orders = OrderSender(link.server_comm)
         self._seen_words = b""
@@ -347,7 +351,8 @@ class Coordinator(_ShardServer):
     def _update(self) -> tuple[Update, float]:
         update = self._decisions.apply()
         learning_rate = self._observer.learning_rate(update) * update.rate_factor
-        self._order(Order(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate))
+        lookahead = lookahead_steps(self._lookahead, update.staleness)
+        self._order(Order(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate, lookahead))
         control = self._link.control
         control.store(self._rank, ControlWords.PUBLISHED, update.version)
         for push in update.pushes:

@@ -63,6 +63,7 @@ class ShardState:
         learning_rate: float,
         version: int,
         publish: torch.Tensor | None = None,
+        lookahead: float = 0.0,
     ) -> None:
         """Make one optimizer step.
 
@@ -72,6 +73,7 @@ class ShardState:
             learning_rate: of this update.
             version: number of updates, this one included.
             publish: [size] where the new parameters are copied to, or None.
+            lookahead: what is published lies so many steps like this one further on (`ps.lookahead`).
         """
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))
@@ -81,12 +83,14 @@ class ShardState:
             block.grad = gradient(start, stop).mul_(scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            before = block.detach().clone() if lookahead else None
             optimizer.step()
             block.grad = None
             if self.ema is not None:
                 self.ema[start:stop].lerp_(block.detach(), 1 - decay)
             if publish is not None:
-                publish[start:stop].copy_(block.detach())
+                after = block.detach()
+                publish[start:stop].copy_(after if before is None else torch.lerp(before, after, 1 + lookahead))
 
         self.threads.run(len(self._blocks), step, self._between_blocks)
 

@@ -35,6 +35,10 @@ class SimulatedServer:
         self._slot = _Slot(self._wires[0].slot_bytes(shard.size))
         self._sum = GroupSum(shard.size, self._wires[0])
         self._rounds_parameters = not is_sync and exchange.parameters == "bf16"
+        # What workers get, where it is not the parameters themselves.
+        self._ahead: torch.Tensor | None = None
+        if not is_sync and staleness.lookahead:
+            self._ahead = self.state.parameters.clone()
         self._compensation: DelayCompensation | None = None
         if not is_sync and staleness.compensation and staleness.limit is not None:
             self._compensation = DelayCompensation(staleness.compensation, staleness.limit, self.state.parameters, 0)
@@ -46,7 +50,7 @@ class SimulatedServer:
 
     def published(self) -> torch.Tensor:
         """A copy of the parameters as workers get them, [size] float32."""
-        parameters = self.state.parameters.detach()
+        parameters = self.state.parameters.detach() if self._ahead is None else self._ahead
         return parameters.to(torch.bfloat16).float() if self._rounds_parameters else parameters.clone()
 
     def write(self, worker: int, gradient: torch.Tensor) -> None:
@@ -71,6 +75,8 @@ class SimulatedServer:
         for worker, wire in enumerate(self._wires):
             if isinstance(wire, TopKWire) and wire.residual is not None:
                 tensors[f"residual.{worker}"] = wire.residual[self.shard.start : self.shard.stop].clone()
+        if self._ahead is not None:
+            tensors["ahead"] = self._ahead.clone()
         if self._compensation is not None:
             for row, parameters in enumerate(self._compensation.versions):
                 tensors[f"compensation.{row}"] = parameters.clone()
@@ -83,6 +89,8 @@ class SimulatedServer:
             if isinstance(wire, TopKWire) and f"residual.{worker}" in memory:
                 wire.residual = torch.zeros(self._num_elements, dtype=torch.float32)
                 wire.residual[self.shard.start : self.shard.stop] = memory[f"residual.{worker}"]
+        if self._ahead is not None:
+            self._ahead.copy_(memory["ahead"])
         if self._compensation is not None:
             for row, parameters in enumerate(self._compensation.versions):
                 parameters.copy_(memory[f"compensation.{row}"])
@@ -91,9 +99,16 @@ class SimulatedServer:
         """Of the sum."""
         return self._sum.squared_norm()
 
-    def apply(self, version: int, *, scale: float, learning_rate: float) -> None:
+    def apply(self, version: int, *, scale: float, learning_rate: float, lookahead: float) -> None:
         """Make the optimizer step and begin a new group."""
-        self.state.apply(self._sum.block, scale=scale, learning_rate=learning_rate, version=version)
+        self.state.apply(
+            self._sum.block,
+            scale=scale,
+            learning_rate=learning_rate,
+            version=version,
+            publish=self._ahead,
+            lookahead=lookahead,
+        )
         self._sum.clear()
         if self._compensation is not None:
             self._compensation.remember(version, self.state.parameters)

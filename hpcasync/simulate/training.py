@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hpcasync.comm.shards import Shard
+from hpcasync.ps.lookahead import lookahead_steps
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.shard_state import clip_factor
@@ -109,8 +110,9 @@ class Training:
         if clip_norm:
             squared = sum(server.squared_norm() for server in self._servers)
             scale *= clip_factor(scale * squared**0.5, clip_norm)
+        lookahead = lookahead_steps(self._config.staleness.lookahead, update.staleness)
         for server in self._servers:
-            server.apply(update.version, scale=scale, learning_rate=self._learning_rate)
+            server.apply(update.version, scale=scale, learning_rate=self._learning_rate, lookahead=lookahead)
         self._published = self._new_version(update.version, self._assemble())
 
     def after_update(self, update: Update, now: float) -> None:

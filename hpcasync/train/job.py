@@ -239,6 +239,7 @@ def _engine_options(config: Config, *, may_lose_workers: bool) -> EngineOptions:
         staleness_limit=staleness.limit,
         staleness_policy=staleness.policy,
         compensation=staleness.compensation,
+        lookahead=staleness.lookahead,
         may_lose_workers=may_lose_workers,
         link=LinkOptions(
             num_slots=exchange.slots,

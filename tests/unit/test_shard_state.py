@@ -140,6 +140,23 @@ def test_between_blocks_is_called_for_each_block(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 4
 
 
+def test_what_is_published_is_ahead_along_the_step() -> None:
+    state, unmoved = (ShardState(initial(), optimizer_factory(ADAM)) for _ in range(2))
+    for version, (gradient, _) in enumerate(gradients(3), start=1):
+        before, published = state.parameters.clone(), torch.empty(NUM_ELEMENTS)
+        for each, steps in ((state, 0.75), (unmoved, 0.0)):
+            each.apply(
+                blocks_of(gradient.clone()),
+                scale=1.0,
+                learning_rate=0.01,
+                version=version,
+                publish=published if steps else None,
+                lookahead=steps,
+            )
+        torch.testing.assert_close(published, state.parameters + 0.75 * (state.parameters - before))
+        assert torch.equal(state.parameters, unmoved.parameters), "the servers' own parameters are where they were"
+
+
 def test_squared_norm_of_a_long_vector_keeps_its_digits() -> None:
     vector = torch.full((3_000_001,), 0.1)
     assert squared_norm(vector) == pytest.approx(30000.01, rel=1e-4)

@@ -61,6 +61,7 @@ def assert_same_end(one: Config, other: Config) -> None:
         ({}, {"mode": "async", "exchange": {"gradients": "topk", "topk": 0.1}, "roles": {"servers": 2}}),
         ({}, {"mode": "async", "staleness": {"limit": 2, "compensation": 0.5}}),
         ({}, {"mode": "async", "staleness": {"limit": 1, "policy": "drop"}}),
+        ({}, {"mode": "async", "staleness": {"lookahead": 1.0}, "roles": {"servers": 2}}),
     ],
     ids=lambda value: ",".join(f"{key}={part}" for key, part in value.items()).replace(" ", "") if value else "",
 )

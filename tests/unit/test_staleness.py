@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcasync.ps.lookahead import lookahead_steps
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.staleness import Drop, Scale, Unbounded, Wait, make_policy
 from hpcasync.ps.state import Arrival, UpdateState
@@ -64,6 +65,12 @@ def test_scale_divides_the_learning_rate() -> None:
         assert state.apply().rate_factor == 1.0
     state.receive(arrival(1, 1, 0))
     assert state.apply().rate_factor == 0.5
+
+
+def test_lookahead_is_a_part_of_the_mean_staleness() -> None:
+    assert lookahead_steps(1.0, [1, 1, 0, 1]) == 0.75
+    assert lookahead_steps(0.5, [3]) == 1.5
+    assert lookahead_steps(0.0, [3]) == 0.0
 
 
 def test_policies_by_name() -> None:

@@ -95,6 +95,12 @@ def as_pulled(scenario: Scenario, parameters: Vector) -> Vector:
     return rounded(parameters) if scenario.parameters == "bf16" else parameters
 
 
+def ahead(scenario: Scenario, update: Update, before: Vector, after: Vector) -> Vector:
+    """What is published of a version: further on along the step that made it."""
+    steps = scenario.lookahead * sum(update.staleness) / len(update.staleness)
+    return np.asarray(after + np.float32(steps) * (after - before), np.float32)
+
+
 def rounded(values: Vector) -> Vector:
     return torch.from_numpy(values).to(torch.bfloat16).float().numpy()
 
@@ -121,9 +127,10 @@ class Sender:
         return sent
 
 
-def replay(scenario: Scenario, updates: list[Update]) -> dict[int, Vector]:
-    """Every version, computed from the groups alone."""
+def replay(scenario: Scenario, updates: list[Update]) -> tuple[dict[int, Vector], dict[int, Vector]]:
+    """Every version, computed from the groups alone; and what workers get of it."""
     versions = {FIRST_VERSION: start_vector()}
+    pulled = {FIRST_VERSION: as_pulled(scenario, start_vector())}
     first, second = np.zeros(NUM_ELEMENTS), np.zeros(NUM_ELEMENTS)
     (beta1, beta2), clip = OPTIMIZER.betas, OPTIMIZER.clip_norm
     senders = [Sender(scenario) for _ in range(scenario.num_workers)]
@@ -133,7 +140,7 @@ def replay(scenario: Scenario, updates: list[Update]) -> dict[int, Vector]:
         for push in update.pushes:
             (ticket,) = push.record.tickets
             then = versions[push.record.version]
-            sent = senders[push.worker].send(gradient_of(scenario, ticket, as_pulled(scenario, then)))
+            sent = senders[push.worker].send(gradient_of(scenario, ticket, pulled[push.record.version]))
             total += sent
             if scenario.is_compensated:
                 total += COMPENSATION / num_tokens(ticket) * sent**2 * (now - then)
@@ -143,8 +150,9 @@ def replay(scenario: Scenario, updates: list[Update]) -> dict[int, Vector]:
         second = beta2 * second + (1 - beta2) * mean**2
         step = (first / (1 - beta1**number)) / (np.sqrt(second / (1 - beta2**number)) + OPTIMIZER.eps)
         learning_rate = rate(update.version) * rate_factor(scenario, update)
-        versions[update.version] = (now - learning_rate * step).astype(np.float32)
-    return versions
+        after = versions[update.version] = (now - learning_rate * step).astype(np.float32)
+        pulled[update.version] = as_pulled(scenario, ahead(scenario, update, now, after))
+    return versions, pulled
 
 
 def check(

@@ -36,6 +36,7 @@ class Scenario:
     limit: int | None = None
     policy: StalenessPolicy = "wait"
     is_compensated: bool = False
+    lookahead: float = 0.0
     gradients: GradientFormat = "fp32"
     parameters: ParameterFormat = "fp32"
 
