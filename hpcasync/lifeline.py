@@ -19,7 +19,8 @@ from hpcasync.exit_codes import RANK_LOST
 # In the environment of the ranks, from `address_text`.
 VARIABLE = "HPCASYNC_LIFELINE"
 
-_CONNECT_SECONDS = 5.0
+# For each address of the host of `launch`; those that cannot be reached mostly say so at once.
+_CONNECT_SECONDS = 3.0
 # Between the end of `launch` and that of a rank which mpirun has not ended.
 _GRACE_SECONDS = 1.0
 # For `launch` to end the job where one rank's error may come of another's death.
@@ -114,10 +115,9 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 def _connect(address: Address) -> socket.socket | None:
-    seconds = _CONNECT_SECONDS / len(address.hosts)
     for host in address.hosts:
         with contextlib.suppress(OSError):
-            connection = socket.create_connection((host, address.port), timeout=seconds)
+            connection = socket.create_connection((host, address.port), timeout=_CONNECT_SECONDS)
             connection.settimeout(None)
             keep_alive(connection)
             return connection

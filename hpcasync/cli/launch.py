@@ -101,7 +101,7 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
         return line
 
     def start(arguments: list[str]) -> SupervisedJob:
-        lifelines = Lifelines(is_local=not may_span_hosts(options, os.environ))
+        lifelines = Lifelines(num_ranks, is_local=not may_span_hosts(options, os.environ))
         environment = {**environment_of_ranks(), lifeline.VARIABLE: str(lifelines.address)}
         return supervise(make_line(arguments, environment), environment, lifelines, saves_on_usr1=command[0] == "train")
 

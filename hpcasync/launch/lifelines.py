@@ -6,9 +6,11 @@ What they say of it differs, and is never what the rank was for. See `hpcasync.l
 
 import contextlib
 import json
+import resource
 import secrets
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +24,8 @@ from hpcasync.lifeline import Address, keep_alive
 _LOOPBACK = "127.0.0.1"
 # For the ranks to end themselves where mpirun has not done it.
 _CLOSING_SECONDS = 3.0
-_MOST_RANKS_AT_ONCE = 1024
+# Open files beside the lines.
+_OTHER_FILES = 100
 _CHUNK_BYTES = 4096
 
 
@@ -73,6 +76,7 @@ class Lifelines:
     """Where the ranks of one job take hold of their lines.
 
     Args:
+        num_ranks: of the job.
         is_local: all ranks run on this host.
 
     Attributes:
@@ -80,9 +84,10 @@ class Lifelines:
         missed: ranks that have ended, or been made to, without having said that they would.
     """
 
-    def __init__(self, *, is_local: bool) -> None:
+    def __init__(self, num_ranks: int, *, is_local: bool) -> None:
+        _allow_open_files(num_ranks)
         self._on_death: Callable[[list[Rank]], None] = lambda dead: None
-        self._listener = socket.create_server((_LOOPBACK if is_local else "", 0), backlog=_MOST_RANKS_AT_ONCE)
+        self._listener = socket.create_server((_LOOPBACK if is_local else "", 0), backlog=num_ranks)
         hosts = (_LOOPBACK,) if is_local else own_addresses()
         self.address = Address(secrets.token_hex(8), hosts, self._listener.getsockname()[1])
         self._waker, self._wake = socket.socketpair()
@@ -146,13 +151,19 @@ class Lifelines:
             self._on_death(dead)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while True:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 keep_alive(connection)
                 self._lines[connection] = _Line(connection)
                 self._selector.register(connection, selectors.EVENT_READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Such as too many open files: it would come again at once.
+            self._selector.unregister(self._listener)
+            print(f"hpcasync: only {len(self._lines)} ranks are watched: {error}", file=sys.stderr, flush=True)
 
     def _read(self, sock: Any) -> Rank | None:
         """Take what a line brings; its rank if it has been cut."""
@@ -180,6 +191,16 @@ class Lifelines:
                 if line.rank.rank >= 0 or message.pop("token", "") == self.address.token:
                     line.rank = replace(line.rank, **message)
             self._has_verdict = self._has_verdict or bool(line.rank.exit_code)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise this process's limit on open files, as far as that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 def own_addresses() -> tuple[str, ...]:

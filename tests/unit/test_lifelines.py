@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ class Ranks:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self.deaths: queue.Queue[list[Rank]] = queue.Queue()
-        self.lifelines = Lifelines(is_local=True)
+        self.lifelines = Lifelines(3, is_local=True)
         self._watched = self.lifelines.watched(self.deaths.put)
         self._watched.__enter__()
         self._is_closed = False
@@ -137,6 +138,28 @@ def test_a_launcher_that_cannot_be_reached_is_said(ranks: Ranks) -> None:
     assert expected in process.stderr.read()
 
 
+def test_many_ranks_need_many_files() -> None:
+    """More than the limit of a login shell; those that come when no more may be opened are told of, once."""
+    program = (
+        "import os, resource, socket, time\n"
+        "from hpcasync.launch.lifelines import Lifelines\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 400))\n"
+        "lifelines = Lifelines(200, is_local=True)\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 400))\n"
+        "with lifelines.watched(print):\n"
+        "    sockets, spare = [], [os.dup(0)]\n"  # for this end of one more line, where both ends have used up all
+        "    while lifelines._listener in map(lambda key: key.fileobj, lifelines._selector.get_map().values()):\n"
+        "        try:\n"
+        "            sockets.append(socket.create_connection(('127.0.0.1', lifelines.address.port), 60))\n"
+        "        except OSError:\n"
+        "            [os.close(spare.pop()) for _ in spare[:1]] or time.sleep(0.01)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and done.stdout == "300\n", done.stderr
+    assert re.fullmatch(r"hpcasync: only \d+ ranks are watched: .*Too many open files\n", done.stderr)
+
+
 def test_descriptions() -> None:
     named, unnamed = Rank(3, "n1", 77, "worker 1"), Rank(0, "n0", 5)
     ending = "and the job cannot go on without it: it ends"
@@ -150,7 +173,7 @@ def test_descriptions() -> None:
 def test_addresses() -> None:
     address = lifeline.Address("0a1b", own_addresses(), 4711)
     assert lifeline.Address.parse(str(address)) == address
-    assert Lifelines(is_local=True).address.hosts == ("127.0.0.1",)
+    assert Lifelines(3, is_local=True).address.hosts == ("127.0.0.1",)
 
 
 @pytest.mark.parametrize(("code", "expected"), [(9, 137), (14, 137), (255, 137), (0, 137), (137, 137), (139, 139)])

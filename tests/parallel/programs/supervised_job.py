@@ -17,7 +17,7 @@ def start(how: str, file: str) -> int:
     environment = environment_of_ranks()
     program = [sys.executable, __file__, how, file, "rank"]
     line = job_line_here(2, program, environment=environment)
-    return supervise(line, environment, Lifelines(is_local=True), saves_on_usr1=how == "save-on-usr1").exit_code
+    return supervise(line, environment, Lifelines(2, is_local=True), saves_on_usr1=how == "save-on-usr1").exit_code
 
 
 def be_a_rank(how: str, file: Path) -> None:
