@@ -141,12 +141,12 @@ class Lifelines:
 
     def _attend(self, ready: list[Any]) -> None:
         """Take what has come; judge whether a rank has died."""
-        had_verdict = self._has_verdict
         if self._listener in ready:
             self._accept()
         dead = [rank for sock in ready if (rank := self._read(sock)) and rank.is_missed]
         self.missed += dead
-        if dead and not had_verdict:
+        # Who reports an error does so before it ends the others: what is read with its report comes after it.
+        if dead and not self._has_verdict:
             self._has_verdict = True
             self._on_death(dead)
 
