@@ -14,10 +14,10 @@ _LONG_TURN_SECONDS = 0.001
 _NUM_SHY_WAITS = 100
 # Sleeps begin here and grow by as much, up to a millisecond: an answer that comes soon is seen soon.
 _STEP_SECONDS = 2e-5
-_SHORT_SECONDS = 0.001
+SHORT_SECONDS = 0.001
 # A look at the control words costs about 30 microseconds of a core, most of them for the sleep itself: at one look a
 # millisecond that is 3 % of it, at one in five 0.6 %.
-_LONG_SECONDS = 0.005
+LONG_SECONDS = 0.005
 # Longer than a millisecond, a sleep makes the wait longer by one percent at most, half a percent on average.
 _PART_OF_WAIT = 0.01
 
@@ -32,7 +32,7 @@ class Backoff:
     # Of this process: waits that are to begin with a sleep, for something computes on its core.
     _num_shy_waits = 0
 
-    def __init__(self, longest_seconds: float = _SHORT_SECONDS) -> None:
+    def __init__(self, longest_seconds: float = SHORT_SECONDS) -> None:
         self._longest_seconds = longest_seconds
         self._num_turns = _NUM_TURNS
         self._num_idle = 0
@@ -42,15 +42,20 @@ class Backoff:
         """Something happened: be quick again."""
         self._num_idle = 0
 
-    def wait(self) -> None:
-        """Wait a moment, longer each time since the last `reset`."""
+    def wait(self, longest_seconds: float | None = None) -> None:
+        """Wait a moment, longer each time since the last `reset`.
+
+        Args:
+            longest_seconds: of a sleep, this time.
+        """
         if self._num_idle == 0:
             self._begin()
         self._num_idle += 1
         if self._num_idle <= self._num_turns:
             self._give_turn()
         else:
-            time.sleep(self._next_seconds())
+            longest = self._longest_seconds if longest_seconds is None else longest_seconds
+            time.sleep(min(longest, self._next_seconds()))
 
     def _begin(self) -> None:
         self._idle_since = time.monotonic()
@@ -67,14 +72,9 @@ class Backoff:
             self._num_turns = self._num_idle
 
     def _next_seconds(self) -> float:
-        growing = min(_SHORT_SECONDS, _STEP_SECONDS * (self._num_idle - self._num_turns))
+        growing = min(SHORT_SECONDS, _STEP_SECONDS * (self._num_idle - self._num_turns))
         waited = time.monotonic() - self._idle_since
-        return min(self._longest_seconds, max(growing, waited * _PART_OF_WAIT))
-
-
-def server_backoff(*, spans_nodes: bool) -> Backoff:
-    """For a server, which may have nothing to do for long; between hosts over TCP, data moves only while it looks."""
-    return Backoff(_SHORT_SECONDS if spans_nodes else _LONG_SECONDS)
+        return max(growing, waited * _PART_OF_WAIT)
 
 
 def make_progress(comm: MPI.Intracomm) -> None:
@@ -98,6 +98,6 @@ def is_death(error: MPI.Exception) -> bool:
 def wait_for_all(comm: MPI.Intracomm) -> None:
     """A barrier that sleeps while it waits (collective)."""
     request = comm.Ibarrier()
-    backoff = Backoff(_LONG_SECONDS)
+    backoff = Backoff(LONG_SECONDS)
     while not request.Test():
         backoff.wait()

@@ -156,6 +156,9 @@ class Client:
 
     def begin_push(self) -> bool:
         """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
+        for _, rank in self._far_servers:
+            # Its sleeps are short from now on: what is put there moves while it looks.
+            self._link.control.store(rank, ControlWords.begun(self._worker), self.num_pushed + 1)
         needed = self.num_pushed + 1 - self._link.num_slots
         return self._wait_for(ControlWords.consumed(self._worker), needed, self._link.roles.server_ranks)
 

@@ -57,7 +57,7 @@ class ControlWords:
     EXHAUSTED = 4  # 1: no batch is left to do for anybody, workers finish
     ENDED = 5  # the exit code of the job and 1, once everything is saved
     _FIRST_WORKER = 8
-    _PER_WORKER = 8
+    _PER_WORKER = 9
 
     @classmethod
     def announced(cls, worker: int) -> int:
@@ -98,6 +98,16 @@ class ControlWords:
     def offered_ticket(cls, worker: int) -> int:
         """At the coordinator: the last batch that was offered."""
         return cls.announced(worker) + 7
+
+    @classmethod
+    def begun(cls, worker: int) -> int:
+        """At a server on another host: the last push that the worker has begun to write; written by the worker."""
+        return cls.announced(worker) + 8
+
+    @classmethod
+    def all_begun(cls, num_workers: int) -> slice:
+        """`begun` of each worker."""
+        return slice(cls.begun(0), cls.announced(num_workers), cls._PER_WORKER)
 
     @classmethod
     def of_workers(cls, num_workers: int) -> slice:
@@ -245,6 +255,11 @@ class Link:
             self._sender.before_writing(version)
         self.control.store(self.comm.rank, ControlWords.WRITING, version)
         self.data.sync()  # told before the first store
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether parameters are on their way to other hosts."""
+        return self._sender is not None and self._sender.is_sending
 
     def make_progress(self) -> None:
         """Let MPI serve others' one-sided operations on this rank; a server also serves pulls from other nodes."""

@@ -68,6 +68,11 @@ class ParameterSender:
             self._copies[version - 2].complete()
         self._writing = version
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether something has not left yet."""
+        return bool(self._outgoing)
+
     def advance(self) -> None:
         """Take requests, send what may be sent."""
         status = MPI.Status()

@@ -11,7 +11,8 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import server_backoff
+from hpcasync.comm.waiting import Backoff
+from hpcasync.ps.attention import Attention
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.link import ControlWords, Link
@@ -56,6 +57,7 @@ class _ShardServer:
         self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device, state.threads)
         self._unread: list[Order] = []  # pushes of the group that lie in their slots still
         self._group: list[Order] = []  # pushes of the group
+        self._attention = Attention(link)
         self._publish_initial(version)
 
     def _publish_initial(self, version: int) -> None:
@@ -91,6 +93,7 @@ class _ShardServer:
             self._save(request)
 
     def _accumulate(self, order: Order) -> None:
+        self._attention.arrived(order.worker, order.sequence)
         self._link.data.sync()
         slot = self._link.own_slot(order.worker, order.sequence)
         self._unread.append(order)
@@ -109,6 +112,7 @@ class _ShardServer:
             self._fold()
 
     def _drop(self, order: Order) -> None:
+        self._attention.arrived(order.worker, order.sequence)
         self._fold()  # a slot that is given back gives back those before it
         self._unread.append(order)
         self._consume()
@@ -177,16 +181,15 @@ class Follower(_ShardServer):
 
     def run(self) -> None:
         """Execute orders until the coordinator ends the run."""
-        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
         orders = OrderReceiver(self._link.server_comm)
         while True:
             self._report_saves(self._saver.poll())
             received = orders.poll()
             if received is None:
                 self._link.make_progress()
-                backoff.wait()
+                self._attention.wait()
                 continue
-            backoff.reset()
+            self._attention.reset()
             order, request = received
             if order.kind is Kind.FINISH:
                 break
@@ -229,7 +232,6 @@ class Coordinator(_ShardServer):
 
     def run(self) -> None:
         """Serve until every worker has finished; then end the other servers."""
-        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
         while not self._is_finished():
             # First: a resumed run may be over before it begins.
             if not self._decisions.is_stopping and self._observer.should_stop():
@@ -241,9 +243,9 @@ class Coordinator(_ShardServer):
             self._collect_saves()
             self._link.make_progress()
             if is_busy:
-                backoff.reset()
+                self._attention.reset()
             else:
-                backoff.wait()
+                self._attention.wait()
 
     def save(self, request: SaveRequest) -> None:
         """Save the newest version."""
@@ -275,7 +277,7 @@ class Coordinator(_ShardServer):
 
     def _after_apply(self, version: int) -> None:
         """A version is published when all shards have it."""
-        backoff = server_backoff(spans_nodes=self._link.data.spans_nodes)
+        backoff = Backoff()
         while not self._link.have_applied(version):
             self._link.make_progress()
             backoff.wait()

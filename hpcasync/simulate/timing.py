@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.compute_time import ComputeTimes
 
-# Of `comm.waiting.Backoff`, which cannot be imported without MPI, as between hosts: each sleep is longer than the last.
+# Of `comm.waiting.Backoff`, which cannot be imported without MPI: each sleep is longer than the last. (A server that
+# has waited for more than a tenth of a second sleeps a hundredth of that, up to 5 ms: left out here.)
 _LONGEST_SLEEP_SECONDS = 1e-3
 _SLEEP_GROWTH_SECONDS = 2e-5
 

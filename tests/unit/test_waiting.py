@@ -1,9 +1,13 @@
 """How often a rank that waits looks, and what that costs those who wait for it; in virtual time."""
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hpcasync.comm import waiting
-from hpcasync.comm.waiting import Backoff, server_backoff
+from hpcasync.comm.waiting import LONG_SECONDS, Backoff
+from hpcasync.ps.attention import Attention
+from hpcasync.ps.link import ControlWords
 
 
 class Clock:
@@ -44,11 +48,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_long_waits_look_seldom(clock: Clock) -> None:
     # At 30 microseconds a look that is less than 1 % of a core.
-    assert clock.wait(server_backoff(spans_nodes=False), 10.0) < 2500
+    assert clock.wait(Backoff(LONG_SECONDS), 10.0) < 2500
 
 
 def test_a_look_is_late_by_a_hundredth_of_the_wait_or_a_millisecond(clock: Clock) -> None:
-    clock.wait(server_backoff(spans_nodes=False), 10.0)
+    clock.wait(Backoff(LONG_SECONDS), 10.0)
     began = 0.0
     late = [(later - earlier, earlier - began) for earlier, later in zip(clock.looks, clock.looks[1:], strict=False)]
     assert all(sleep <= max(0.001, 0.01 * waited) + 1e-12 for sleep, waited in late)
@@ -80,7 +84,48 @@ def test_who_computes_on_the_same_core_is_not_given_turns(clock: Clock) -> None:
     assert clock.wait(Backoff(), 0.004) == 1, "it tries again from time to time"
 
 
-def test_servers_with_remote_workers_look_every_millisecond(clock: Clock) -> None:
-    clock.wait(server_backoff(spans_nodes=True), 10.0)
-    sleeps = [later - earlier for earlier, later in zip(clock.looks, clock.looks[1:], strict=False)]
-    assert max(sleeps) == pytest.approx(0.001)
+class Windows:
+    """As much of a `Link` as `Attention` looks at; everything is on several hosts."""
+
+    num_workers = 3
+    spans_nodes = True
+    is_sending = False
+
+    def __init__(self) -> None:
+        self.data = self.control = self
+        self.words = np.zeros(ControlWords.count(self.num_workers, 1), np.int64)
+
+    def local(self) -> NDArray[np.int64]:
+        return self.words
+
+
+def longest_sleep(clock: Clock, attention: Attention, seconds: float) -> float:
+    clock.looks.clear()
+    ends = clock.now + seconds
+    while clock.now < ends:
+        attention.wait()
+    return max(later - earlier for earlier, later in zip(clock.looks, clock.looks[1:], strict=False))
+
+
+def test_servers_look_more_often_while_data_moves_between_hosts(clock: Clock) -> None:
+    windows = Windows()
+    attention = Attention(windows)  # type: ignore[arg-type]
+    assert longest_sleep(clock, attention, 10.0) == pytest.approx(0.005)
+    windows.words[ControlWords.begun(2)] = 7
+    before = clock.now
+    attention.wait()
+    assert clock.now - before < 1e-5, "it is quick at first"
+    assert longest_sleep(clock, attention, 10.0) == pytest.approx(0.001)
+    attention.arrived(2, 7)
+    attention.reset()
+    assert longest_sleep(clock, attention, 10.0) == pytest.approx(0.005)
+    windows.is_sending = True
+    assert longest_sleep(clock, attention, 10.0) == pytest.approx(0.001)
+
+
+def test_words_of_workers_do_not_overlap() -> None:
+    names = ("announced", "consumed", "settled", "finished", "handled", "rests", "offers", "offered_ticket", "begun")
+    words = [getattr(ControlWords, name)(worker) for worker in range(3) for name in names]
+    words += [ControlWords.applied(3, server) for server in range(2)]
+    assert len(set(words)) == len(words) and max(words) == ControlWords.count(3, 2) - 1
+    assert list(range(max(words))[ControlWords.all_begun(3)]) == [ControlWords.begun(worker) for worker in range(3)]
