@@ -264,6 +264,10 @@ class Link:
     def make_progress(self) -> None:
         """Let MPI serve others' one-sided operations on this rank; a server also serves pulls from other nodes."""
         make_progress(self.comm)
+        self.serve_pulls()
+
+    def serve_pulls(self) -> None:
+        """Send what workers on other nodes have asked this server for, as far as it may leave now."""
         if self._sender is not None:
             self._sender.advance()
 

@@ -186,7 +186,7 @@ class Follower(_ShardServer):
             self._report_saves(self._saver.poll())
             received = orders.poll()
             if received is None:
-                self._link.make_progress()
+                self._link.serve_pulls()  # looking for orders has let MPI progress
                 self._attention.wait()
                 continue
             self._attention.reset()
@@ -280,7 +280,9 @@ class Coordinator(_ShardServer):
         backoff = Backoff()
         while not self._link.have_applied(version):
             self._link.make_progress()
-            backoff.wait()
+            # Making progress may have given the core away (Open MPI's yield_when_idle).
+            if not self._link.have_applied(version):
+                backoff.wait()
 
     def _is_finished(self) -> bool:
         # Who rests counts as finished until it is woken.
@@ -379,7 +381,7 @@ class Coordinator(_ShardServer):
     def _collect_saves(self) -> None:
         for saved in self._saver.poll():
             self._count_save(saved)
-        while self._link.server_comm.Iprobe(tag=_SAVED_TAG):
+        while self._num_pending_saves and self._link.server_comm.Iprobe(tag=_SAVED_TAG):
             self._count_save(self._link.server_comm.recv(tag=_SAVED_TAG))
 
     def _count_save(self, saved: SavedShard) -> None:
