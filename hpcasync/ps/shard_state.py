@@ -83,14 +83,14 @@ class ShardState:
             block.grad = gradient(start, stop).mul_(scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            before = block.detach().clone() if lookahead else None
+            target = None if publish is None else publish[start:stop]
+            begun = _begin_publishing(block.detach(), target) if lookahead and target is not None else None
             optimizer.step()
             block.grad = None
             if self.ema is not None:
                 self.ema[start:stop].lerp_(block.detach(), 1 - decay)
-            if publish is not None:
-                after = block.detach()
-                publish[start:stop].copy_(after if before is None else torch.lerp(before, after, 1 + lookahead))
+            if target is not None:
+                target.copy_(block.detach() if begun is None else begun.lerp_(block.detach(), 1 + lookahead))
 
         self.threads.run(len(self._blocks), step, self._between_blocks)
 
@@ -124,6 +124,12 @@ class ShardState:
                 key: (value[start:stop] if value.shape == self.parameters.shape else value).clone().to(block.device)
                 for key, value in saved.items()
             }
+
+
+def _begin_publishing(before: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The parameters of a block before a step, where they can be moved on after it: in place, if they fit there."""
+    is_alike = target.dtype == before.dtype and target.device == before.device
+    return target.copy_(before) if is_alike else before.clone()
 
 
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:
