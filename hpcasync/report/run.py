@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from hpcasync.config import parse_config
 from hpcasync.errors import UserError
 
 Record = dict[str, Any]
@@ -126,7 +127,11 @@ def _read_config(path: Path) -> Record:
     missing = [key for key in ("name", "mode", "seed", "data", "roles") if key not in config]
     if missing:
         raise UserError(f"{path} is not the resolved configuration of a run: it lacks {', '.join(missing)}")
-    return config
+    try:
+        # With the defaults of keys that have come since: the run had them in effect.
+        return parse_config(config, str(path)).to_dict()
+    except UserError:
+        return config  # of a version that knew other keys
 
 
 def _read_mapping(path: Path) -> Record:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 from recorded_runs import make_run, write_timeline
@@ -105,6 +106,17 @@ def test_groups_with_other_names_but_equal_settings_are_one(tmp_path: Path) -> N
     first = make_run(tmp_path / "a", "sync", logging={"every": 7})
     second = make_run(tmp_path / "b", "sync", seed=5, roles={"worker_threads": 3})
     assert len(group_runs([load_run(first), load_run(second)])) == 1
+
+
+def test_a_run_from_before_a_key_came_had_its_default(tmp_path: Path) -> None:
+    old, new = (make_run(tmp_path, "async", seed=seed) for seed in (1, 2))
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    del config["staleness"]["lookahead"]
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(group_runs([load_run(old), load_run(new)])) == 1
+    config["optimizer"]["forgotten"] = 1
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_run(old).config["optimizer"]["forgotten"] == 1
 
 
 def test_runs_on_other_clusters_are_other_groups(tmp_path: Path) -> None:
