@@ -1,15 +1,28 @@
-"""Fixtures of the parallel tests: a small corpus, prepared once."""
+"""Fixtures of the parallel tests: a small corpus, prepared once, and emulated hosts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_training import TinyCorpus, make_tiny_corpus
+
+from hpcasync.bench.network_hosts import NetworkHosts
+from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     """240 pairs of a language of forty words and its mirror image."""
     return make_tiny_corpus(tmp_path_factory.mktemp("tiny-corpus"))
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[NetworkHosts]:
+    """Three hosts."""
+    if reason := reason_without_hosts():
+        pytest.skip(reason)
+    with NetworkHosts(3) as hosts:
+        yield hosts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,5 @@
 """The transport between hosts, and the same on MPICH: three hosts joined by real TCP, and one."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import mpich
@@ -9,32 +7,18 @@ import pytest
 from runners import MpiRunner
 from tiny_training import TinyCorpus, Trainer
 
-from hpcasync.bench.network_hosts import NetworkHosts
-from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
-
 PROGRAMS = Path(__file__).parent / "programs"
 # For a machine that is busy with other things: MPICH's ranks keep a core busy while they wait.
 JOB_SECONDS = 500
 ELSEWHERE = ["mpich on one host", "this MPI on three hosts", "mpich on three hosts"]
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[NetworkHosts]:
-    """Three hosts."""
-    if reason := reason_without_hosts():
-        pytest.skip(reason)
-    with NetworkHosts(3) as hosts:
-        yield hosts
-
-
 @pytest.fixture
 def runner(request: pytest.FixtureRequest, mpirun: MpiRunner) -> MpiRunner:
     """Runs jobs with the library and on the hosts that the test's parameter names."""
     library, _, number = request.param.partition(" on ")
-    if library == "mpich" and (reason := mpich.reason_to_skip()):
-        if os.environ.get("HPCASYNC_REQUIRE_MPICH") == "1":
-            pytest.fail(f"HPCASYNC_REQUIRE_MPICH=1, but {reason}")
-        pytest.skip(reason)
+    if library == "mpich":
+        mpich.require()
     hosts = request.getfixturevalue("hosts") if number == "three hosts" else None
     if library == "mpich":
         return MpiRunner(mpich.LAUNCHER, environment=mpich.ENVIRONMENT, hosts=hosts)

@@ -1,9 +1,8 @@
 """A rank that is killed ends its job: soon, with a message, on every host; with Open MPI and with MPICH."""
 
-import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from test_signals import write_config
 from tiny_training import TinyCorpus
 
 from hpcasync.bench.network_hosts import NetworkHosts
-from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.launch.mpirun import Flavour
 
@@ -55,23 +53,12 @@ class Place:
         )
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[NetworkHosts]:
-    """Three hosts."""
-    if reason := reason_without_hosts():
-        pytest.skip(reason)
-    with NetworkHosts(3) as hosts:
-        yield hosts
-
-
 @pytest.fixture
 def place(request: pytest.FixtureRequest, mpirun: MpiRunner) -> Place:
     """The library and the hosts that the test's parameter names."""
     library, _, number = request.param.partition(" on ")
-    if library == "mpich" and (reason := mpich.reason_to_skip()):
-        if os.environ.get("HPCASYNC_REQUIRE_MPICH") == "1":
-            pytest.fail(f"HPCASYNC_REQUIRE_MPICH=1, but {reason}")
-        pytest.skip(reason)
+    if library == "mpich":
+        mpich.require()
     if library == "openmpi" and mpirun.launcher.flavour != "openmpi":
         pytest.skip("this environment has another MPI")
     hosts = request.getfixturevalue("hosts") if number == "three hosts" else None
