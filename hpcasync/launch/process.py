@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from hpcasync.launch.mpirun import JobLine
+from hpcasync.launch.session_directory import remove_left_session
 from hpcasync.launch.shared_memory import remove_left_segments
 
 # In the environment of every process of a job, so that what outlives mpirun can be found: ranks have process groups of
@@ -94,6 +95,7 @@ def clean_up(
     if process.returncode != 0 or left:
         _wait_for_end(job, seconds=1.0)
     remove_left_segments(started_at)  # also after a good end: a rank may have been killed on the way to it
+    remove_left_session(process.pid)
     return commands
 
 

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from runners import CliRunner, MpiRunner
 
+from hpcasync.launch.session_directory import session_directory
+
 PROGRAM = Path(__file__).parent / "programs" / "supervised_job.py"
 
 
@@ -72,6 +74,19 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_shared_memory(tmp_path: Path) 
     assert not psutil.pid_exists(pids[0])
     left = {path for path in set(Path("/dev/shm").iterdir()) - before if path.stat().st_uid == os.getuid()}
     assert [path for path in left if "segment" in path.name or "mpich" in path.name] == []
+
+
+def test_a_killed_mpirun_leaves_nothing_in_the_way_of_the_next_of_its_number(tmp_path: Path) -> None:
+    process = start("sleep", tmp_path / "out")
+    pids = rank_pids(process, tmp_path / "out")
+    [mpirun] = psutil.Process(process.pid).children()
+    left = session_directory(mpirun.pid)
+    assert left.is_dir() or mpirun.name() != "prterun"  # that of Open MPI
+    mpirun.kill()
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert not left.exists()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
 
 
 def test_launch_prints_the_line_and_runs_the_command(run_cli: CliRunner) -> None:
