@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
         print(f"hpcasync: error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"hpcasync: {plan.description}", file=sys.stderr)
+    if step[0] == "srun":  # `launch` prints the line of its mpirun
+        print(f"hpcasync: {shlex.join(step)} train …", file=sys.stderr)
     print(assignments(plan, step, name))
     return 0
 

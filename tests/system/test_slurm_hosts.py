@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import mpich
 import pytest
 from slurm_cluster import SlurmCluster, reason_to_skip
 from submitter import Submitter, completed, make_directory, summary_of
@@ -36,23 +37,42 @@ def submitter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
         assert cluster.left_behind == []
 
 
-def test_servers_are_spread_over_the_nodes(submitter: Submitter) -> None:
-    options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2")
-    job = completed(submitter.run("train-async.sbatch", "tiny.yaml", "name=spread", FEW, options=options))[0]
+@pytest.fixture(params=["this MPI", "mpich"])
+def environment(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options of sbatch by which a job loads one or the other MPI library."""
+    if request.param != "mpich":
+        return ()
+    mpich.require()
+    return ("--export=" + ",".join(["ALL", *(f"{name}={value}" for name, value in mpich.ENVIRONMENT.items())]),)
+
+
+def started_as(output: str, environment: tuple[str, ...]) -> None:
+    """Check which library a job used, and what started it."""
+    assert ("MPI: MPICH" in output) == bool(environment), output
+    assert ("srun --mpi=pmi2" in output) == bool(environment), output
+
+
+def test_servers_are_spread_over_the_nodes(submitter: Submitter, environment: tuple[str, ...]) -> None:
+    name = "spread-mpich" if environment else "spread"
+    options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2", *environment)
+    job = completed(submitter.run("train-async.sbatch", "tiny.yaml", f"name={name}", FEW, options=options))[0]
+    started_as(job.output, environment)
     assert "n0: servers on ranks 0, workers on ranks 1" in job.output
     assert "n1: servers on ranks 2, workers on ranks 3" in job.output
-    run_dir = submitter.directory / "runs" / "spread-async-global-seed1"
+    run_dir = submitter.directory / "runs" / f"{name}-async-global-seed1"
     assert summary_of(run_dir)["num_updates"] == 4
 
 
-def test_servers_on_nodes_of_their_own(submitter: Submitter) -> None:
+def test_servers_on_nodes_of_their_own(submitter: Submitter, environment: tuple[str, ...]) -> None:
+    name = "apart-mpich" if environment else "apart"
     script = Path(__file__).parents[2] / "slurm" / "train-hetero.sbatch"
-    words = ("--nodes=1", ":", "--nodes=1", "--ntasks-per-node=2", script)
-    job_id = submitter.cluster.submit(*words, "tiny.yaml", "name=apart", FEW, cwd=submitter.directory)
+    words: tuple[str | Path, ...] = ("--nodes=1", *environment, ":", "--nodes=1", "--ntasks-per-node=2", script)
+    job_id = submitter.cluster.submit(*words, "tiny.yaml", f"name={name}", FEW, cwd=submitter.directory)
     job = submitter.finish(job_id)[0]
     completed([job])
+    started_as(job.output, environment)
     assert "1 node(s) of 1 server(s), 1 node(s) of 2 worker(s)" in job.output
     assert "n0: servers on ranks 0\n" in job.output
     assert "n1: workers on ranks 1-2\n" in job.output
-    run_dir = submitter.directory / "runs" / "apart-async-global-seed1"
+    run_dir = submitter.directory / "runs" / f"{name}-async-global-seed1"
     assert summary_of(run_dir)["num_updates"] == 4
