@@ -18,14 +18,15 @@ prepare_environment() {
     export PYTHONUNBUFFERED=1
 }
 
-# train_job sync|async|any [--suffix=TEXT] CONFIG [key=value …] [--resume | --overwrite]
+# train_job sync|async|any [--suffix=TEXT] CONFIG [key=value …] [--resume | --overwrite] [--resume-from=RUN_DIR]
 # One `hpcasync train` on all nodes of the job.
 train_job() {
-    local kind=$1 word plan settings=() suffix=() flags=()
+    local kind=$1 word plan settings=() suffix=() flags=() from=()
     shift
     for word in "$@"; do
         case $word in
             --suffix=*) suffix=("$word") ;;
+            --resume-from=*) from=("$word") ;; # also after a requeue: what the run has itself comes first
             --*) flags+=("$word") ;;
             *) settings+=("$word") ;;
         esac
@@ -36,7 +37,7 @@ train_job() {
     plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
     eval "$plan"
     choose_flags
-    pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}"
+    pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}" "${from[@]}"
     rm -f "$started"
 }
 

@@ -22,8 +22,15 @@ def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--keys", is_flag=True, is_eager=True, expose_value=False, callback=_print_keys, help="List all keys.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
+@click.option(
+    "--resume-from",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="Go on from the newest checkpoint of another run, such as one of another mode, which stays as it is. "
+    "With --resume: unless this run has a checkpoint of its own.",
+)
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run of the same name, mode and seed.")
-def train(config: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool) -> int:
+def train(config: Path, overrides: tuple[str, ...], resume: bool, resume_from: Path | None, overwrite: bool) -> int:
     """Train a model as the YAML file CONFIG says, with dotted KEY=VALUE overrides.
 
     Start it on several ranks: `mpirun -np 3 hpcasync train configs/multi30k.yaml mode=async-global`, or
@@ -35,4 +42,4 @@ def train(config: Path, overrides: tuple[str, ...], resume: bool, overwrite: boo
     resolved = load_config(config, overrides)
     from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
 
-    return run_training(resolved, resume=resume, overwrite=overwrite)
+    return run_training(resolved, resume=resume, resume_from=resume_from, overwrite=overwrite)

@@ -135,7 +135,7 @@ def _set_up(config: Config, cluster: ClusterConfig, *, resume: bool) -> _Setup:
     shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
     setup = _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
     if resume:
-        checkpoint = find_checkpoint(config)
+        checkpoint = find_checkpoint(config.output_dir)
         check_same_run(config, cluster)
         state, num_shards = read_run_state(checkpoint, task.layout, config.validation.metric)
         shard_tensors = [read_shard(checkpoint, num_shards, shard) for shard in shards]

@@ -29,7 +29,13 @@ from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
 from hpcasync.train.rank_watch import RankWatch
 from hpcasync.train.resources import Resources, settle_resources
-from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
+from hpcasync.train.run_directory import (
+    create_run_directory,
+    find_checkpoint_of,
+    read_run_state,
+    save_configuration,
+    take_over,
+)
 from hpcasync.train.run_state import RunState
 from hpcasync.train.step import GradientStep
 from hpcasync.train.summary import make_summary
@@ -55,14 +61,27 @@ class _Setup:
     timeline: Timeline = field(default_factory=Timeline)
 
     @property
+    def is_new(self) -> bool:
+        """Whether the run has no directory yet that it goes on in."""
+        return self.checkpoint is None or self.checkpoint.parent.parent != self.config.output_dir
+
+    @property
     def end_of_tickets(self) -> int | None:
         """The first ticket after the last epoch; None: there is none."""
         num_epochs = self.config.stop.epochs
         return self.task.plan.first_ticket(num_epochs) if num_epochs else None
 
 
-def run_training(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+def run_training(
+    config: Config, *, resume: bool = False, resume_from: Path | None = None, overwrite: bool = False
+) -> int:
     """Train on all ranks of MPI_COMM_WORLD (collective); returns the exit code of all ranks (hpcasync.exit_codes).
+
+    Args:
+        config: of the run.
+        resume: go on from the newest checkpoint of the run.
+        resume_from: directory of another run to go on from, unless `resume` finds a checkpoint of this one.
+        overwrite: remove what the run has left before, if it begins anew or from another one.
 
     Raises:
         UserError: on every rank, for anything that a user can cause.
@@ -70,7 +89,7 @@ def run_training(config: Config, *, resume: bool = False, overwrite: bool = Fals
     comm = MPI.COMM_WORLD
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
-    setup = together(comm, lambda: _set_up(config, comm, resume=resume))
+    setup = together(comm, lambda: _set_up(config, comm, resume=resume, resume_from=resume_from))
     with setup.deaths.explained():
         return _train(setup, overwrite=overwrite)
 
@@ -80,14 +99,19 @@ def _train(setup: _Setup, *, overwrite: bool) -> int:
     require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
     require_same(comm, setup.task.flat.digest, "the layout of the model")
     hvd = start_horovod(comm) if config.mode == "sync" else None
-    if setup.checkpoint is None:
-        corpus = setup.task.corpus
-        together(comm, lambda: _on_first(setup, lambda: create_run_directory(config, corpus, overwrite=overwrite)))
+    if setup.is_new:
+        together(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
     setup.timeline = together(comm, lambda: _open_timeline(setup))
     exit_code = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
     setup.deaths.ended(exit_code)
     setup.timeline.close()
     return exit_code
+
+
+def _make_run_directory(setup: _Setup, *, overwrite: bool) -> None:
+    create_run_directory(setup.config, setup.task.corpus, overwrite=overwrite)
+    if setup.checkpoint is not None:
+        take_over(setup.checkpoint, setup.config.output_dir)
 
 
 def _open_timeline(setup: _Setup) -> Timeline:
@@ -115,14 +139,14 @@ def _take_up(setup: _Setup) -> None:
         together(setup.comm, lambda: _on_first(setup, lambda: save_configuration(setup.config)))
 
 
-def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool) -> _Setup:
+def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool, resume_from: Path | None) -> _Setup:
     roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
     deaths = Deaths(comm, roles, config)
     resources = settle_resources(config, roles, comm)
     task = make_task(config, resources.device)
     setup = _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
-    if resume:
-        setup.checkpoint = find_checkpoint(config)
+    setup.checkpoint = find_checkpoint_of(config, resume=resume, resume_from=resume_from)
+    if setup.checkpoint is not None:
         setup.state, setup.num_checkpoint_shards = read_run_state(
             setup.checkpoint, task.layout, config.validation.metric
         )

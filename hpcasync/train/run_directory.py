@@ -7,7 +7,7 @@ from hpcasync.config import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError
-from hpcasync.train.run_files import list_complete, read_state, write_text_atomically
+from hpcasync.train.run_files import list_complete, partial_of, publish, read_state, write_text_atomically
 from hpcasync.train.run_state import RunState
 from hpcasync.train.scores import BestScore
 from hpcasync.train.summary import read_validations
@@ -53,19 +53,71 @@ def save_configuration(config: Config) -> None:
         raise UserError(f"cannot write the run directory {config.output_dir}: {error.strerror or error}") from error
 
 
-def find_checkpoint(config: Config) -> Path:
-    """The newest complete checkpoint of the run.
+def find_checkpoint(run_dir: Path, option: str = "--resume") -> Path:
+    """The newest complete checkpoint of a run.
+
+    Args:
+        run_dir: its directory.
+        option: that asked for it, for messages.
 
     Raises:
         UserError: there is no run, or none was saved.
     """
-    run_dir = config.output_dir
     if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"--resume: {run_dir} holds no run; leave --resume out to start it")
+        raise UserError(f"{option}: {run_dir} holds no run; leave {option} out to start it")
     complete = list_complete(run_dir / "checkpoints")
     if not complete:
-        raise UserError(f"--resume: {run_dir}/checkpoints holds no complete checkpoint; start anew with --overwrite")
+        raise UserError(f"{option}: {run_dir}/checkpoints holds no complete checkpoint; start anew with --overwrite")
     return complete[-1]
+
+
+def find_checkpoint_of(config: Config, *, resume: bool, resume_from: Path | None) -> Path | None:
+    """The checkpoint that a run goes on from: its own, or that of another run; None where it begins anew.
+
+    Args:
+        config: of the run.
+        resume: to go on from its own, if there is one or there is no other to go on from.
+        resume_from: directory of the other run.
+
+    Raises:
+        UserError: there is none where there should be.
+    """
+    own = config.output_dir
+    if resume and (resume_from is None or list_complete(own / "checkpoints")):
+        return find_checkpoint(own)
+    if resume_from is None:
+        return None
+    if resume_from.resolve() == own.resolve():
+        raise UserError(f"--resume-from: {resume_from} is this run's own directory; go on with --resume")
+    return find_checkpoint(resume_from, "--resume-from")
+
+
+def take_over(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint of another run, and its records, scores and snapshots; that run stays as it is.
+
+    Raises:
+        UserError: they cannot be read or written.
+    """
+    source = checkpoint.parent.parent
+    try:
+        for path in (source / "metrics.jsonl", *source.glob("evaluation-*.jsonl")):
+            if path.is_file():
+                shutil.copyfile(path, run_dir / path.name)
+        for path in list_complete(source / "snapshots"):
+            if not path.is_symlink():
+                _copy_complete(path, run_dir / "snapshots")
+        _copy_complete(checkpoint, run_dir / "checkpoints")  # last: with it there is something to go on from
+    except OSError as error:
+        raise UserError(
+            f"--resume-from: cannot copy {error.filename or source} to {run_dir}: {error.strerror or error}; start "
+            "again with --overwrite then"
+        ) from error
+
+
+def _copy_complete(directory: Path, parent: Path) -> None:
+    copy = parent / directory.name
+    shutil.copytree(directory, partial_of(copy))
+    publish(copy)
 
 
 def read_run_state(checkpoint: Path, layout: dict[str, str], metric: str) -> tuple[RunState, int]:
@@ -79,7 +131,7 @@ def read_run_state(checkpoint: Path, layout: dict[str, str], metric: str) -> tup
         for what, value in state["layout"].items():
             if layout[what] != value:
                 raise UserError(
-                    f"--resume: {checkpoint} was written with another {what} ({value}, now {layout[what]}): "
+                    f"{checkpoint} was written with another {what} ({value}, now {layout[what]}): "
                     "resume with the configuration it was started with"
                 )
         best = BestScore.of_records(

@@ -95,6 +95,31 @@ def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus:
     assert summary["num_updates"] == 4 + -(-(num_batches - 12) // 3)
 
 
+def test_modes_take_over_from_each_other(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
+    """sync, then async-global, then sync to the end of an epoch, each from the run before it, which stays as it is."""
+    first = trainer(2, "mode=sync", "name=modes", stop(4))
+    kept = files_of(first.path)
+    asynchronous = "mode=async-global", "accumulate.global=3", "name=modes", "roles.servers=2"
+    second = trainer(5, *asynchronous, stop(8), flags=["--resume-from", str(first.path)])
+    assert f"resuming from {first.path}/checkpoints/u00000004" in second.job.stdout
+    assert second.summary["num_updates"] == 8 and second.summary["gradients_applied"] == 4 * 2 + 4 * 3
+    flags = ["--resume", "--resume-from", str(second.path)]  # it has no checkpoint of its own yet
+    third = trainer(2, "mode=sync", "name=back", "stop={epochs: 2}", flags=flags)
+    assert f"resuming from {second.path}/checkpoints/u00000008" in third.job.stdout
+    assert files_of(first.path) == kept
+    num_batches = tiny_corpus.plan(third.config).first_ticket(2)
+    assert third.summary["num_batches"] == num_batches
+    assert third.state(f"u{third.summary['num_updates']:08d}")["tickets"] == {"low": num_batches, "above": []}
+    assert [record["num_updates"] for record in third.records("update")] == list(
+        range(1, third.summary["num_updates"] + 1)
+    ), "the records are those of all three"
+
+
+def files_of(directory: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of all files."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(directory.rglob("*"))}
+
+
 def assert_one_message(run: Run, *parts: str) -> None:
     assert run.job.returncode == 2, run.job.stderr
     messages = [line for line in run.job.stderr.splitlines() if line.startswith("hpcasync: error")]
