@@ -7,7 +7,7 @@ from hpcasync.config import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError
-from hpcasync.train.run_files import list_complete, partial_of, publish, read_state, write_text_atomically
+from hpcasync.train.run_files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
 from hpcasync.train.run_state import RunState
 from hpcasync.train.scores import BestScore
 from hpcasync.train.summary import read_validations
@@ -117,6 +117,8 @@ def take_over(checkpoint: Path, run_dir: Path) -> None:
 def _copy_complete(directory: Path, parent: Path) -> None:
     copy = parent / directory.name
     shutil.copytree(directory, partial_of(copy))
+    for path in partial_of(copy).iterdir():
+        sync_path(path)  # before it gets its name
     publish(copy)
 
 
