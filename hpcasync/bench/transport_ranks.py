@@ -17,9 +17,10 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.bench.memory import Memcpy
 from hpcasync.comm.mpi import gather_hosts, library_name
 from hpcasync.comm.roles import assign_roles
-from hpcasync.comm.waiting import Backoff, wait_for_all
+from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.client import Client
-from hpcasync.ps.link import ControlWords, Link, LinkOptions
+from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.link import Link, LinkOptions
 from hpcasync.ps.link import ParameterFormat as Form
 from hpcasync.ps.record import PushRecord
 
@@ -84,7 +85,7 @@ def _serve(link: Link) -> None:
     is_coordinator = own == link.coordinator_rank
     handled = [0] * link.num_workers
     version = 0
-    backoff = Backoff()
+    waiting = link.make_wait()
     while True:
         announced = [
             link.control.read(link.coordinator_rank, ControlWords.announced(worker))
@@ -99,16 +100,16 @@ def _serve(link: Link) -> None:
         for worker, sequence in enumerate(announced):
             if sequence == handled[worker]:
                 continue
-            backoff.reset()
+            waiting.reset()
             handled[worker] = sequence
-            link.control.store(own, ControlWords.consumed(worker), sequence)
+            link.tell_worker(worker, ControlWords.consumed(worker), sequence)
             if is_coordinator:
                 version += 1
                 link.begin_writing(version)
                 link.control.store(own, ControlWords.PUBLISHED, version)
-                link.control.store(own, ControlWords.handled(worker), sequence)
+                link.tell_worker(worker, ControlWords.handled(worker), sequence)
         link.make_progress()
-        backoff.wait()
+        waiting.wait()
 
 
 def _line_rate(comm: MPI.Intracomm, server: int, worker: int) -> float | None:

@@ -1,7 +1,8 @@
 """How often a server looks for what is new."""
 
-from hpcasync.comm.waiting import LONG_SECONDS, SHORT_SECONDS, Backoff
-from hpcasync.ps.link import ControlWords, Link
+from hpcasync.comm.waiting import LONG_SECONDS, SHORT_SECONDS
+from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.link import Link
 
 
 class Attention:
@@ -16,7 +17,7 @@ class Attention:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._backoff = Backoff(LONG_SECONDS)
+        self._waiting = link.make_wait(LONG_SECONDS)
         self._arrived = [0] * link.num_workers
         self._all_begun = ControlWords.all_begun(link.num_workers)
         self._is_moving = False
@@ -27,15 +28,15 @@ class Attention:
 
     def reset(self) -> None:
         """Something happened: be quick again."""
-        self._backoff.reset()
+        self._waiting.reset()
 
     def wait(self) -> None:
         """Wait a moment."""
         is_moving = self._link.data.spans_nodes and self._is_data_moving()
         if is_moving and not self._is_moving:
-            self._backoff.reset()
+            self._waiting.reset()
         self._is_moving = is_moving
-        self._backoff.wait(SHORT_SECONDS if is_moving else LONG_SECONDS)
+        self._waiting.wait(SHORT_SECONDS if is_moving else LONG_SECONDS)
 
     def _is_data_moving(self) -> bool:
         begun = self._link.control.local()[self._all_begun].tolist()

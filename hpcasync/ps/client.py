@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import Backoff
+from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.comm.windows import PIECE_BYTES
+from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.device_copy import DeviceCopy
-from hpcasync.ps.link import ControlWords, Link
+from hpcasync.ps.link import Link
 from hpcasync.ps.record import PushRecord, encode_record
 from hpcasync.ps.wire import SlotAddress
 
@@ -69,13 +70,13 @@ class Client:
         """There are no more batches to draw: wait for an offer; False if nothing is left to do for anybody."""
         self._num_rests += 1
         read, rank = self._link.control.read, self._coordinator
-        self._link.control.store(rank, ControlWords.rests(self._worker), self._num_rests)
-        backoff = Backoff(longest_seconds=0.005)
+        self._link.tell_coordinator(ControlWords.rests(self._worker), self._num_rests)
+        waiting = self._link.make_wait(LONG_SECONDS)
         while read(rank, ControlWords.offers(self._worker)) == self._num_offers:
             if self.should_stop() or read(rank, ControlWords.EXHAUSTED):
                 return False
             self._link.make_progress()
-            backoff.wait()
+            waiting.wait()
         return True
 
     def should_stop(self) -> bool:
@@ -224,7 +225,7 @@ class Client:
         link.data.write(self._coordinator, link.record_offset(0, self._worker, sequence), words)
         for rank in link.roles.server_ranks:
             link.data.flush(rank)
-        link.control.store(self._coordinator, ControlWords.announced(self._worker), sequence)
+        link.tell_coordinator(ControlWords.announced(self._worker), sequence)
         self.num_pushed = sequence
 
     def wait(self) -> bool:
@@ -245,16 +246,16 @@ class Client:
 
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
-        self._link.control.store(self._coordinator, ControlWords.finished(self._worker), 1)
+        self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
         started = time.perf_counter()
-        backoff = Backoff()
+        waiting = self._link.make_wait(word=word)
         try:
             while any(self._link.control.read(rank, word) < value for rank in ranks):
                 if self.should_stop():
                     return False
-                backoff.wait()  # reading the words lets MPI progress, too
+                waiting.wait()  # between hosts reading the words lets MPI progress, too
             return not self.should_stop()
         finally:
             self.wait_seconds += time.perf_counter() - started

@@ -25,11 +25,12 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import Backoff, make_progress, wait_for_all
+from hpcasync.comm.waiting import LONG_SECONDS, make_progress, wait_for_all
 from hpcasync.ps.block_threads import BlockThreads
 from hpcasync.ps.client import Client, PullPolicy
 from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.link import ControlWords, Link, LinkOptions
+from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.link import Link, LinkOptions
 from hpcasync.ps.observer import Observer, ShardSaver
 from hpcasync.ps.server import Coordinator, Follower, initial_shard
 from hpcasync.ps.shard_state import OptimizerFactory, ShardState
@@ -243,11 +244,11 @@ class Engine:
     def _hear_of_the_end(self, exit_code: int) -> int:
         control, coordinator = self._link.control, self._link.coordinator_rank
         if self.is_coordinator:
-            control.store(coordinator, ControlWords.ENDED, exit_code + 1)
-        backoff = Backoff(longest_seconds=0.005)
+            self._link.tell_everybody(ControlWords.ENDED, exit_code + 1)
+        waiting = self._link.make_wait(LONG_SECONDS)
         while not (ended := control.read(coordinator, ControlWords.ENDED)):
             make_progress(self._comm)
-            backoff.wait()
+            waiting.wait()
         return ended - 1
 
     def _num_private_copies(self) -> int:

@@ -11,11 +11,14 @@ from typing import Literal
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm import futex
+from hpcasync.comm.bells import ANYTHING, Bells, BellWait
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
-from hpcasync.comm.waiting import make_progress
+from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
 from hpcasync.comm.windows import ControlWindow, DataWindow
+from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.memory import require_window_memory
 from hpcasync.ps.publication import ParameterReceiver, ParameterSender
 from hpcasync.ps.record import record_bytes
@@ -42,87 +45,6 @@ class LinkOptions:
     gradients: GradientFormat = "fp32"
     topk: float = 0.01
     parameters: ParameterFormat = "fp32"
-
-
-class ControlWords:
-    """Positions of the words in a server's control window."""
-
-    # At the coordinator.
-    PUBLISHED = 0  # newest version that all shards have published
-    CURSOR = 1  # number of the next batch to be drawn
-    STOP = 2  # 1: workers draw and push nothing more
-    # At every server.
-    WRITING = 3  # version that is being written, or has been written, to this server's buffers
-    # At the coordinator, where workers may die.
-    EXHAUSTED = 4  # 1: no batch is left to do for anybody, workers finish
-    ENDED = 5  # the exit code of the job and 1, once everything is saved
-    _FIRST_WORKER = 8
-    _PER_WORKER = 9
-
-    @classmethod
-    def announced(cls, worker: int) -> int:
-        """At the coordinator: pushes of the worker that are complete at all servers; written by the worker."""
-        return cls._FIRST_WORKER + worker * cls._PER_WORKER
-
-    @classmethod
-    def consumed(cls, worker: int) -> int:
-        """At every server: pushes of the worker whose slot may be used again."""
-        return cls.announced(worker) + 1
-
-    @classmethod
-    def settled(cls, worker: int) -> int:
-        """At the coordinator: pushes of the worker that are part of the published version, or dropped."""
-        return cls.announced(worker) + 2
-
-    @classmethod
-    def finished(cls, worker: int) -> int:
-        """At the coordinator: 1 once the worker pushes nothing more; written by the worker."""
-        return cls.announced(worker) + 3
-
-    @classmethod
-    def handled(cls, worker: int) -> int:
-        """At the coordinator: pushes of the worker that are accumulated, and an update that they complete published."""
-        return cls.announced(worker) + 4
-
-    @classmethod
-    def rests(cls, worker: int) -> int:
-        """At the coordinator: how often the worker has found no more batches; written by the worker."""
-        return cls.announced(worker) + 5
-
-    @classmethod
-    def offers(cls, worker: int) -> int:
-        """At the coordinator: batches of dead workers that have been offered to the worker."""
-        return cls.announced(worker) + 6
-
-    @classmethod
-    def offered_ticket(cls, worker: int) -> int:
-        """At the coordinator: the last batch that was offered."""
-        return cls.announced(worker) + 7
-
-    @classmethod
-    def begun(cls, worker: int) -> int:
-        """At a server on another host: the last push that the worker has begun to write; written by the worker."""
-        return cls.announced(worker) + 8
-
-    @classmethod
-    def all_begun(cls, num_workers: int) -> slice:
-        """`begun` of each worker."""
-        return slice(cls.begun(0), cls.announced(num_workers), cls._PER_WORKER)
-
-    @classmethod
-    def of_workers(cls, num_workers: int) -> slice:
-        """All words of all workers."""
-        return slice(cls.announced(0), cls.announced(num_workers))
-
-    @classmethod
-    def applied(cls, num_workers: int, server: int) -> int:
-        """At the coordinator: the newest version that a server's shard has; written by the server."""
-        return cls.announced(num_workers) + server
-
-    @classmethod
-    def count(cls, num_workers: int, num_servers: int) -> int:
-        """Words of a control window."""
-        return cls.applied(num_workers, num_servers)
 
 
 class Link:
@@ -171,10 +93,15 @@ class Link:
         require_window_memory(comm, roles, server_bytes, private_bytes)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
-        assert node_comm.size == comm.size or not may_lose_workers
+        is_one_host = node_comm.size == comm.size
+        assert is_one_host or not may_lose_workers
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
-        self.control: Control = (SharedControlWindow if may_lose_workers else ControlWindow)(comm, num_words)
+        self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
+        # Between hosts ranks poll: what is put there moves while its target looks.
+        self._bells = Bells(comm) if is_one_host and futex.is_available() else None
         self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
+        # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
+        self._needs_progress = self.data.spans_nodes or may_lose_workers
         self._own_views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         # Parameters that workers on other nodes pull are messages of their own communicator.
         self._messages = comm.Dup() if self.data.spans_nodes else None
@@ -238,11 +165,50 @@ class Link:
             self._own_views[key] = self.data.memory(self.comm.rank)[offset : offset + num_bytes].view(dtype)
         return self._own_views[key]
 
+    def tell_worker(self, worker: int, word: int, value: int) -> None:
+        """Store one of this server's words that a worker may be waiting for."""
+        self.control.store(self.comm.rank, word, value)
+        self._ring(self.roles.worker_ranks[worker], word)
+
+    def tell_everybody(self, word: int, value: int) -> None:
+        """Store one of this server's words that all ranks look at while they wait."""
+        self.control.store(self.comm.rank, word, value)
+        for rank in range(self.comm.size):
+            self._ring(rank)
+
+    def tell_coordinator(self, word: int, value: int) -> None:
+        """Store one of the coordinator's words."""
+        self.control.store(self.coordinator_rank, word, value)
+        self._ring(self.coordinator_rank)
+
+    def offer(self, worker: int, ticket: int) -> None:
+        """At the coordinator: offer a worker a batch that a dead one has left undone."""
+        self.control.store(self.coordinator_rank, ControlWords.offered_ticket(worker), ticket)
+        word = ControlWords.offers(worker)
+        self.tell_worker(worker, word, int(self.control.local()[word]) + 1)
+
+    def wake_followers(self) -> None:
+        """The other servers have been sent something."""
+        for rank in self.roles.server_ranks[1:]:
+            self._ring(rank)
+
+    def _ring(self, rank: int, topic: int = ANYTHING) -> None:
+        if self._bells is not None:
+            self._bells.ring(rank, topic)
+
+    def make_wait(self, longest_seconds: float = SHORT_SECONDS, word: int = ANYTHING) -> Backoff | BellWait:
+        """How this rank is to wait for others' stores; to be made before the first look.
+
+        Args:
+            longest_seconds: of a sleep, between hosts.
+            word: that a worker waits for, if it is one only.
+        """
+        return Backoff(longest_seconds) if self._bells is None else BellWait(self._bells, word)
+
     def tell_applied(self, version: int) -> None:
         """This server's shard has a version: tell the coordinator."""
         assert self.server_index is not None
-        word = ControlWords.applied(self.num_workers, self.server_index)
-        self.control.store(self.coordinator_rank, word, version)
+        self.tell_coordinator(ControlWords.applied(self.num_workers, self.server_index), version)
 
     def have_applied(self, version: int) -> bool:
         """At the coordinator: whether all other servers' shards have a version."""
@@ -263,7 +229,8 @@ class Link:
 
     def make_progress(self) -> None:
         """Let MPI serve others' one-sided operations on this rank; a server also serves pulls from other nodes."""
-        make_progress(self.comm)
+        if self._needs_progress:
+            make_progress(self.comm)
         self.serve_pulls()
 
     def serve_pulls(self) -> None:
@@ -277,6 +244,8 @@ class Link:
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
+        if self._bells is not None:
+            self._bells.free()
         self.control.free()
 
     def _buffer_bytes(self, server: int) -> int:

@@ -70,6 +70,11 @@ class OrderSender:
             # Seldom, and of any length: not part of the record.
             self._under_way += [self._comm.isend(request, to, _REQUEST_TAG) for to in self._followers]
 
+    def advance(self) -> None:
+        """Let MPI send what has not left yet."""
+        if self._under_way and MPI.Request.Testall(self._under_way):
+            self._under_way = []
+
     def wait(self) -> None:
         """Wait until everything has left."""
         MPI.Request.Waitall(self._under_way)
@@ -88,7 +93,8 @@ class OrderReceiver:
 
     def poll(self) -> tuple[Order, SaveRequest | None] | None:
         """The next order, if one has arrived, and what is to be saved, if it is to save."""
-        if not self._comm.Iprobe(0, _ORDER_TAG):
+        # Open MPI takes in what has come after it has looked: the first look does not see it.
+        if not (self._comm.Iprobe(0, _ORDER_TAG) or self._comm.Iprobe(0, _ORDER_TAG)):
             return None
         self._comm.Recv([self._record, MPI.BYTE], 0, _ORDER_TAG)
         kind, *rest = _RECORD.unpack(self._record)

@@ -11,11 +11,11 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.waiting import Backoff
 from hpcasync.ps.attention import Attention
 from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.link import ControlWords, Link
+from hpcasync.ps.link import Link
 from hpcasync.ps.lookahead import lookahead_steps
 from hpcasync.ps.observer import Observer, SaveRequest, ShardSaver
 from hpcasync.ps.orders import Kind, Order, OrderReceiver, OrderSender
@@ -124,7 +124,7 @@ class _ShardServer:
     def _consume(self) -> None:
         """Give the slots back whose gradients have been read."""
         for order in self._unread:
-            self._link.control.store(self._rank, ControlWords.consumed(order.worker), order.sequence)
+            self._link.tell_worker(order.worker, ControlWords.consumed(order.worker), order.sequence)
         self._unread.clear()
 
     def _apply(self, order: Order) -> None:
@@ -241,6 +241,7 @@ class Coordinator(_ShardServer):
                 self._let_go_of_the_dead(self._survival)
             self._advance()
             self._collect_saves()
+            self._orders.advance()
             self._link.make_progress()
             if is_busy:
                 self._attention.reset()
@@ -262,6 +263,7 @@ class Coordinator(_ShardServer):
     def finish(self) -> None:
         """End the other servers and wait until everything that was to be saved is."""
         self._orders.send(Order(Kind.FINISH))
+        self._link.wake_followers()
         self._orders.wait()
         for saved in self._saver.wait():
             self._count_save(saved)
@@ -273,16 +275,20 @@ class Coordinator(_ShardServer):
 
     def _order(self, order: Order, request: SaveRequest | None = None) -> None:
         self._orders.send(order, request)
+        # A push that completes a group is followed by the order to apply it: one ring for both.
+        if order.kind not in (Kind.ACCUMULATE, Kind.DROP) or not self._decisions.should_apply():
+            self._link.wake_followers()
         self._execute(order, request)
 
     def _after_apply(self, version: int) -> None:
         """A version is published when all shards have it."""
-        backoff = Backoff()
+        waiting = self._link.make_wait()
         while not self._link.have_applied(version):
+            self._orders.advance()
             self._link.make_progress()
             # Making progress may have given the core away (Open MPI's yield_when_idle).
             if not self._link.have_applied(version):
-                backoff.wait()
+                waiting.wait()
 
     def _is_finished(self) -> bool:
         # Who rests counts as finished until it is woken.
@@ -328,7 +334,7 @@ class Coordinator(_ShardServer):
             survival.let_go(worker, num_drawn=int(self._link.control.local()[ControlWords.CURSOR]))
             self._decisions.finish(worker)
             self._observer.after_loss(worker, is_last=survival.is_stuck)
-        survival.share(self._link.control, self._rank, self._decisions)
+        survival.share(self._link, self._decisions)
 
     def _receive(self, worker: int, sequence: int) -> None:
         self._observer.after_arrival(worker)
@@ -340,7 +346,7 @@ class Coordinator(_ShardServer):
         if not accepted:
             self._observer.after_drop(record, is_stale=not self._decisions.is_stopping)
             # No version will have it: nobody is to wait for that.
-            self._link.control.store(self._rank, ControlWords.settled(worker), sequence)
+            self._link.tell_worker(worker, ControlWords.settled(worker), sequence)
         kind = Kind.ACCUMULATE if accepted else Kind.DROP
         self._order(Order(kind, worker, sequence, record.version, record.num_tokens))
 
@@ -348,7 +354,7 @@ class Coordinator(_ShardServer):
         """Make the update that is due, if any; then let the workers go on that waited for it."""
         made = self._update() if self._decisions.should_apply() else None
         for worker, sequence in self._decisions.tell():
-            self._link.control.store(self._rank, ControlWords.handled(worker), sequence)
+            self._link.tell_worker(worker, ControlWords.handled(worker), sequence)
         if made is not None:
             self._report(*made)
 
@@ -357,10 +363,9 @@ class Coordinator(_ShardServer):
         learning_rate = self._observer.learning_rate(update) * update.rate_factor
         lookahead = lookahead_steps(self._lookahead, update.staleness)
         self._order(Order(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate, lookahead))
-        control = self._link.control
-        control.store(self._rank, ControlWords.PUBLISHED, update.version)
+        self._link.control.store(self._rank, ControlWords.PUBLISHED, update.version)
         for push in update.pushes:
-            control.store(self._rank, ControlWords.settled(push.worker), push.sequence)
+            self._link.tell_worker(push.worker, ControlWords.settled(push.worker), push.sequence)
         return update, learning_rate
 
     def _report(self, update: Update, learning_rate: float) -> None:
@@ -374,7 +379,7 @@ class Coordinator(_ShardServer):
         if not self._decisions.is_stopping:
             self._decisions.stop()
             self._order(Order(Kind.DISCARD))
-            self._link.control.store(self._rank, ControlWords.STOP, 1)
+            self._link.tell_everybody(ControlWords.STOP, 1)
             # At once: workers may take long to notice, and what asked for the stop may leave little time.
             self.save_last()
 

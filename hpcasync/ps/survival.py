@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection
 
-from hpcasync.ps.link import Control, ControlWords
+from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.link import Link
 from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.state import UpdateState
 
@@ -47,15 +48,14 @@ class Survival:
         self._num_rests[worker] = num_rests
         return self.work.rests(worker)
 
-    def share(self, control: Control, rank: int, decisions: UpdateState) -> None:
-        """Offer what is left undone to the others, and let all finish when nothing is; `rank` is the coordinator's."""
+    def share(self, link: Link, decisions: UpdateState) -> None:
+        """Offer what is left undone to the others, and let all finish when nothing is."""
         if decisions.is_stopping:
             return
         for offer in self.work.offers():
             if offer.wakes:
                 decisions.resume(offer.worker)
-            control.store(rank, ControlWords.offered_ticket(offer.worker), offer.ticket)
-            control.add(rank, ControlWords.offers(offer.worker), 1)
+            link.offer(offer.worker, offer.ticket)
         if self.work.is_exhausted and not self._has_told:
             self._has_told = True
-            control.store(rank, ControlWords.EXHAUSTED, 1)
+            link.tell_everybody(ControlWords.EXHAUSTED, 1)

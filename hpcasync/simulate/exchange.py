@@ -1,4 +1,4 @@
-"""What workers and servers of a simulated cluster see of each other (`ps.link.ControlWords` in a real one)."""
+"""What workers and servers of a simulated cluster see of each other (`ps.control_words` in a real one)."""
 
 from collections import deque
 from collections.abc import Generator

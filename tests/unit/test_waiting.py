@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from hpcasync.comm import waiting
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.ps.attention import Attention
-from hpcasync.ps.link import ControlWords
+from hpcasync.ps.control_words import ControlWords
 
 
 class Clock:
@@ -94,6 +94,7 @@ class Windows:
     def __init__(self) -> None:
         self.data = self.control = self
         self.words = np.zeros(ControlWords.count(self.num_workers, 1), np.int64)
+        self.make_wait = Backoff
 
     def local(self) -> NDArray[np.int64]:
         return self.words

@@ -18,7 +18,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.comm.windows import DataWindow
 from hpcasync.ps.client import Client
-from hpcasync.ps.link import ControlWords, Link, LinkOptions
+from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.link import Link, LinkOptions
 from hpcasync.ps.record import PushRecord
 
 GIB = 1 << 30
@@ -84,7 +85,7 @@ def check_link(comm: MPI.Intracomm, _: MPI.Intracomm) -> None:
         assert torch.equal(total, pattern)
         link.own_buffer(1)[far.start : far.stop] = 2 * total
         link.data.sync()
-        link.control.store(0, ControlWords.handled(0), 1)
+        link.tell_worker(0, ControlWords.handled(0), 1)
     wait_for_all(comm)
     link.free()
 

@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm import bells, futex
+from hpcasync.comm.bells import ANYTHING, Bells, BellWait
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.streams import PIECE_BYTES, IncomingStream, OutgoingStream
 from hpcasync.comm.waiting import make_progress, wait_for_all
@@ -22,6 +24,7 @@ NUM_WORDS = 5
 NUM_ADDS = 200
 LARGE_BYTES = 300_000
 NUM_MESSAGES = 50
+NUM_ROUNDS = 500
 
 
 def check_atomics(comm: MPI.Intracomm, kind: Kind) -> None:
@@ -47,6 +50,38 @@ def check_atomics(comm: MPI.Intracomm, kind: Kind) -> None:
         assert window.local().tolist() == [0, comm.size * NUM_ADDS, 3 * NUM_ADDS * comm.size, -(2**62), 0]
     comm.Barrier()
     window.free()
+
+
+def check_bells(comm: MPI.Intracomm) -> None:
+    """A word goes round all ranks, who sleep until it is theirs: nobody looks again, a ring that is missed hangs."""
+    turn, rings = SharedControlWindow(comm, 1 if comm.rank == 0 else 0), Bells(comm)
+    for number in range(comm.rank, comm.size * NUM_ROUNDS, comm.size):
+        waiting = BellWait(rings, 1 + number % 2)
+        while turn.read(0, 0) < number:
+            waiting.wait()
+        after = (comm.rank + 1) % comm.size
+        rings.ring(after, 3)  # nothing that it waits for
+        turn.store(0, 0, number + 1)
+        rings.ring(after, 1 + (number + 1) % 2 if number % 3 else ANYTHING)
+    comm.Barrier()
+    # All wait for rank 0, which waits for all.
+    told = SharedControlWindow(comm, comm.size + 1 if comm.rank == 0 else 0)
+    for number in range(1, NUM_ROUNDS + 1):
+        waiting = BellWait(rings)
+        if comm.rank > 0:
+            told.store(0, comm.rank, number)
+            rings.ring(0)
+            while told.read(0, comm.size) < number:
+                waiting.wait()
+            continue
+        while min(told.local()[1 : comm.size], default=number) < number:
+            waiting.wait()
+        told.store(0, comm.size, number)
+        for rank in range(1, comm.size):
+            rings.ring(rank)
+    comm.Barrier()
+    for window in (told, rings, turn):
+        window.free()
 
 
 def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
@@ -152,6 +187,9 @@ def main() -> None:
     kinds: list[Kind] = [ControlWindow]
     if node_comm.size == comm.size:
         kinds.append(SharedControlWindow)
+        if futex.is_available():
+            bells.LONGEST_SECONDS = 3600.0
+            check_bells(comm)
     for kind in kinds:
         check_atomics(comm, kind)
     check_streams(comm)

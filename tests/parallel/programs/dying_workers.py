@@ -23,6 +23,7 @@ from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.config import PullPolicy
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
+from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.link import LinkOptions
@@ -95,7 +96,7 @@ class Mortal(Client):
     def rest(self) -> bool:
         if self.moment == "rest":
             self._num_rests += 1
-            self._link.control.store(self._coordinator, 8 + 8 * self._worker + 5, self._num_rests)
+            self._link.tell_coordinator(ControlWords.rests(self._worker), self._num_rests)
         self._die_at("rest")
         return super().rest()
 

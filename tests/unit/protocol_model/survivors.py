@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from hpcasync.ps.link import ControlWords
+from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.survival import Survival
 from hpcasync.ps.tickets import TicketLedger, TicketSequence
@@ -15,20 +15,21 @@ Receive = Callable[[Options, World, int], World]
 
 
 class Words:
-    """Takes what the coordinator writes into its control words."""
+    """Takes what the coordinator tells the workers."""
 
     def __init__(self) -> None:
-        self.stored: dict[int, int] = {}
-        self.added: dict[int, int] = {}
+        self.offered: dict[int, int] = {}
+        self.is_exhausted = False
 
-    def store(self, rank: int, word: int, value: int) -> None:
-        """As a control window has it."""
-        self.stored[word] = value
+    def offer(self, worker: int, ticket: int) -> None:
+        """As a link has it."""
+        assert worker not in self.offered, "one offer at a time"
+        self.offered[worker] = ticket
 
-    def add(self, rank: int, word: int, amount: int) -> int:
-        """As a control window has it, but for what was there before."""
-        self.added[word] = self.added.get(word, 0) + amount
-        return 0
+    def tell_everybody(self, word: int, value: int) -> None:
+        """As a link has it."""
+        assert (word, value) == (ControlWords.EXHAUSTED, 1)
+        self.is_exhausted = True
 
 
 def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
@@ -121,15 +122,11 @@ def arrived(options: Options, world: World, index: int, sequence: int) -> World:
 
 
 def _share(options: Options, world: World) -> World:
-    known, decisions, stored = share(options, _known(world), world.decisions)
-    world = world._replace(survival=known, decisions=decisions)
-    for word, value in stored:
-        if word == ControlWords.EXHAUSTED:
-            world = world._replace(exhausted=True)
-            continue
-        index = next(index for index in range(options.num_workers) if ControlWords.offered_ticket(index) == word)
+    known, decisions, offered, is_exhausted = share(options, _known(world), world.decisions)
+    world = world._replace(survival=known, decisions=decisions, exhausted=world.exhausted or is_exhausted)
+    for index, ticket in offered:
         worker = world.workers[index]
-        world = set_worker(world, index, worker._replace(offers=worker.offers + 1, offered=value))
+        world = set_worker(world, index, worker._replace(offers=worker.offers + 1, offered=ticket))
     return world
 
 
@@ -159,13 +156,11 @@ def decide_survival(
 @cache
 def share(
     options: Options, content: Survivors, decisions: Decisions
-) -> tuple[Survivors, Decisions, tuple[tuple[int, int], ...]]:
-    """What is offered now: the words that are stored, and what is known after it."""
+) -> tuple[Survivors, Decisions, tuple[tuple[int, int], ...], bool]:
+    """What is offered to whom now, whether nothing is left to do, and what is known after it."""
     survival, state, words = _restore(options, content), restore(options, decisions), Words()
-    survival.share(words, 0, state)  # type: ignore[arg-type]
-    for word, value in words.added.items():
-        assert value == 1 and word + 1 in words.stored, "one offer at a time, and its ticket before it"
-    return _content_of(survival), content_of(options, state), tuple(words.stored.items())
+    survival.share(words, state)  # type: ignore[arg-type]
+    return _content_of(survival), content_of(options, state), tuple(words.offered.items()), words.is_exhausted
 
 
 @cache
