@@ -52,6 +52,6 @@ class _Update:
         if self._clip:
             self._sum.squared_norm()
         self._state.apply(
-            self._sum.block, scale=1.0, learning_rate=1e-3, version=self._version, publish=self._published
+            self._sum.block, scale=0.25, learning_rate=1e-3, version=self._version, publish=self._published
         )
         self._sum.clear()

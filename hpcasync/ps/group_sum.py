@@ -77,14 +77,17 @@ class GroupSum:
         self._slots.clear()
         return sum((squares[start] for start in sorted(squares)), 0.0)
 
-    def block(self, start: int, stop: int) -> torch.Tensor:
-        """The sum of elements [start, stop), at most a block, to be used up before this thread's next call."""
+    def block(self, start: int, stop: int, scale: float) -> torch.Tensor:
+        """`scale` times the sum of elements [start, stop), at most a block; to be used before this thread's next call.
+
+        Once only: gradients that have been added together before are scaled where they are.
+        """
         if not self._slots:
-            return self._vector[start:stop]
+            return self._vector[start:stop].mul_(scale)
         block = self._own_block()[: stop - start]
         if self._has_vector:
-            block.copy_(self._vector[start:stop])
-        self._sum_block(start, stop, block)
+            torch.mul(self._vector[start:stop], scale, out=block)
+        self._sum_block(start, stop, block, scale)
         return block
 
     def _own_block(self) -> torch.Tensor:
@@ -105,12 +108,12 @@ class GroupSum:
 
         self._threads.run(len(starts), work_on)
 
-    def _sum_block(self, start: int, stop: int, block: torch.Tensor) -> None:
-        """Add all slots to a block that holds the vector's part, if there is a vector."""
+    def _sum_block(self, start: int, stop: int, block: torch.Tensor, scale: float = 1.0) -> None:
+        """Add `scale` times all slots to a block that holds the vector's part, if there is a vector."""
         first, *others = self._slots
         if self._has_vector:
-            self._wire.add(block, first, start)
+            self._wire.add(block, first, start, scale)
         else:
-            self._wire.copy(block, first, start)
+            self._wire.copy(block, first, start, scale)
         for slot in others:
-            self._wire.add(block, slot, start)
+            self._wire.add(block, slot, start, scale)

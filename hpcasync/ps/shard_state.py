@@ -11,8 +11,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps.block_threads import BlockThreads
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-# Elements [start, stop) of a summed gradient, to be overwritten at will.
-GradientBlocks = Callable[[int, int], torch.Tensor]
+# Elements [start, stop) of a summed gradient times a factor, to be overwritten at will.
+GradientBlocks = Callable[[int, int, float], torch.Tensor]
 
 # Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
 # and a server can serve MPI between blocks.
@@ -68,7 +68,7 @@ class ShardState:
         """Make one optimizer step.
 
         Args:
-            gradient: gives the summed gradient block by block; in order, but called by all threads.
+            gradient: gives the summed gradient, scaled, block by block; in order, but called by all threads.
             scale: factor on the gradient (one over the target tokens, times clipping).
             learning_rate: of this update.
             version: number of updates, this one included.
@@ -80,7 +80,7 @@ class ShardState:
 
         def step(index: int) -> None:
             (start, stop), block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
-            block.grad = gradient(start, stop).mul_(scale)
+            block.grad = gradient(start, stop, scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             target = None if publish is None else publish[start:stop]
@@ -133,8 +133,8 @@ def _begin_publishing(before: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:
-    """The blocks of a [size] gradient, which `ShardState.apply` scales in place."""
-    return lambda start, stop: vector[start:stop]
+    """The blocks of a [size] gradient, scaled in place."""
+    return lambda start, stop, scale: vector[start:stop].mul_(scale)
 
 
 def squared_norm(vector: torch.Tensor) -> float:

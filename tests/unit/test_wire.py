@@ -96,11 +96,15 @@ def test_topk_never_sends_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 100 <= int((total != 0).sum()) <= 125
 
 
+@pytest.mark.parametrize("gradient_format", ["fp32", "bf16"])
 @pytest.mark.parametrize("num_folded", [0, 1, 3])
 @pytest.mark.parametrize("with_norm", [False, True])
-def test_a_group_is_summed_block_by_block(monkeypatch: pytest.MonkeyPatch, num_folded: int, with_norm: bool) -> None:
+def test_a_group_is_summed_and_scaled_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, num_folded: int, with_norm: bool, gradient_format: GradientFormat
+) -> None:
     monkeypatch.setattr(group_sum, "BLOCK_ELEMENTS", 300)
-    sender = make_wire("fp32", 0.01)
+    sender = make_wire(gradient_format, 0.01)
+    dtype = torch.bfloat16 if gradient_format == "bf16" else torch.float32
     group = GroupSum(SIZE, sender)
     for round_number in range(2):
         chosen = gradients(4, seed=round_number)
@@ -108,11 +112,11 @@ def test_a_group_is_summed_block_by_block(monkeypatch: pytest.MonkeyPatch, num_f
             if number == num_folded:
                 group.fold()
             group.add_slot(send(sender, gradient))
-        expected = torch.stack([gradient[SHARD.start : SHARD.stop] for gradient in chosen]).sum(0)
+        expected = torch.stack([gradient[SHARD.start : SHARD.stop].to(dtype).float() for gradient in chosen]).sum(0)
         if with_norm:
             assert group.squared_norm() == pytest.approx(float(expected.double().square().sum()), rel=1e-5)
-        blocks = [group.block(start, min(start + 300, SIZE)).clone() for start in range(0, SIZE, 300)]
-        torch.testing.assert_close(torch.cat(blocks), expected)
+        blocks = [group.block(start, min(start + 300, SIZE), 0.3).clone() for start in range(0, SIZE, 300)]
+        torch.testing.assert_close(torch.cat(blocks), 0.3 * expected)
         group.clear()
 
 
