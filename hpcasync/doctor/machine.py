@@ -1,4 +1,4 @@
-"""Checks of the machine itself: cores, memory, shared memory, compiler, CUDA, SLURM."""
+"""Checks of the machine itself: cores, memory, shared memory, futexes, compiler, CUDA, SLURM."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ import subprocess
 
 import psutil
 
+from hpcasync.comm import futex
 from hpcasync.doctor.check import Check
 from hpcasync.launch.mpirun import SMALL_SHARED_MEMORY_BYTES
 from hpcasync.launch.shared_memory import free_shared_memory_bytes
@@ -47,6 +48,21 @@ def check_shared_memory(free_bytes: int | None) -> Check:
         detail,
         disables="models whose windows do not fit; `hpcasync launch` places Open MPI's in the temporary directory",
         cure="mount -o remount,size=50% /dev/shm (in a container: docker run --shm-size=8g)",
+        facts=facts,
+    )
+
+
+def check_futexes(*, is_available: bool) -> Check:
+    """Whether ranks of one host can wake each other (`comm.futex`)."""
+    facts = {"available": is_available}
+    if is_available:
+        return Check("futexes", "ok", "ranks of one host wake each other", facts=facts)
+    return Check(
+        "futexes",
+        "limited",
+        f"not known for {platform.system()} on {platform.machine()}",
+        disables="nothing; ranks of one host poll for each other, and small updates are half as frequent",
+        cure="on Linux, add the number of this machine's system call futex to hpcasync/comm/futex.py",
         facts=facts,
     )
 
@@ -92,6 +108,7 @@ def machine_checks() -> list[Check]:
         check_python(),
         check_cores(),
         check_shared_memory(free_shared_memory_bytes()),
+        check_futexes(is_available=futex.is_available()),
         check_compiler(),
         check_slurm(),
     ]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hpcasync.doctor.check import Check, can_run_main_job
-from hpcasync.doctor.machine import check_compiler, check_cores, check_shared_memory, check_slurm
+from hpcasync.doctor.machine import check_compiler, check_cores, check_futexes, check_shared_memory, check_slurm
 from hpcasync.doctor.mpi import check_horovod, check_library, check_rma, check_threads
 from hpcasync.doctor.packages import check_cuda, check_package, check_torch
 from hpcasync.doctor.report import as_json, print_table
@@ -51,6 +51,13 @@ def test_small_shared_memory_is_a_limit(free: int | None, status: str) -> None:
     check = check_shared_memory(free)
     assert check.status == status
     assert bool(check.cure) == (status == "limited")
+
+
+@pytest.mark.parametrize("is_available", [False, True])
+def test_ranks_that_have_to_poll_are_a_limit(is_available: bool) -> None:
+    check = check_futexes(is_available=is_available)
+    assert check.status == ("ok" if is_available else "limited")
+    assert bool(check.cure) == bool(check.disables) == (not is_available)
 
 
 def test_a_compiler_that_does_not_run_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
