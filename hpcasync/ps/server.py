@@ -377,7 +377,8 @@ class Coordinator(_ShardServer):
 
     def _stop(self) -> None:
         if not self._decisions.is_stopping:
-            self._decisions.stop()
+            for push in self._decisions.stop():
+                self._observer.after_drop(push.record, is_stale=False)
             self._order(Order(Kind.DISCARD))
             self._link.tell_everybody(ControlWords.STOP, 1)
             # At once: workers may take long to notice, and what asked for the stop may leave little time.

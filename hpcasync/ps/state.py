@@ -149,11 +149,12 @@ class UpdateState:
         self._active.add(worker)
         self._basis[worker] = self._version
 
-    def stop(self) -> None:
-        """End training: nothing more is applied, what is accumulated is dropped."""
+    def stop(self) -> list[Arrival]:
+        """End training: nothing more is applied. Returns what was accumulated, and is dropped."""
         self._is_stopping = True
-        self.counts.num_dropped += len(self._group)
-        self._group.clear()
+        dropped, self._group = self._group, []
+        self.counts.num_dropped += len(dropped)
+        return dropped
 
     def tell(self) -> list[tuple[int, int]]:
         """The pushes (worker, sequence) that have become handled: their workers may pull and compute the next gradient.

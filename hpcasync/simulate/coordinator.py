@@ -43,7 +43,8 @@ class SimulatedCoordinator:
     def stop_if_over(self) -> None:
         """End training if the program says so."""
         if not self._decisions.is_stopping and self._program.should_stop():
-            self._decisions.stop()
+            for arrival in self._decisions.stop():
+                self._program.after_drop(arrival.record, is_stale=False)
             self._give_slots_back()
             for told in self._exchange.told:
                 told.announce()

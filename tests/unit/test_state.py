@@ -70,7 +70,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: not self.state.is_stopping)
     @rule()
     def stop(self) -> None:
-        self.state.stop()
+        assert self.state.stop() == self.pending
         self.dropped += self.pending
         self.pending = []
         assert not self.state.should_apply()
@@ -167,7 +167,7 @@ def test_stop_drops_what_is_accumulated_and_what_comes_after() -> None:
     state = UpdateState(2, 3)
     state.receive(arrival(0, 1))
     state.receive(arrival(1, 1))
-    state.stop()
+    assert state.stop() == [arrival(0, 1), arrival(1, 1)]
     assert not state.receive(arrival(0, 2))
     state.finish(0)
     state.finish(1)

@@ -164,6 +164,7 @@ def special_cases() -> list[Scenario]:
         Scenario(1, 3, 3, stop_after=2, num_tickets=1000, pull="applied"),
         Scenario(3, 2, 5, stop_after=1, num_tickets=1000, num_slots=3),
         Scenario(2, 3, 2, stop_after=3, num_tickets=1000, pull="handled", rejected=frozenset({0, 2, 3})),
+        Scenario(2, 1, 2, stop_after=2, stop_in_group=True, num_tickets=1000, pull="handled"),
         Scenario(2, 2, 2, rejected=frozenset({0, 5, 6, 39})),
         Scenario(1, 2, 2, rejected=frozenset({1, 2, 3, 38}), pull="applied"),
         Scenario(1, 1, 1, rejected=frozenset(range(14)), num_tickets=14),

@@ -42,6 +42,7 @@ class Recording:
     saved: Counter[str] = field(default_factory=Counter)
     started: list[SavedShard] = field(default_factory=list)
     num_stale: int = 0
+    num_arrived: int = 0  # since the last update
 
     def learning_rate(self, update: Update) -> float:
         return rate(update.version)
@@ -49,11 +50,12 @@ class Recording:
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         assert learning_rate == rate(update.version) * rate_factor(self.scenario, update)
         self.updates.append(update)
+        self.num_arrived = 0
         is_due = update.version % 3 == 0
         return SaveRequest(f"u{update.version}", snapshot=True, checkpoint=True) if is_due else None
 
     def after_arrival(self, worker: int) -> None:
-        pass
+        self.num_arrived += 1
 
     def after_finish(self, worker: int) -> None:
         pass
@@ -73,7 +75,8 @@ class Recording:
         self.saved[saved.name] += 1
 
     def should_stop(self) -> bool:
-        return bool(self.scenario.stop_after) and len(self.updates) >= self.scenario.stop_after
+        is_due = bool(self.scenario.stop_after) and len(self.updates) >= self.scenario.stop_after
+        return is_due and (self.num_arrived > 0 or not self.scenario.stop_in_group)
 
     def final_request(self) -> SaveRequest | None:
         return None
@@ -168,6 +171,7 @@ def check(
     assert [update.version for update in updates] == list(range(FIRST_VERSION + 1, FIRST_VERSION + 1 + len(updates)))
     assert counts.num_pushed == sum(num_pushed) == counts.num_applied + counts.num_dropped, (counts, num_pushed)
     assert counts.num_applied == len(pushes)
+    assert counts.num_dropped == len(recording.dropped) >= scenario.stop_in_group
     assert counts.staleness == Counter(stale for update in updates for stale in update.staleness)
     seen = Counter((push.worker, push.sequence) for push in pushes)
     assert not seen or max(seen.values()) == 1

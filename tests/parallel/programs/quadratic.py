@@ -31,6 +31,7 @@ class Scenario:
     num_slots: int = 2
     pull: PullPolicy = "latest"
     stop_after: int = 0
+    stop_in_group: bool = False  # not before another push has come
     rejected: frozenset[int] = frozenset()
     is_scattered: bool = False
     limit: int | None = None
