@@ -83,8 +83,9 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 @click.option("--mode", type=click.Choice(MODES), default="async-global", show_default=True)
 @click.option("--updates", type=int, default=300, show_default=True, help="Of as many batches as there are workers.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--lookahead", type=float, default=0.0, show_default=True, help="As staleness.lookahead.")
 @click.option("--seed", type=int, default=1, show_default=True)
-def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
+def main(mode: str, updates: int, learning_rate: float, lookahead: float, seed: int) -> None:
     """Train, and print what came out as one line of JSON."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -99,6 +100,7 @@ def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
         pull="applied" if mode == "sync" else "handled",
         clip_norm=1.0,
         ema_decay=0.99,
+        lookahead=lookahead,
         link=LinkOptions(max_tickets=batches),
     )
     engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
@@ -121,7 +123,8 @@ def main(mode: str, updates: int, learning_rate: float, seed: int) -> None:
         staleness, counts = engine.counts.staleness, engine.counts
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
-        result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate, "seed": seed}
+        result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate}
+        result |= {"lookahead": lookahead, "seed": seed}
         print(json.dumps(result), flush=True)
 
 
