@@ -82,6 +82,7 @@ class Lifelines:
     Attributes:
         address: for the environment of the ranks, as `hpcasync.lifeline.VARIABLE`.
         missed: ranks that have ended, or been made to, without having said that they would.
+        has_report: a rank has said that it ends with an error.
     """
 
     def __init__(self, num_ranks: int, *, is_local: bool) -> None:
@@ -92,6 +93,7 @@ class Lifelines:
         self.address = Address(secrets.token_hex(8), hosts, self._listener.getsockname()[1])
         self._waker, self._wake = socket.socketpair()
         self.missed: list[Rank] = []
+        self.has_report = False
         self._lines: dict[socket.socket, _Line] = {}
         self._has_verdict = False
         self._selector = selectors.DefaultSelector()
@@ -146,7 +148,7 @@ class Lifelines:
         dead = [rank for sock in ready if (rank := self._read(sock)) and rank.is_missed]
         self.missed += dead
         # Who reports an error does so before it ends the others: what is read with its report comes after it.
-        if dead and not self._has_verdict:
+        if dead and not self._has_verdict and not self.has_report:
             self._has_verdict = True
             self._on_death(dead)
 
@@ -190,7 +192,7 @@ class Lifelines:
                 # A stranger has no rank, and is not listened to.
                 if line.rank.rank >= 0 or message.pop("token", "") == self.address.token:
                     line.rank = replace(line.rank, **message)
-            self._has_verdict = self._has_verdict or bool(line.rank.exit_code)
+            self.has_report = self.has_report or bool(line.rank.exit_code)
 
 
 def _allow_open_files(number: int) -> None:

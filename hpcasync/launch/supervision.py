@@ -69,7 +69,9 @@ def supervise(
         for number, handler in previous.items():
             signal.signal(number, handler)
         clean_up(supervision.process, job, started_at)
-    return SupervisedJob(supervision.judge(code, lifelines.missed), tuple(supervision.received))
+    return SupervisedJob(
+        supervision.judge(code, lifelines.missed, has_report=lifelines.has_report), tuple(supervision.received)
+    )
 
 
 class _Supervision:
@@ -118,8 +120,8 @@ class _Supervision:
                 self._has_ended = True
                 end()
 
-    def judge(self, code: int, missed: list[Rank]) -> int:
-        """The exit code of the job, by that of mpirun.
+    def judge(self, code: int, missed: list[Rank], *, has_report: bool) -> int:
+        """The exit code of the job, by that of mpirun; says what nobody has said of ranks that are missed.
 
         Of a rank that was killed Open MPI's says 137 = 128 + 9 on one host, and 14 between hosts; MPICH's 9 and 255. Of
         its daemon on another host Open MPI's says 0.
@@ -128,6 +130,11 @@ class _Supervision:
             self._has_lost = True
             names = ", ".join(map(str, sorted(missed, key=lambda rank: rank.rank)))
             print(f"hpcasync: mpirun has ended before the ranks had: {names}", file=sys.stderr, flush=True)
+        # The kernel may cut a dying process's line after mpirun has seen it die, and ended the others and itself.
+        is_unexplained = not (has_report or self._has_lost or self.received)
+        if missed and is_unexplained and self.process is not None and self.process.returncode > 0:
+            self._has_lost = True
+            print(f"hpcasync: {describe_deaths(missed)}", file=sys.stderr, flush=True)
         is_told = 128 < code < 128 + signal.NSIG and not self._has_ended
         return RANK_LOST if self._has_lost and not is_told else code
 

@@ -115,7 +115,7 @@ def test_who_reports_an_error_has_said_it_all(ranks: Ranks) -> None:
     end(failing)
     other.kill()  # as mpirun does then
     ranks.close()
-    assert ranks.deaths.empty()
+    assert ranks.deaths.empty() and ranks.lifelines.has_report
 
 
 def test_strangers_are_not_listened_to(ranks: Ranks) -> None:
@@ -181,13 +181,27 @@ def test_exit_codes_of_a_job_that_has_lost_a_rank(code: int, expected: int) -> N
     supervision = _Supervision(saves_on_usr1=True)
     with subprocess.Popen(["true"]) as process:
         supervision.begin(process)
-    assert supervision.judge(85, []) == 85
+    assert supervision.judge(85, [], has_report=True) == 85
     supervision.lose([Rank(0, "n0", 5)])
-    assert supervision.judge(code, []) == expected
+    assert supervision.judge(code, [], has_report=False) == expected
 
 
 def test_an_mpirun_that_ends_before_its_ranks_has_not_ended_well(capfd: pytest.CaptureFixture[str]) -> None:
     supervision = _Supervision(saves_on_usr1=True)
-    assert supervision.judge(1, [Rank(1, "n1", 77)]) == 1
-    assert supervision.judge(0, [Rank(1, "n1", 77)]) == RANK_LOST
+    assert supervision.judge(0, [Rank(1, "n1", 77)], has_report=False) == RANK_LOST
     assert capfd.readouterr().err == "hpcasync: mpirun has ended before the ranks had: rank 1 on n1 (process 77)\n"
+
+
+@pytest.mark.parametrize(
+    ("has_report", "command", "is_named"),
+    [(False, "exit 9", True), (True, "exit 9", False), (False, "kill -9 $$", False)],
+)
+def test_a_death_that_mpirun_was_quicker_to_notice_is_named(
+    capfd: pytest.CaptureFixture[str], has_report: bool, command: str, is_named: bool
+) -> None:
+    supervision = _Supervision(saves_on_usr1=True)
+    with subprocess.Popen(["sh", "-c", command]) as process:
+        supervision.begin(process)
+    code = supervision.judge(9, [Rank(1, "n1", 77)], has_report=has_report)
+    said = "hpcasync: rank 1 on n1 (process 77) has died, and the job cannot go on without it: it ends\n"
+    assert (code, capfd.readouterr().err) == ((RANK_LOST, said) if is_named else (9, ""))
