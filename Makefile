@@ -14,8 +14,9 @@ setup: ## make .venv: pinned packages, MPI, Horovod; what is there already is ke
 demo: setup ## train sync and async-global on a small corpus and compare them; DATA=multi30k: on Multi30k
 	@$(VENV)/bin/hpcasync demo $(if $(DATA),--data $(DATA)) $(if $(MIRROR),--mirror $(MIRROR))
 
+# Two processes; tests/conftest.py says what each of them runs.
 test: setup ## run the tests; ARGS="-k windows" chooses some
-	@$(VENV)/bin/python -m pytest --durations=10 $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses 2 --durations=10 $(ARGS)
 
 bench: setup ## measure the engine against this machine's limits and against other ways; BENCH="transport --json"
 	@for what in $(if $(BENCH),"$(BENCH)",transport apply latency idle compare); do $(VENV)/bin/hpcasync bench $$what || exit 1; done

@@ -25,6 +25,7 @@ EXTRAS = {
         "mypy",
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "types-PyYAML",
         "types-psutil",
