@@ -63,6 +63,7 @@ def batch(data: torch.Tensor, ticket: int) -> torch.Tensor:
 
 def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torch.Tensor, batches: int) -> None:
     """A worker: pull, sum the gradients of some batches, push, until the servers have had enough."""
+    client.place_gradients(flat)
     while not client.should_stop():
         version = client.pull(flat.parameters)
         tickets = tuple(client.draw() for _ in range(batches))

@@ -65,7 +65,7 @@ class ExchangeConfig(_Section):
         description="after a push: take what is there; wait until the servers have added it and made the update it "
         "completes; or wait until it has been applied",
     )
-    slots: int = Field(2, ge=1, description="push slots of a worker at every server")
+    slots: int = Field(2, ge=1, description="gradients of a worker that servers have not read yet, at most")
     gradients: GradientFormat = Field(
         "fp32", description="how gradients travel; topk: the largest elements only, the rest is added to the next push"
     )

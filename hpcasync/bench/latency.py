@@ -8,7 +8,7 @@ from hpcasync.bench.rows import Row, spread_row
 _PROGRAM = ("-m", "hpcasync.bench.latency_ranks")
 _PARTS = {
     "total": "",
-    "push": "the worker writes the gradient and announces it",
+    "push": "the worker announces the gradient, which lies where it was computed",
     "until seen": "the server's next look",
     "decisions": "the server reads the record and decides",
     "step": "sum, Adam, copy to the workers' buffer",

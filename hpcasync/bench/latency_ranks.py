@@ -20,6 +20,7 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import Update
 from hpcasync.ps.unattended import Unattended
@@ -60,16 +61,16 @@ def main(num_elements: int, num_updates: int, compute_seconds: float) -> None:
     """Run, and print the medians of the parts of an update's latency, in seconds."""
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
-    parameters = torch.zeros(num_elements)
+    flat = FlatParameters(torch.nn.ParameterList([torch.zeros(num_elements)]))
     times = _Times(num_updates + _WARM_UP)
     options = EngineOptions(pull="applied")
-    engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig()), options, timeline=times)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options, timeline=times)
     steps = None
     if engine.is_server:
         engine.serve(times, times)
     else:
         engine.start()
-        steps = _work(engine, parameters, num_updates + _WARM_UP, compute_seconds)
+        steps = _work(engine, flat, num_updates + _WARM_UP, compute_seconds)
     everybody = comm.gather(steps, root=0)
     if everybody is not None:
         [steps] = [steps for steps in everybody if steps is not None]
@@ -77,19 +78,22 @@ def main(num_elements: int, num_updates: int, compute_seconds: float) -> None:
     engine.close()
 
 
-def _work(engine: Engine, parameters: torch.Tensor, num_steps: int, compute_seconds: float) -> list[list[float]]:
+def _work(engine: Engine, flat: FlatParameters, num_steps: int, compute_seconds: float) -> list[list[float]]:
     """For each step: when its push began and ended, when its wait ended, when its pull ended."""
-    client, gradient = engine.client, torch.full_like(parameters, 1e-3)
-    version, steps = client.pull(parameters), []
+    client = engine.client
+    client.place_gradients(flat)
+    version, steps = client.pull(flat.parameters), []
     for step in range(num_steps):
         compute_for(compute_seconds)
+        if step < _WARM_UP:
+            flat.gradient.fill_(1e-3)  # each of the vectors that take turns
         moments = [time.perf_counter()]
-        client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,)))
+        client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,)))
         moments.append(time.perf_counter())
         # The wait of the last step ends with the run, or with its update: both have been published.
         client.wait()
         moments.append(time.perf_counter())
-        version = client.pull(parameters)
+        version = client.pull(flat.parameters)
         moments.append(time.perf_counter())
         steps.append(moments)
     client.finish()

@@ -18,6 +18,7 @@ from hpcasync.comm.mpi import library_name
 from hpcasync.config import OptimizerConfig
 from hpcasync.ps.client import PullPolicy
 from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import Update
 from hpcasync.ps.unattended import Unattended
@@ -45,9 +46,9 @@ def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: Pull
     """Run, and print seconds per update."""
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
-    parameters, gradient = torch.zeros(num_elements), torch.full((num_elements,), 1e-3)
+    flat = FlatParameters(torch.nn.ParameterList([torch.zeros(num_elements)]))
     options = EngineOptions(server_threads=server_threads, pushes_per_update=pushes_per_update, pull=pull)
-    engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig()), options)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
     clock = _Clock(num_updates)
     if engine.is_server:
         engine.serve(clock, clock)
@@ -56,15 +57,18 @@ def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: Pull
         print(RESULT + json.dumps({"seconds_per_update": seconds, "mpi": library_name()}), flush=True)
     else:
         engine.start()
-        _push_and_pull(engine, parameters, gradient)
+        _push_and_pull(engine, flat)
     engine.close()
 
 
-def _push_and_pull(engine: Engine, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
+def _push_and_pull(engine: Engine, flat: FlatParameters) -> None:
     client, number = engine.client, 0
+    client.place_gradients(flat)
     while not client.should_stop():
-        version = client.pull(parameters)
-        if not (client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))) and client.wait()):
+        version = client.pull(flat.parameters)
+        if number < _WARM_UP:
+            flat.gradient.fill_(1e-3)  # each of the vectors that take turns
+        if not (client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))) and client.wait()):
             break
         number += 1
     client.finish()

@@ -11,9 +11,10 @@ from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.comm.windows import PIECE_BYTES
 from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.device_copy import DeviceCopy
+from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.gradient_turns import GradientTurns
 from hpcasync.ps.link import Link
 from hpcasync.ps.record import PushRecord, encode_record
-from hpcasync.ps.wire import SlotAddress
 
 PullPolicy = Literal["latest", "handled", "applied"]
 
@@ -43,6 +44,7 @@ class Client:
         self._num_offers = 0
         self._num_rests = 0
         self._device_copy: DeviceCopy | None = None
+        self._turns: GradientTurns | None = None
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
@@ -113,9 +115,8 @@ class Client:
     def _load(self, version: int, out: torch.Tensor) -> bool:
         """Copy the shards of the servers on this node; returns whether they are of this version."""
         link = self._link
-        for server, rank in self._near_servers:
-            part = out[link.shards[server].start : link.shards[server].stop]
-            link.data.read(rank, link.buffer_offset(server, version), part, link.parameter_dtype)
+        for server, _ in self._near_servers:
+            link.read_buffer(server, version, out[link.shards[server].start : link.shards[server].stop])
         # A shard that began to write version + 2 did so over the buffer that was read.
         return all(link.control.read(rank, ControlWords.WRITING) <= version + 1 for _, rank in self._near_servers)
 
@@ -137,7 +138,8 @@ class Client:
     def push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
         """Write a [num_elements] float32 gradient and its record to all servers, then announce it.
 
-        The gradient of a record without tokens stays here: the servers only count it.
+        The gradient of a record without tokens stays here: the servers only count it. After `place_gradients`, another
+        vector has then taken the gradient's place.
 
         Returns:
             False if training has ended meanwhile: then nothing was pushed.
@@ -153,7 +155,37 @@ class Client:
         else:
             self.abandon(gradient)
         self.end_push(record)
+        self.turn()
         return True
+
+    def place_gradients(self, flat: FlatParameters, num_private: int = 1) -> None:
+        """Have gradients computed where servers read them, as far as they can: pushing `flat.gradient` copies nothing.
+
+        They can if all ranks share one host's memory, gradients are computed there, and travel as float32. The vectors
+        take turns: `push` and `turn` put the next one, with what is left in it, in place of `flat.gradient`, until
+        `finish`.
+
+        Args:
+            flat: of this worker's module.
+            num_private: vectors to take turns where they cannot: one more than are pushed beside the computation.
+        """
+        shared = self._link.num_vectors if self.is_on_host(flat.gradient) else 0
+        vectors = [self._link.vector(sequence) for sequence in range(shared)]
+        self._turns = GradientTurns(flat, vectors, num_private, self.num_pushed + 1)
+
+    def turn(self) -> None:
+        """The gradient has been given away to be pushed: another vector takes its place, if they take turns.
+
+        Waits until the servers have read what that one held: they have, once `begin_push` has found a slot free.
+        """
+        if self._turns is None:
+            return
+        needed = self._turns.begin()
+        ranks = self._link.roles.server_ranks
+        if needed <= 0 or self._wait_for(ControlWords.consumed(self._worker), needed, ranks):
+            self._turns.end()
+        else:
+            self._turns.leave()  # training has ended: servers may read any of them still
 
     def begin_push(self) -> bool:
         """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
@@ -195,34 +227,31 @@ class Client:
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """
         link, sequence = self._link, self.num_pushed + 1
-        for server, rank in self._near_servers:
+        if link.num_vectors and gradient.data_ptr() == link.vector(sequence).data_ptr():
+            return  # it has been computed there
+        for server, _ in self._near_servers:
             met = link.shards[server].overlap(part)
             if met.size > 0:
-                address = SlotAddress(link.data, rank, link.gradient_offset(server, self._worker, sequence))
-                link.wire.write(address, gradient, link.shards[server], met)
+                link.wire.write(link.slot_address(server, sequence), gradient, link.shards[server], met)
         if self._far_servers:
             self._write_far(gradient, part, sequence)
 
     def _write_far(self, gradient: torch.Tensor, part: Shard, sequence: int) -> None:
         """Servers on other hosts in turn, a piece each: every one may be behind a line of its own."""
         link, pieces = self._link, []
-        for server, rank in self._far_servers:
+        for server, _ in self._far_servers:
             met = link.shards[server].overlap(part)
             size = PIECE_BYTES // link.wire.slot_bytes(1) if link.wire.has_blocks else max(1, met.size)
             starts = range(met.start, met.stop, size)
-            pieces += [
-                (turn, server, rank, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)
-            ]
-        for _, server, rank, piece in sorted(pieces, key=lambda entry: entry[:2]):
-            address = SlotAddress(link.data, rank, link.gradient_offset(server, self._worker, sequence))
-            link.wire.write(address, gradient, link.shards[server], piece)
+            pieces += [(turn, server, Shard(start, min(start + size, met.stop))) for turn, start in enumerate(starts)]
+        for _, server, piece in sorted(pieces, key=lambda entry: entry[:2]):
+            link.wire.write(link.slot_address(server, sequence), gradient, link.shards[server], piece)
 
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""
         link = self._link
         sequence = self.num_pushed + 1
-        words = encode_record(record, link.max_tickets)
-        link.data.write(self._coordinator, link.record_offset(0, self._worker, sequence), words)
+        link.write_record(sequence, encode_record(record, link.max_tickets))
         for rank in link.roles.server_ranks:
             link.data.flush(rank)
         link.tell_coordinator(ControlWords.announced(self._worker), sequence)
@@ -246,6 +275,8 @@ class Client:
 
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
+        if self._turns is not None:
+            self._turns.leave()
         self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:

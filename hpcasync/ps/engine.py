@@ -158,8 +158,8 @@ class Engine:
 
     @property
     def window_bytes(self) -> int:
-        """Size of all servers' data windows."""
-        return sum(self._link.server_bytes(server) for server in range(len(self._link.shards)))
+        """Size of all ranks' data windows."""
+        return sum(self._link.window_bytes)
 
     def load(self, read_shard: Callable[[Shard], dict[str, torch.Tensor]]) -> None:
         """Go on from saved tensors (`ShardState.state_tensors`), before `serve`; a worker does nothing."""

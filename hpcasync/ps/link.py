@@ -1,8 +1,7 @@
-"""The windows between servers and workers: where everything lies, and nothing of what it means.
+"""The windows between servers and workers: how each rank reaches what lies there, and nothing of what it means.
 
-Memory of a server, in its data window: two parameter buffers of its shard, then for every worker its push slots, each
-a record followed by the gradient of the shard. Records are written at the coordinator only. Versions, counts and flags
-are words of the control window.
+Parameters, gradients and records lie in the data windows (`ps.layout`). Versions, counts and flags are words of the
+control window.
 """
 
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.layout import Layout
 from hpcasync.ps.memory import require_window_memory
 from hpcasync.ps.publication import ParameterReceiver, ParameterSender
 from hpcasync.ps.record import record_bytes
-from hpcasync.ps.wire import GradientFormat, make_wire
+from hpcasync.ps.wire import GradientFormat, SlotAddress, make_wire
 
 Control = ControlWindow | SharedControlWindow
 ParameterFormat = Literal["fp32", "bf16"]
@@ -34,7 +34,7 @@ class LinkOptions:
     """What the windows hold.
 
     Attributes:
-        num_slots: push slots of a worker at every server.
+        num_slots: pushes of a worker that servers have not read yet, at most.
         max_tickets: most batches that one push covers.
         gradients, topk: how gradients travel (`ps.wire`).
         parameters: how parameters travel.
@@ -60,7 +60,7 @@ class Link:
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Raises:
-        UserError: on every rank, if a host has too little memory for the windows of its servers.
+        UserError: on every rank, if a host has too little memory for the windows of its ranks.
     """
 
     def __init__(
@@ -85,24 +85,33 @@ class Link:
         self.worker_index = None if is_server else roles.worker_ranks.index(comm.rank)
         # The servers' own communicator, in order of server index; workers get none.
         self.server_comm = comm.Split(0 if is_server else MPI.UNDEFINED, self.server_index or 0)
-        server_bytes = [self.server_bytes(server) for server in range(len(self.shards))]
-        private_bytes = [
-            shard.size * (4 * private_copies + self.parameter_dtype.itemsize * num_far_workers(roles, server))
-            for server, shard in enumerate(self.shards)
-        ]
-        require_window_memory(comm, roles, server_bytes, private_bytes)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         is_one_host = node_comm.size == comm.size
         assert is_one_host or not may_lose_workers
+        self._layout = Layout(
+            roles,
+            self.shards,
+            num_slots=options.num_slots,
+            record_bytes=record_bytes(options.max_tickets),
+            parameter_bytes=self.parameter_dtype.itemsize,
+            slot_bytes=[self.wire.slot_bytes(shard.size) for shard in self.shards],
+            is_in_place=is_one_host and options.gradients == "fp32",
+        )
+        self.window_bytes = [self._layout.window_bytes(rank) for rank in range(comm.size)]
+        private_bytes = dict.fromkeys(range(comm.size), 0)
+        for server, rank in enumerate(roles.server_ranks):
+            copies_bytes = 4 * private_copies + self.parameter_dtype.itemsize * num_far_workers(roles, server)
+            private_bytes[rank] = self.shards[server].size * copies_bytes
+        require_window_memory(comm, roles, self.window_bytes, list(private_bytes.values()))
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
         # Between hosts ranks poll: what is put there moves while its target looks.
         self._bells = Bells(comm) if is_one_host and futex.is_available() else None
-        self.data = DataWindow(comm, node_comm, server_bytes[self.server_index] if self.server_index is not None else 0)
+        self.data = DataWindow(comm, node_comm, self.window_bytes[comm.rank])
         # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
         self._needs_progress = self.data.spans_nodes or may_lose_workers
-        self._own_views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+        self._views: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
         # Parameters that workers on other nodes pull are messages of their own communicator.
         self._messages = comm.Dup() if self.data.spans_nodes else None
         self._sender: ParameterSender | None = None
@@ -122,48 +131,56 @@ class Link:
         """World rank of server 0."""
         return self.roles.coordinator_rank
 
-    def buffer_offset(self, server: int, version: int) -> int:
-        """Where a version of the shard lies in a server's data window, in bytes."""
-        return version % 2 * self._buffer_bytes(server)
+    @property
+    def num_vectors(self) -> int:
+        """Vectors in this worker's window in which gradients can be computed; 0 if servers do not read them there."""
+        return self._layout.num_vectors if self._layout.is_in_place else 0
 
-    def record_offset(self, server: int, worker: int, sequence: int) -> int:
-        """Where the record of a push lies in a server's data window, in bytes."""
-        slot_bytes = record_bytes(self.max_tickets) + _aligned(self.wire.slot_bytes(self.shards[server].size))
-        slot = worker * self.num_slots + sequence % self.num_slots
-        return 2 * self._buffer_bytes(server) + slot * slot_bytes
+    def vector(self, sequence: int) -> torch.Tensor:
+        """The one of them that servers read for a push: [num_elements] float32."""
+        num_bytes = 4 * self.shards[-1].stop
+        return self._view(self.comm.rank, self._layout.vector_offset(sequence), num_bytes, torch.float32)
 
-    def gradient_offset(self, server: int, worker: int, sequence: int) -> int:
-        """Where the gradient of a push lies in a server's data window, in bytes."""
-        return self.record_offset(server, worker, sequence) + record_bytes(self.max_tickets)
+    def slot_address(self, server: int, sequence: int) -> SlotAddress:
+        """Where this worker writes a server's part of the gradient of a push."""
+        assert self.worker_index is not None
+        return SlotAddress(self.data, *self._layout.gradient_offset(server, self.worker_index, sequence))
 
-    def server_bytes(self, server: int) -> int:
-        """Size of a server's data window."""
-        return self.record_offset(server, self.num_workers, 0)
+    def slot(self, worker: int, sequence: int) -> torch.Tensor:
+        """Where this server reads its part of the gradient of a push: uint8."""
+        assert self.server_index is not None
+        rank, offset = self._layout.gradient_offset(self.server_index, worker, sequence)
+        return self._view(rank, offset, self.wire.slot_bytes(self.shards[self.server_index].size), torch.uint8)
+
+    def write_record(self, sequence: int, words: torch.Tensor) -> None:
+        """Write the record of this worker's push at the coordinator: float64 words; complete after a flush."""
+        assert self.worker_index is not None
+        self.data.write(self.coordinator_rank, self._layout.record_offset(self.worker_index, sequence), words)
+
+    def own_record(self, worker: int, sequence: int) -> torch.Tensor:
+        """Where the record of a push lies in the coordinator's memory: float64."""
+        assert self.server_index == 0
+        offset, num_bytes = self._layout.record_offset(worker, sequence), record_bytes(self.max_tickets)
+        return self._view(self.comm.rank, offset, num_bytes, torch.float64)
+
+    def read_buffer(self, server: int, version: int, out: torch.Tensor) -> None:
+        """Copy a version of the shard of a server on this host to [size] float32 `out`, converting on the way."""
+        rank = self.roles.server_ranks[server]
+        self.data.read(rank, self._layout.buffer_offset(server, version), out, self.parameter_dtype)
 
     def own_buffer(self, version: int) -> torch.Tensor:
         """Where a version of the shard lies in this server's memory: [size] of `parameter_dtype`."""
         assert self.server_index is not None
         num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
-        return self._own(self.buffer_offset(self.server_index, version), num_bytes, self.parameter_dtype)
+        offset = self._layout.buffer_offset(self.server_index, version)
+        return self._view(self.comm.rank, offset, num_bytes, self.parameter_dtype)
 
-    def own_slot(self, worker: int, sequence: int) -> torch.Tensor:
-        """Where the gradient of a push lies in this server's memory: uint8."""
-        assert self.server_index is not None
-        num_bytes = self.wire.slot_bytes(self.shards[self.server_index].size)
-        return self._own(self.gradient_offset(self.server_index, worker, sequence), num_bytes, torch.uint8)
-
-    def own_record(self, worker: int, sequence: int) -> torch.Tensor:
-        """Where the record of a push lies in the coordinator's memory: float64."""
-        assert self.server_index == 0
-        num_bytes = record_bytes(self.max_tickets)
-        return self._own(self.record_offset(0, worker, sequence), num_bytes, torch.float64)
-
-    def _own(self, offset: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
+    def _view(self, rank: int, offset: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
         # Cutting a tensor takes longer than copying a small one.
-        key = offset, num_bytes, dtype
-        if key not in self._own_views:
-            self._own_views[key] = self.data.memory(self.comm.rank)[offset : offset + num_bytes].view(dtype)
-        return self._own_views[key]
+        key = rank, offset, num_bytes, dtype
+        if key not in self._views:
+            self._views[key] = self.data.memory(rank)[offset : offset + num_bytes].view(dtype)
+        return self._views[key]
 
     def tell_worker(self, worker: int, word: int, value: int) -> None:
         """Store one of this server's words that a worker may be waiting for."""
@@ -240,7 +257,7 @@ class Link:
 
     def free(self) -> None:
         """Free the windows (collective)."""
-        self._own_views.clear()
+        self._views.clear()
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
@@ -248,16 +265,8 @@ class Link:
             self._bells.free()
         self.control.free()
 
-    def _buffer_bytes(self, server: int) -> int:
-        return _aligned(self.shards[server].size * self.parameter_dtype.itemsize)
-
 
 def num_far_workers(roles: Roles, server: int) -> int:
     """Workers on other hosts than a server."""
     host = roles.hosts[roles.server_ranks[server]]
     return sum(roles.hosts[rank] != host for rank in roles.worker_ranks)
-
-
-def _aligned(num_bytes: int) -> int:
-    # Every buffer starts on a cache line: the last shard may end anywhere.
-    return -(-num_bytes // 64) * 64

@@ -14,22 +14,22 @@ from hpcasync.errors import UserError
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def require_window_memory(comm: MPI.Intracomm, roles: Roles, server_bytes: list[int], private_bytes: list[int]) -> None:
-    """Check on every host that the windows of its servers fit (collective).
+def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[int], private_bytes: list[int]) -> None:
+    """Check on every host that the windows of its ranks fit (collective).
 
     Args:
         comm: all ranks.
         roles: of all ranks.
-        server_bytes: size of each server's data window.
-        private_bytes: what each server needs beside it.
+        window_bytes: size of each rank's data window.
+        private_bytes: what each rank needs beside it.
 
     Raises:
         UserError: on every rank, naming the host, what is needed and what is there.
     """
     host = roles.hosts[comm.rank]
-    here = [server for server, rank in enumerate(roles.server_ranks) if roles.hosts[rank] == host]
-    shared = sum(server_bytes[server] for server in here)
-    private = sum(private_bytes[server] for server in here)
+    here = roles.ranks_on_host(host)
+    shared = sum(window_bytes[rank] for rank in here)
+    private = sum(private_bytes[rank] for rank in here)
     together(comm, lambda: _require(host, shared, private))
 
 

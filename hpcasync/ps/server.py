@@ -95,7 +95,7 @@ class _ShardServer:
     def _accumulate(self, order: Order) -> None:
         self._attention.arrived(order.worker, order.sequence)
         self._link.data.sync()
-        slot = self._link.own_slot(order.worker, order.sequence)
+        slot = self._link.slot(order.worker, order.sequence)
         self._unread.append(order)
         self._group.append(order)
         if self._compensation is not None:

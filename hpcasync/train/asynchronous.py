@@ -31,6 +31,9 @@ class AsynchronousExchange:
         timeline: records pushes, waits and pulls.
     """
 
+    # Gradients under way beside the one that is being computed, and that one.
+    _NUM_GRADIENTS = 1
+
     def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
         self._client = client
         self._flat = flat
@@ -39,6 +42,7 @@ class AsynchronousExchange:
         self._version = 0
         self._has_drawn_all = False
         self._is_finished = False
+        client.place_gradients(flat, self._NUM_GRADIENTS)
 
     @property
     def is_finished(self) -> bool:
@@ -61,7 +65,7 @@ class AsynchronousExchange:
         """Nothing: the gradient is pushed once it is complete."""
 
     def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
-        """Write the gradient into this worker's slot at the servers."""
+        """Leave the gradient to the servers."""
         if not contribution.tickets:
             self._rest()
             return

@@ -24,7 +24,7 @@ def header_lines(task: Task, roles: Roles, resources: Resources, window_bytes: i
     yield f"  MPI: {library_name()}, {thread_level()}; {resources.worker_threads} thread(s) per worker"
     yield from task_lines(task, len(roles.worker_ranks))
     if window_bytes:
-        yield f"  windows: {window_bytes / 2**20:,.1f} MiB over all servers ({config.exchange.slots} slots per worker)"
+        yield f"  windows: {window_bytes / 2**20:,.1f} MiB over all ranks ({config.exchange.slots} slots per worker)"
 
 
 def title_lines(config: Config, kind: str = "") -> Iterator[str]:

@@ -32,6 +32,7 @@ class PushOverlappedExchange(AsynchronousExchange):
             return
         with self._timeline.span("push"):
             is_pushed = self._stream.end(self._record(contribution)).result()
+            self._client.turn()
         self._go_on(is_pushed)
 
     def close(self) -> None:
@@ -43,13 +44,14 @@ class PushOverlappedExchange(AsynchronousExchange):
 class OverlappedExchange(PushOverlappedExchange):
     """Pushes and pulls while the next gradient is being computed; gradients are one update staler for it.
 
-    Two parameter vectors and two gradients take turns: the computation has one of each, the transfer the other.
+    Two parameter vectors take turns, and gradients: the computation has one of each, the transfer another.
     """
+
+    _NUM_GRADIENTS = 2
 
     def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
         super().__init__(client, flat, batches, timeline)
         self._other_parameters = torch.empty_like(flat.parameters)
-        self._other_gradient = torch.empty_like(flat.gradient)
         self._transfer: Future[int | None] | None = None
         self._has_parameters = False
 
@@ -61,8 +63,7 @@ class OverlappedExchange(PushOverlappedExchange):
         pushed = self._stream.end(self._record(contribution))
         with self._timeline.span("wait"):
             self._collect()
-        self._flat.use_gradient(self._other_gradient)
-        self._other_gradient = gradient
+            self._client.turn()
         self._transfer = self._executor.submit(self._wait_and_pull, pushed, self._other_parameters)
 
     def pull(self, parameters: torch.Tensor) -> None:

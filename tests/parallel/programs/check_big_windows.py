@@ -3,7 +3,7 @@
     mpirun -n 2 python -m mpi4py check_big_windows.py shared|scattered window|link|transfer …
 
 Windows are sparse: only pages that are touched take memory. `window` writes at offsets around 2^31 and 2^32 bytes and
-2^31 float32 elements; `link` does so through a worker's slots and the parameter buffers; `transfer` moves more than
+2^31 float32 elements; `link` does so through a worker's gradients and the parameter buffers; `transfer` moves more than
 2 GiB at once, which takes that memory twice.
 """
 
@@ -71,15 +71,15 @@ def check_link(comm: MPI.Intracomm, _: MPI.Intracomm) -> None:
         assert client.wait_until_handled()
         if link.data.is_local(0):
             out = torch.empty(PART)
-            link.data.read(0, link.buffer_offset(0, 1) + 4 * far.start, out)
+            link.data.read(0, 4 * (LINK_ELEMENTS + far.start), out)  # of the second buffer
             assert torch.equal(out, 2 * pattern)
         client.finish()
     else:
         while link.control.read(0, ControlWords.announced(0)) == 0:
             link.make_progress()
         link.data.sync()
-        slot = link.data.memory(0)[link.gradient_offset(0, 0, 1) :]
-        assert slot.numel() >= 4 * LINK_ELEMENTS > 1 << 31
+        slot = link.slot(0, 1)
+        assert slot.numel() == 4 * LINK_ELEMENTS > 1 << 31
         total = torch.zeros(PART)
         link.wire.add(total, slot, far.start)
         assert torch.equal(total, pattern)

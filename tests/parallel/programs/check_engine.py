@@ -34,6 +34,7 @@ from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config import PullPolicy
 from hpcasync.ps.client import Client
 from hpcasync.ps.compensation import DelayCompensation
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.link import Link
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
@@ -71,7 +72,9 @@ def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     num_pushed, pulls = 0, list[tuple[int, Vector]]()
     if link.server_index is None:
         comm.Barrier()
-        num_pushed, pulls = work(Client(link, scenario.pull), scenario)
+        assert link.worker_index is not None
+        # Of every two workers one leaves its gradients where it computes them.
+        num_pushed, pulls = work(Client(link, scenario.pull), scenario, is_placed=link.worker_index % 2 == 0)
     else:
         counts, final = serve(link, scenario, recording)
     wait_for_all(comm)
@@ -88,24 +91,28 @@ def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     return final
 
 
-def work(client: Client, scenario: Scenario) -> tuple[int, list[tuple[int, Vector]]]:
+def work(client: Client, scenario: Scenario, *, is_placed: bool) -> tuple[int, list[tuple[int, Vector]]]:
     """A worker's loop; returns its pushes and what it pulled."""
+    flat = FlatParameters(torch.nn.ParameterList([torch.empty(NUM_ELEMENTS)]))
     parameters = torch.empty(NUM_ELEMENTS)
-    gradient = torch.empty(NUM_ELEMENTS)
+    if is_placed:
+        client.place_gradients(flat)
     pulls = []
     while True:
         version = client.pull(parameters)
         pulls.append((version, parameters.numpy().copy()))
         if client.should_stop() or (ticket := client.draw()) >= scenario.num_tickets:
             break
+        gradient = flat.gradient.fill_(torch.nan)  # read too late, an earlier one spoils everything
         time.sleep(0.0005 * (ticket % 4))  # workers are not equally fast
-        gradient.copy_(torch.from_numpy(gradient_of(scenario, ticket, parameters.numpy())))
+        gradient[:NUM_ELEMENTS] = torch.from_numpy(gradient_of(scenario, ticket, parameters.numpy()))
         tokens = 0 if ticket in scenario.rejected else num_tokens(ticket)
-        if not client.push(gradient, PushRecord(version, tokens, 0.5 * tokens, 1, 0.0, (ticket,))):
+        if not client.push(gradient[:NUM_ELEMENTS], PushRecord(version, tokens, 0.5 * tokens, 1, 0.0, (ticket,))):
             break
         if not client.wait():
             break
     client.finish()
+    flat.gradient.fill_(torch.nan)  # nobody else's any more
     return client.num_pushed, pulls
 
 

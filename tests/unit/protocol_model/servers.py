@@ -170,7 +170,7 @@ def _take(options: Options, server: Server, *, is_coordinator: bool) -> Server:
 def _read(options: Options, server: Server) -> Server:
     """Read the slots of the group: each must still hold its push."""
     for worker, sequence in server.unread:
-        content = server.slots[worker][sequence % options.num_slots]
+        content = server.slots[worker][sequence % options.num_gradients]
         require(content == sequence, f"push {sequence} of worker {worker} reads {content}")
     return server._replace(sum=(*server.sum, *server.unread), unread=())
 

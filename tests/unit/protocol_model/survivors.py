@@ -38,7 +38,8 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
     if worker.at is At.PUBLISHED:
         require(world.published >= max(worker.version, worker.due), "the published version went back")
         pulled = worker._replace(version=world.published, due=0)
-        yield f"pulls {world.published}", move(set_worker(world, index, pulled), index, At.OFFER)
+        at = At.COMPUTE if options.in_place else At.OFFER
+        yield f"pulls {world.published}", move(set_worker(world, index, pulled), index, at)
     elif worker.at is At.OFFER and world.stop:
         yield "is told to stop", move(world, index, At.FINISH)
     elif worker.at is At.OFFER and worker.offers > worker.seen:

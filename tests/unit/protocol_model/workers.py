@@ -24,6 +24,9 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         has_batch = not world.stop and world.cursor < options.num_tickets
         drawn = world if world.stop else world._replace(cursor=min(world.cursor + 1, options.num_tickets))
         yield "draws", move(drawn, index, At.SLOT if has_batch else At.FINISH)
+    elif at is At.COMPUTE:
+        computed = _compute(options, world, index)
+        yield "computes in place", move(computed, index, At.OFFER if options.survives else At.DRAW)
     elif at is At.SLOT:
         needed = worker.announced + 1 - options.num_slots
         servers = world.servers[:1] if "slot check at the coordinator only" in options.bugs else world.servers
@@ -113,7 +116,24 @@ def _accept(options: Options, worker: Worker) -> Worker:
 
 def _pulled(options: Options, worker: Worker) -> Worker:
     require(worker.version >= worker.due, f"version {worker.version} lacks the own push, part of {worker.due}")
-    return worker._replace(at=At.DRAW, due=0)
+    return worker._replace(at=At.COMPUTE if options.in_place else At.DRAW, due=0)
+
+
+def _compute(options: Options, world: World, index: int) -> World:
+    """Begin to fill a vector, all servers' parts of it at once, before it is known whether there is a batch."""
+    sequence = world.workers[index].announced + 1
+    for number in range(options.num_servers):
+        world = _fill(options, world, index, number, sequence)
+    return world
+
+
+def _fill(options: Options, world: World, index: int, number: int, content: int) -> World:
+    """Write where a server reads the worker's next gradient."""
+    server, slot = world.servers[number], abs(content) % options.num_gradients
+    before = abs(server.slots[index][slot])
+    is_free = before <= server.consumed[index] or before == content  # begun already, for a batch that there was not
+    require(is_free, "a slot was written before it was consumed")
+    return set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, content)))
 
 
 def _write(options: Options, world: World, index: int) -> World:
@@ -121,10 +141,8 @@ def _write(options: Options, world: World, index: int) -> World:
     worker = world.workers[index]
     sequence = worker.announced + 1
     number, slot = worker.server, sequence % options.num_slots
-    server = world.servers[number]
-    if options.num_tokens(index, sequence):
-        require(abs(server.slots[index][slot]) <= server.consumed[index], "a slot was written before it was consumed")
-        world = set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, -sequence)))
+    if options.num_tokens(index, sequence) and not options.in_place:
+        world = _fill(options, world, index, number, -sequence)
     if number == 0:
         require(world.servers[0].consumed[index] >= sequence - options.num_slots, "a record was overwritten")
         world = world._replace(records=with_slot(world.records, index, slot, worker.version))
@@ -132,7 +150,7 @@ def _write(options: Options, world: World, index: int) -> World:
             tickets = world.tickets[index]
             row = (*tickets[:slot], worker.held, *tickets[slot + 1 :])
             world = world._replace(tickets=(*world.tickets[:index], row, *world.tickets[index + 1 :]))
-    last = number == options.num_servers - 1
+    last = number == options.num_servers - 1 or options.in_place
     at, following = (At.ANNOUNCE, 0) if last else (At.WRITE, number + 1)
     return set_worker(world, index, worker._replace(at=at, server=following))
 
@@ -148,5 +166,5 @@ def landings(world: World, number: int) -> Iterator[tuple[str, World]]:
 
 
 def _has_landed(options: Options, world: World, index: int) -> bool:
-    slot = (world.workers[index].announced + 1) % options.num_slots
+    slot = (world.workers[index].announced + 1) % options.num_gradients
     return all(server.slots[index][slot] >= 0 for server in world.servers)

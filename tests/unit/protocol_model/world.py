@@ -39,6 +39,7 @@ class Options:
         survives: the others go on without workers that die, and do what those had begun. A pull is one step then: it is
             taken apart where nobody survives.
         num_local: most batches in a push, where workers are survived.
+        in_place: gradients are computed where servers read them.
         bugs: names of seeded mistakes.
     """
 
@@ -56,7 +57,14 @@ class Options:
     far: frozenset[int] = frozenset()
     survives: bool = False
     num_local: int = 1
+    in_place: bool = False
     bugs: frozenset[str] = frozenset()
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of a worker that servers can read: in place, one more is being computed."""
+        has_spare = self.in_place and "no spare vector" not in self.bugs
+        return self.num_slots + 1 if has_spare else self.num_slots
 
     def num_tokens(self, worker: int, sequence: int) -> int:
         """Target tokens in the record of a push."""
@@ -69,7 +77,7 @@ class Options:
 
 
 class At(IntEnum):
-    """What a worker does next. BUFFER, WRITING, RECEIVE and WRITE are done server by server."""
+    """What a worker does next. BUFFER, WRITING, RECEIVE and WRITE are done server by server; COMPUTE in place only."""
 
     PUBLISHED = 0
     BUFFER = 1
@@ -85,6 +93,7 @@ class At(IntEnum):
     OFFER = 11
     REST = 12
     RESTING = 13
+    COMPUTE = 14
 
 
 class Worker(NamedTuple):
@@ -183,6 +192,8 @@ IDLE = Sending(Send.IDLE)
 class Server(NamedTuple):
     """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight.
 
+    In place, a server's slots are its parts of the workers' vectors.
+
     Attributes:
         sum: pushes that have been read.
         unread: pushes of the group that lie in their slots still.
@@ -272,14 +283,15 @@ class World(NamedTuple):
 
 def initial(options: Options) -> World:
     """All servers have published version 0."""
-    slots = ((0,) * options.num_slots,) * options.num_workers
+    slots = ((0,) * options.num_gradients,) * options.num_workers
+    records = ((0,) * options.num_slots,) * options.num_workers
     nothing = (0,) * options.num_workers
     server = Server(Do.REST, Order(), (), 0, (0, TORN), slots, nothing, (), 0)
     sendings = (IDLE,) * options.num_workers
     servers = tuple(server._replace(sendings=sendings if n in options.far else ()) for n in range(options.num_servers))
     decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0), (), nothing)
     workers = (Worker(),) * options.num_workers
-    world = World(workers, servers, decisions, slots, NOBODY, -1, 0, 0, False, 0)
+    world = World(workers, servers, decisions, records, NOBODY, -1, 0, 0, False, 0)
     if not options.survives:
         return world
     everybody = frozenset(range(options.num_workers))

@@ -1,0 +1,45 @@
+"""The vectors that take turns as a worker's gradient: while one is computed, servers read those before."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hpcasync.ps.flat import FlatParameters
+
+
+class GradientTurns:
+    """Puts one vector after the other in place of `flat.gradient`.
+
+    Args:
+        flat: of the worker's module.
+        shared: [num_elements] float32, read by servers: the gradient of push n is to be computed in vector n modulo
+            their number. None: gradients are copied when they are pushed.
+        num_private: vectors where they are copied.
+        sequence: of the next push.
+    """
+
+    def __init__(self, flat: FlatParameters, shared: Sequence[torch.Tensor], num_private: int, sequence: int) -> None:
+        self._flat = flat
+        self._is_shared = bool(shared)
+        self._sequence = sequence
+        others = [torch.empty_like(flat.gradient) for _ in range(num_private - 1)]
+        self._vectors = list(shared) or [flat.gradient, *others]
+        self.end()
+
+    def begin(self) -> int:
+        """Go on to the next push; returns the push that must have been read before `end`."""
+        self._sequence += 1
+        return self._sequence - len(self._vectors) if self._is_shared else 0
+
+    def end(self) -> None:
+        """Put the next push's vector in place."""
+        vector = self._vectors[self._sequence % len(self._vectors)]
+        if vector is not self._flat.gradient:
+            self._flat.use_gradient(vector)
+
+    def leave(self) -> None:
+        """Put a vector in place that nobody else reads, and stay there."""
+        if self._is_shared:
+            self._is_shared = False
+            self._vectors = [torch.zeros_like(self._flat.gradient)]
+            self.end()
