@@ -275,9 +275,9 @@ class Client:
 
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
+        self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
         if self._turns is not None:
             self._turns.leave()
-        self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
         started = time.perf_counter()

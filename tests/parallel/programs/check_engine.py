@@ -95,8 +95,10 @@ def work(client: Client, scenario: Scenario, *, is_placed: bool) -> tuple[int, l
     """A worker's loop; returns its pushes and what it pulled."""
     flat = FlatParameters(torch.nn.ParameterList([torch.empty(NUM_ELEMENTS)]))
     parameters = torch.empty(NUM_ELEMENTS)
+    private = flat.gradient
     if is_placed:
         client.place_gradients(flat)
+        assert (flat.gradient is private) == (scenario.is_scattered or scenario.gradients != "fp32")
     pulls = []
     while True:
         version = client.pull(parameters)

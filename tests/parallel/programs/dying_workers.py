@@ -104,7 +104,9 @@ class Mortal(Client):
 def work(client: Client, flat: FlatParameters) -> None:
     """Push gradients of ones until there is nothing left to do."""
     plan = cast(BatchPlan, SimpleNamespace(locate=lambda ticket: divmod(ticket, NUM_TICKETS)))
+    private = flat.gradient
     exchange = AsynchronousExchange(client, flat, BatchOrder(TicketSequence(), plan, 1), Timeline())
+    assert flat.gradient is not private, "what a dead worker has announced lies in its own window"
     exchange.pull(flat.parameters)
     while not exchange.is_finished:
         drawn = [ticket for _ in range(NUM_LOCAL) if (ticket := exchange.draw()) is not None]
