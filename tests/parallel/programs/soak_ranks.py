@@ -19,6 +19,7 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import library_name
 from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import Update
 from hpcasync.ps.unattended import Unattended
@@ -72,9 +73,11 @@ def value_of(ticket: int) -> int:
     return (ticket * 2_654_435_761 >> 7) % 3 - 1
 
 
-def work(client: Client, num_elements: int) -> dict[str, object]:
+def work(client: Client, flat: FlatParameters, *, is_placed: bool) -> dict[str, object]:
     """A worker's loop; checks that every pull is one version, and returns what it did and saw."""
-    parameters, gradient = torch.empty(num_elements), torch.empty(num_elements)
+    if is_placed:
+        client.place_gradients(flat)
+    parameters = flat.parameters
     noted: dict[int, float] = {}
     ticket_sum = 0
     while not client.should_stop():
@@ -85,8 +88,8 @@ def work(client: Client, num_elements: int) -> dict[str, object]:
             noted[version] = float(lowest)
         ticket = client.draw()
         value = value_of(ticket)
-        gradient.fill_(value)
-        if not client.push(gradient, PushRecord(version, 1, float(value), 0, 0.0, (ticket,))):
+        flat.gradient.fill_(value)
+        if not client.push(flat.gradient, PushRecord(version, 1, float(value), 0, 0.0, (ticket,))):
             break
         ticket_sum += ticket
         if not client.wait():
@@ -108,14 +111,16 @@ def main(directory: Path, num_servers: int, num_elements: int, pushes_per_update
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     options = EngineOptions(num_servers=num_servers, pushes_per_update=pushes_per_update)
-    engine = Engine(comm, torch.zeros(num_elements), sgd, options)
+    flat = FlatParameters(torch.nn.ParameterList([torch.zeros(num_elements)]))
+    engine = Engine(comm, flat.parameters, sgd, options)
     tally, done = Tally(directory), None
     write(directory / f"rank-{comm.rank}", {"pid": os.getpid(), "role": "server" if engine.is_server else "worker"})
     if engine.is_server:
         engine.serve(tally, tally)
     else:
         engine.start()
-        done = work(engine.client, num_elements)
+        # Of every two workers one leaves its gradients where it computes them.
+        done = work(engine.client, flat, is_placed=comm.rank % 2 == 0)
     everybody = comm.gather(done, root=0)
     engine.close()
     if everybody is not None:
