@@ -162,12 +162,12 @@ class Client:
         """Have gradients computed where servers read them, as far as they can: pushing `flat.gradient` copies nothing.
 
         They can if all ranks share one host's memory, gradients are computed there, and travel as float32. The vectors
-        take turns: `push` and `turn` put the next one, with what is left in it, in place of `flat.gradient`, until
-        `finish`.
+        take turns: `push` and `GradientStream.end` put the next one, with what is left in it, in place of
+        `flat.gradient`, until `finish`. A vector that has been pushed must not be written.
 
         Args:
             flat: of this worker's module.
-            num_private: vectors to take turns where they cannot: one more than are pushed beside the computation.
+            num_private: vectors to take turns where they cannot; 2, if one is computed while another is being pushed.
         """
         shared = self._link.num_vectors if self.is_on_host(flat.gradient) else 0
         vectors = [self._link.vector(sequence) for sequence in range(shared)]
@@ -176,7 +176,8 @@ class Client:
     def turn(self) -> None:
         """The gradient has been given away to be pushed: another vector takes its place, if they take turns.
 
-        Waits until the servers have read what that one held: they have, once `begin_push` has found a slot free.
+        The servers have read what that one held: with `LinkOptions.is_overlapped`, since the push before this one has
+        found a slot free; else this one must have, or this waits for it.
         """
         if self._turns is None:
             return

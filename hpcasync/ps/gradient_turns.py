@@ -13,7 +13,7 @@ class GradientTurns:
     Args:
         flat: of the worker's module.
         shared: [num_elements] float32, read by servers: the gradient of push n is to be computed in vector n modulo
-            their number. None: gradients are copied when they are pushed.
+            their number. Empty: gradients are copied when they are pushed.
         num_private: vectors where they are copied.
         sequence: of the next push.
     """

@@ -19,7 +19,8 @@ class Layout:
     Attributes:
         roles: of all ranks.
         shards: of the servers.
-        num_slots: pushes of a worker that no server has read yet, at most.
+        num_slots: pushes of a worker that not all servers have read yet, at most.
+        num_spare: gradients of a worker that are being computed or pushed, where they lie with it.
         record_bytes: size of the record of a push.
         parameter_bytes: size of a published parameter.
         slot_bytes: size of a server's slot, for each server.
@@ -29,6 +30,7 @@ class Layout:
     roles: Roles
     shards: list[Shard]
     num_slots: int
+    num_spare: int
     record_bytes: int
     parameter_bytes: int
     slot_bytes: list[int]
@@ -36,8 +38,8 @@ class Layout:
 
     @property
     def num_vectors(self) -> int:
-        """Gradients of a worker in its window: those not read yet, and the one that is being computed."""
-        return self.num_slots + 1
+        """Gradients of a worker in its window."""
+        return self.num_slots + self.num_spare
 
     def window_bytes(self, rank: int) -> int:
         """Size of a rank's window."""

@@ -34,14 +34,16 @@ class LinkOptions:
     """What the windows hold.
 
     Attributes:
-        num_slots: pushes of a worker that servers have not read yet, at most.
+        num_slots: pushes of a worker that not all servers have read yet, at most.
         max_tickets: most batches that one push covers.
+        is_overlapped: the next gradient may be computed while one is being pushed.
         gradients, topk: how gradients travel (`ps.wire`).
         parameters: how parameters travel.
     """
 
     num_slots: int = 2
     max_tickets: int = 1
+    is_overlapped: bool = False
     gradients: GradientFormat = "fp32"
     topk: float = 0.01
     parameters: ParameterFormat = "fp32"
@@ -93,6 +95,7 @@ class Link:
             roles,
             self.shards,
             num_slots=options.num_slots,
+            num_spare=2 if options.is_overlapped else 1,
             record_bytes=record_bytes(options.max_tickets),
             parameter_bytes=self.parameter_dtype.itemsize,
             slot_bytes=[self.wire.slot_bytes(shard.size) for shard in self.shards],

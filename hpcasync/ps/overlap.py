@@ -22,6 +22,7 @@ class GradientStream:
 
     Args:
         client: of this worker; between `begin` and the end of the future of `end` only the thread may push with it.
+            Its link should be `is_overlapped`.
         flat: the module's parameters and gradient.
         executor: of one thread.
     """
@@ -46,7 +47,10 @@ class GradientStream:
         self._is_armed = True
 
     def end(self, record: PushRecord) -> "Future[bool]":
-        """The gradient is complete: push what is left, then the record. False if training has ended."""
+        """The gradient is complete: push what is left, then the record. False if training has ended.
+
+        After `Client.place_gradients`, another vector has taken the gradient's place when this returns.
+        """
         if not self._is_armed:
             self.begin()
         self._is_armed = False
@@ -56,7 +60,9 @@ class GradientStream:
             self._written += [self._submit(bucket) for bucket in left]
         else:
             self._client.abandon(self._flat.gradient)
-        return self._executor.submit(self._finish, self._begun, self._written, record)
+        finished = self._executor.submit(self._finish, self._begun, self._written, record)
+        self._client.turn()
+        return finished
 
     def _finish(self, begun: "Future[bool]", written: "list[Future[None]]", record: PushRecord) -> bool:
         if not begun.result():

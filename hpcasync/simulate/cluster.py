@@ -78,6 +78,9 @@ class NetworkConfig(_Section):
     bandwidth: float = Field(12.5e9, gt=0, description="of a server's link, in bytes per second and direction")
     worker_bandwidth: float | None = Field(None, gt=0, description="of a worker's link; default: as a server's")
     workers_per_link: int = Field(1, ge=1, description="workers that share one link (those of a node)")
+    gradients_in_place: bool = Field(
+        False, description="servers read fp32 gradients where they are computed, as on one host: a push moves nothing"
+    )
 
 
 class ServerConfig(_Section):

@@ -16,7 +16,7 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
 _UPDATE_SECONDS = 1e-4
-# Of a long pull: one that is shorter moves nothing.
+# Of a long pull: a pull that is shorter moves nothing, nor do pushes.
 _MOVING_SHARE = 0.1
 
 
@@ -98,10 +98,12 @@ def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int
     return {"bandwidth": float(2 * (num_workers - 1) / num_workers * num_bytes / seconds), "latency_seconds": 0.0}
 
 
-def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
+def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float | bool]:
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
-    seconds = _mean(ranks, "push") + _mean_pull(ranks)
-    return {"bandwidth": (push_bytes + pull_bytes) / seconds, "latency_seconds": 0.0}
+    push_seconds, pull_seconds = _mean(ranks, "push"), _mean_pull(ranks)
+    if config.exchange.gradients == "fp32" and push_seconds < _MOVING_SHARE * pull_seconds:
+        return {"bandwidth": pull_bytes / pull_seconds, "latency_seconds": 0.0, "gradients_in_place": True}
+    return {"bandwidth": (push_bytes + pull_bytes) / (push_seconds + pull_seconds), "latency_seconds": 0.0}
 
 
 def _mean_pull(ranks: Sequence[RankTimes]) -> float:

@@ -177,8 +177,8 @@ def _show_header(setup: _Setup, recorder: Recorder) -> None:
 def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
     config, cluster = setup.config, setup.cluster
     num_elements = setup.task.flat.num_elements
-    push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
-    costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, push_bytes, pull_bytes)
+    moved = push_and_pull_bytes(config, num_elements, in_place=cluster.network.gradients_in_place)
+    costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, *moved)
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(costs, program, counts, num_local=config.accumulate.local)

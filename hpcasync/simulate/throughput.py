@@ -49,8 +49,8 @@ def measure_throughput(
         num_steps: default: enough for the number of workers.
     """
     num_servers = max(1, config.num_servers)
-    push_bytes, pull_bytes = push_and_pull_bytes(config, workload.num_elements)
-    costs = Costs(cluster, make_times(cluster), num_servers, workload.num_elements, push_bytes, pull_bytes)
+    moved = push_and_pull_bytes(config, workload.num_elements, in_place=cluster.network.gradients_in_place)
+    costs = Costs(cluster, make_times(cluster), num_servers, workload.num_elements, *moved)
     per_update = cluster.workers if config.mode == "sync" else config.accumulate.global_
     num_pushes = cluster.workers * (num_steps or default_steps(cluster.workers))
     counter = _TokenCounter(workload, max(num_pushes, _FEWEST_UPDATES * per_update))

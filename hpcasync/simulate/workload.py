@@ -62,12 +62,17 @@ def target_tokens(corpus: PreparedCorpus, plan: BatchPlan, ticket: int) -> int:
     return int((offsets[indices + 1] - offsets[indices]).sum()) + len(indices)
 
 
-def push_and_pull_bytes(config: Config, num_elements: int) -> tuple[float, float]:
-    """Bytes of a gradient and of the parameters on their way; in sync of what the allreduce sums."""
+def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = False) -> tuple[float, float]:
+    """Bytes of a gradient and of the parameters on their way; in sync of what the allreduce sums.
+
+    `in_place`: servers read float32 gradients where they are computed.
+    """
     if config.mode == "sync":
         return num_elements * _BYTES["fp32"], 0.0
     exchange = config.exchange
     per_element = exchange.topk * _TOPK_BYTES if exchange.gradients == "topk" else _BYTES[exchange.gradients]
+    if in_place and exchange.gradients == "fp32":
+        per_element = 0.0
     return num_elements * per_element, num_elements * _BYTES[exchange.parameters]
 
 

@@ -31,7 +31,7 @@ class AsynchronousExchange:
         timeline: records pushes, waits and pulls.
     """
 
-    # Gradients under way beside the one that is being computed, and that one.
+    # Where they are copied when they are pushed: one that is computed, and those that are being pushed meanwhile.
     _NUM_GRADIENTS = 1
 
     def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:

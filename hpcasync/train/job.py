@@ -268,6 +268,7 @@ def _engine_options(config: Config, *, may_lose_workers: bool) -> EngineOptions:
         link=LinkOptions(
             num_slots=exchange.slots,
             max_tickets=config.accumulate.local,
+            is_overlapped=exchange.overlap != "none",
             gradients=exchange.gradients,
             topk=exchange.topk,
             parameters=exchange.parameters,

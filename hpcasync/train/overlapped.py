@@ -32,7 +32,6 @@ class PushOverlappedExchange(AsynchronousExchange):
             return
         with self._timeline.span("push"):
             is_pushed = self._stream.end(self._record(contribution)).result()
-            self._client.turn()
         self._go_on(is_pushed)
 
     def close(self) -> None:
@@ -60,10 +59,10 @@ class OverlappedExchange(PushOverlappedExchange):
         if not contribution.tickets:
             self._rest()
             return
-        pushed = self._stream.end(self._record(contribution))
+        record = self._record(contribution)  # of the version that the gradient is of
         with self._timeline.span("wait"):
             self._collect()
-            self._client.turn()
+        pushed = self._stream.end(record)
         self._transfer = self._executor.submit(self._wait_and_pull, pushed, self._other_parameters)
 
     def pull(self, parameters: torch.Tensor) -> None:

@@ -100,7 +100,7 @@ def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) 
 
 @pytest.mark.usefixtures("one_thread")
 def test_overlap_of_pull_and_push_is_training_one_update_late(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
-    late = trainer(3, "mode=async", "exchange.overlap=full", "roles.servers=2", "name=late", STOP)
+    late = trainer(3, "mode=async", "exchange.overlap=full", "exchange.slots=1", "roles.servers=2", "name=late", STOP)
     assert late.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
     losses, parameters = local_training(late.config, tiny_corpus, delay=1)
     assert_same(late, losses, parameters)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from math import isfinite
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,7 @@ def test_what_a_dead_worker_held_is_done_once(mpirun: MpiRunner, pull: str, mome
     # Who dies while it takes an offer dies only if it gets one.
     assert sorted(result["lost"]) == [1, 2][: len(moments)] or (result["lost"] == [1] and "offer" in moments)
     assert not result["is_stuck"]
+    assert isfinite(result["final"]), "no half-written gradient is part of it"
 
 
 def ranks_of(job: RunningJob, num_ranks: int) -> dict[int, psutil.Process]:

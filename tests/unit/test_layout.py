@@ -21,6 +21,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         roles,
         shards,
         num_slots=draw(st.integers(1, 3)),
+        num_spare=draw(st.integers(1, 2)),
         record_bytes=64 * draw(st.integers(1, 3)),
         parameter_bytes=draw(st.sampled_from((2, 4))),
         slot_bytes=[draw(st.integers(1, 3)) * shard.size for shard in shards],

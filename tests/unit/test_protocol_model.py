@@ -38,10 +38,13 @@ SMALL = [
     Options(num_tickets=2, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, far=frozenset({0, 1}), deaths=1, pull="handled"),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True),
-    Options(num_tickets=3, num_slots=1, in_place=True, rejected=frozenset({(0, 1)})),
-    Options(num_tickets=2, in_place=True, may_stop=True, deaths=1),
+    Options(num_tickets=3, num_slots=1, in_place=True, rejected=frozenset({(0, 1)}), num_servers=1),
+    Options(num_tickets=2, in_place=True, may_stop=True, deaths=1, num_servers=1),
     Options(num_tickets=4, num_workers=1, pushes_per_update=1, num_slots=1, may_stop=True, in_place=True),
-    Options(num_tickets=3, pull="handled", in_place=True, deaths=1, num_slots=1),
+    Options(num_tickets=3, pull="handled", in_place=True, deaths=1, num_slots=1, num_servers=1),
+    Options(num_tickets=4, num_workers=1, num_slots=1, in_place=True, ahead=True),
+    Options(num_tickets=4, num_workers=1, num_slots=1, may_stop=True, in_place=True, ahead=True, spare=2),
+    Options(num_tickets=3, num_servers=1, num_slots=1, may_stop=True, in_place=True, ahead=True, spare=2),
 ]
 LARGE = [
     Options(num_tickets=3, may_stop=True, deaths=1),
@@ -55,10 +58,12 @@ LARGE = [
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({0, 1})),
     Options(num_tickets=3, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, pushes_per_update=1, far=frozenset({1}), may_stop=True),
-    Options(num_tickets=3, in_place=True, may_stop=True, deaths=1),
-    Options(num_tickets=4, in_place=True, num_slots=1),
-    Options(num_tickets=3, in_place=True, pushes_per_update=1),
+    Options(num_tickets=2, in_place=True, may_stop=True, deaths=1),
+    Options(num_tickets=3, in_place=True, num_slots=1),
+    Options(num_tickets=2, in_place=True, num_slots=1, ahead=True, may_stop=True),
+    Options(num_tickets=3, in_place=True, num_slots=1, ahead=True, spare=2, num_servers=1, deaths=1),
 ]
+AHEAD = Options(num_tickets=3, num_slots=1, in_place=True, ahead=True)
 # Workers that die are survived; their batches are done by the others.
 SURVIVED = replace(Options(), survives=True, deaths=1, num_servers=1, num_tickets=2, pull="handled")
 SMALL_SURVIVED = [
@@ -71,8 +76,7 @@ SMALL_SURVIVED = [
     replace(SURVIVED, deaths=2, num_tickets=1),
     replace(SURVIVED, num_servers=2, num_tickets=1),
     replace(SURVIVED, num_workers=1, num_slots=1, num_tickets=3),
-    replace(SURVIVED, in_place=True),
-    replace(SURVIVED, in_place=True, num_slots=1, num_local=2),
+    replace(SURVIVED, in_place=True, num_slots=1, num_local=2, num_tickets=1),
 ]
 LARGE_SURVIVED = [
     replace(SURVIVED, num_tickets=3),
@@ -121,8 +125,11 @@ def test_the_size_of_the_smallest_job_is_what_it_was() -> None:
         ("consume before accumulate", Options(num_tickets=2, num_slots=1), "reads"),
         ("no slot check", Options(num_tickets=2, num_slots=1), "before it was consumed"),
         ("slot check at the coordinator only", Options(num_tickets=2, num_slots=1), "before it was consumed"),
-        ("no spare vector", Options(num_tickets=2, num_slots=1, in_place=True), "before it was consumed"),
-        ("no spare vector", Options(num_tickets=3, num_servers=1, in_place=True), "before it was consumed"),
+        ("announce before flush", Options(num_tickets=1, in_place=True), "push 1 of worker . reads -1"),
+        ("one vector too few", Options(num_tickets=2, num_slots=1, in_place=True, spare=0), "before it was consumed"),
+        ("one vector too few", Options(num_tickets=3, num_servers=1, in_place=True, spare=0), "before it was consumed"),
+        ("no look at what was read", AHEAD, "before it was consumed"),
+        ("one vector too few", replace(AHEAD, num_slots=2, spare=0), "before it was consumed|waits for"),
         ("announced read before finished", Options(num_tickets=1), "pushed after it had finished"),
         ("no barrier", Options(num_tickets=1, pushes_per_update=1), "a pull of version"),
         ("no refusal", Options(num_tickets=2, num_servers=1, pushes_per_update=1, far=FAR), "a pull of version"),

@@ -67,11 +67,20 @@ def test_an_asynchronous_run(tmp_path: Path) -> None:
     assert compute.speeds == pytest.approx((1.0, 0.5), rel=0.03)
     assert compute.jitter == "lognormal" and compute.cv == pytest.approx(0.1, rel=0.15)
     assert cluster.network.bandwidth == pytest.approx(2 * 4e6 / 0.010, rel=0.02)
+    assert not cluster.network.gradients_in_place
     assert server.push_seconds == pytest.approx(2e-5)
     assert not isinstance(server.apply_seconds_per_element, str)
     assert not isinstance(server.accumulate_seconds_per_element, str)
     whole = server.apply_seconds_per_element + 2 * server.accumulate_seconds_per_element
     assert whole * NUM_PARAMETERS + server.update_seconds == pytest.approx(0.0301, rel=0.02)
+
+
+def test_pushes_that_take_no_time_move_nothing(tmp_path: Path) -> None:
+    spans = [["push", 0.0, 2e-4] if span[0] == "push" else span for span in worker_spans(1.0, 1)]
+    write_run(tmp_path / "run", [("server", 0, server_spans()), ("worker", 0, spans)], accumulate={"global": 2})
+    network = fit_cluster(tmp_path / "run").network
+    assert network.gradients_in_place
+    assert network.bandwidth == pytest.approx(4e6 / 0.006, rel=0.02)
 
 
 def test_a_synchronous_run(tmp_path: Path) -> None:

@@ -342,3 +342,11 @@ def test_sizes_are_compared() -> None:
 )
 def test_what_travels(mode: str, exchange: dict[str, Any], expected: tuple[float, float]) -> None:
     assert push_and_pull_bytes(config_of(mode, exchange=exchange), 1000) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "gradients", "expected"), [("sync", "fp32", 4000), ("async", "fp32", 0), ("async", "bf16", 2000)]
+)
+def test_what_is_pushed_in_place(mode: str, gradients: str, expected: float) -> None:
+    config = config_of(mode, exchange={"gradients": gradients})
+    assert push_and_pull_bytes(config, 1000, in_place=True)[0] == expected

@@ -86,7 +86,9 @@ class Mortal(Client):
         return ticket
 
     def write(self, gradient: torch.Tensor, part: Shard) -> None:
-        super().write(gradient, Shard(0, part.stop // 2 if self.moment == "write" else part.stop))
+        super().write(gradient, part)
+        if self.moment == "write" and self.num_pushed >= PUSHES_BEFORE:
+            gradient[part.stop // 2 :] = torch.nan  # it has not come further
         self._die_at("write")
 
     def wait(self) -> bool:

@@ -23,10 +23,13 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
     elif at is At.DRAW:
         has_batch = not world.stop and world.cursor < options.num_tickets
         drawn = world if world.stop else world._replace(cursor=min(world.cursor + 1, options.num_tickets))
-        yield "draws", move(drawn, index, At.SLOT if has_batch else At.FINISH)
+        at_work = At.AHEAD if options.ahead else At.SLOT
+        yield "draws", move(drawn, index, at_work if has_batch else At.FINISH)
     elif at is At.COMPUTE:
-        computed = _compute(options, world, index)
+        computed = _compute(options, world, index, worker.announced + 1)
         yield "computes in place", move(computed, index, At.OFFER if options.survives else At.DRAW)
+    elif at is At.AHEAD:
+        yield from _turn(options, world, index)
     elif at is At.SLOT:
         needed = worker.announced + 1 - options.num_slots
         servers = world.servers[:1] if "slot check at the coordinator only" in options.bugs else world.servers
@@ -119,20 +122,32 @@ def _pulled(options: Options, worker: Worker) -> Worker:
     return worker._replace(at=At.COMPUTE if options.in_place else At.DRAW, due=0)
 
 
-def _compute(options: Options, world: World, index: int) -> World:
+def _compute(options: Options, world: World, index: int, sequence: int) -> World:
     """Begin to fill a vector, all servers' parts of it at once, before it is known whether there is a batch."""
-    sequence = world.workers[index].announced + 1
     for number in range(options.num_servers):
-        world = _fill(options, world, index, number, sequence)
+        world = _fill(options, world, index, number, -sequence)
     return world
+
+
+def _turn(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
+    """`Client.turn` before the push: the vector after the next has to have been read. The end leaves them all alone."""
+    sequence = world.workers[index].announced + 2
+    needed = sequence - options.num_gradients
+    is_read = all(server.consumed[index] >= needed for server in world.servers)
+    require(is_read or options.spare == 1, "a worker waits for a vector that the push before has waited for")
+    if world.stop:
+        yield "leaves its vectors", move(world, index, At.SLOT)
+    elif is_read or "no look at what was read" in options.bugs:
+        yield "computes ahead", move(_compute(options, world, index, sequence), index, At.SLOT)
 
 
 def _fill(options: Options, world: World, index: int, number: int, content: int) -> World:
     """Write where a server reads the worker's next gradient."""
     server, slot = world.servers[number], abs(content) % options.num_gradients
     before = abs(server.slots[index][slot])
-    is_free = before <= server.consumed[index] or before == content  # begun already, for a batch that there was not
-    require(is_free, "a slot was written before it was consumed")
+    if options.in_place and before == -content:
+        return world  # begun already: ahead, or for a batch that there was not
+    require(before <= server.consumed[index], "a slot was written before it was consumed")
     return set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, content)))
 
 

@@ -40,6 +40,8 @@ class Options:
             taken apart where nobody survives.
         num_local: most batches in a push, where workers are survived.
         in_place: gradients are computed where servers read them.
+        spare: gradients of a worker that are being computed or pushed, where they are computed in place.
+        ahead: in place, the next gradient is begun before one is pushed (`exchange.overlap`).
         bugs: names of seeded mistakes.
     """
 
@@ -58,13 +60,14 @@ class Options:
     survives: bool = False
     num_local: int = 1
     in_place: bool = False
+    spare: int = 1
+    ahead: bool = False
     bugs: frozenset[str] = frozenset()
 
     @property
     def num_gradients(self) -> int:
-        """Gradients of a worker that servers can read: in place, one more is being computed."""
-        has_spare = self.in_place and "no spare vector" not in self.bugs
-        return self.num_slots + 1 if has_spare else self.num_slots
+        """Gradients of a worker that servers can read, in slots or in place."""
+        return self.num_slots + self.spare if self.in_place else self.num_slots
 
     def num_tokens(self, worker: int, sequence: int) -> int:
         """Target tokens in the record of a push."""
@@ -77,7 +80,7 @@ class Options:
 
 
 class At(IntEnum):
-    """What a worker does next. BUFFER, WRITING, RECEIVE and WRITE are done server by server; COMPUTE in place only."""
+    """What a worker does next. BUFFER, WRITING, RECEIVE, WRITE go server by server; COMPUTE, AHEAD are for in place."""
 
     PUBLISHED = 0
     BUFFER = 1
@@ -94,6 +97,7 @@ class At(IntEnum):
     REST = 12
     RESTING = 13
     COMPUTE = 14
+    AHEAD = 15
 
 
 class Worker(NamedTuple):
