@@ -73,7 +73,7 @@ class Run:
             self.save(self.supervisor.after_update(report, self.supervisor.learning_rate(report)))
 
     def save(self, request: SaveRequest | None) -> None:
-        """Save at once, as servers do; all shards are this whole one."""
+        """Save at once, as servers do; all shards are this whole one. All is on disk then, however slow that is."""
         if request is None:
             return
         self.requests.append(request)
@@ -82,6 +82,7 @@ class Run:
                 self.writer.save_shard(request.name, index, self.shards.whole, self.shards.state_tensors())
         if request.snapshot:
             self.supervisor.save_snapshot(request, self.flat.parameters.clone())
+            self.supervisor._snapshots.wait_for_files()
         for saved in self.writer.wait():
             self.supervisor.shard_saved(saved)
 

@@ -74,7 +74,7 @@ def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
         comm.Barrier()
         assert link.worker_index is not None
         # Of every two workers one leaves its gradients where it computes them.
-        num_pushed, pulls = work(Client(link, scenario.pull), scenario, is_placed=link.worker_index % 2 == 0)
+        num_pushed, pulls = work(link, scenario, is_placed=link.worker_index % 2 == 0)
     else:
         counts, final = serve(link, scenario, recording)
     wait_for_all(comm)
@@ -91,14 +91,15 @@ def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     return final
 
 
-def work(client: Client, scenario: Scenario, *, is_placed: bool) -> tuple[int, list[tuple[int, Vector]]]:
+def work(link: Link, scenario: Scenario, *, is_placed: bool) -> tuple[int, list[tuple[int, Vector]]]:
     """A worker's loop; returns its pushes and what it pulled."""
+    client = Client(link, scenario.pull)
     flat = FlatParameters(torch.nn.ParameterList([torch.empty(NUM_ELEMENTS)]))
     parameters = torch.empty(NUM_ELEMENTS)
     private = flat.gradient
     if is_placed:
         client.place_gradients(flat)
-        assert (flat.gradient is private) == (scenario.is_scattered or scenario.gradients != "fp32")
+        assert (flat.gradient is private) == (link.data.spans_nodes or scenario.gradients != "fp32")
     pulls = []
     while True:
         version = client.pull(parameters)
