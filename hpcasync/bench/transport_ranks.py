@@ -59,7 +59,8 @@ def _measure(link: Link, workers: MPI.Intracomm, num_elements: int, num_rounds: 
     samples: dict[str, list[float]] = {"push": [], "pull": [], "memcpy": []}
     total_bytes = link.parameter_dtype.itemsize * num_elements * workers.size / 1e9
     client.pull(parameters)
-    for number in range(num_rounds + 2):
+    num_warm_up = link.num_slots + 1  # every slot is written once: the first touch of a page is the kernel's time
+    for number in range(num_rounds + num_warm_up):
         seconds = []
         record = PushRecord(0, 1, 0.0, 0, 0.0, (number,))
         for action in (
@@ -72,7 +73,7 @@ def _measure(link: Link, workers: MPI.Intracomm, num_elements: int, num_rounds: 
             started = time.perf_counter()
             action()
             seconds.append(workers.allreduce(time.perf_counter() - started, op=MPI.MAX))
-        if number >= 2:  # the first touch of every page is the kernel's time
+        if number >= num_warm_up:
             for name, value in zip(samples, seconds, strict=True):
                 samples[name].append(total_bytes / value)
     client.finish()
