@@ -63,14 +63,19 @@ class FlatParameters:
     def use_parameters(self, vector: torch.Tensor) -> None:
         """Let the module's parameters be views of another vector of this layout, with what it holds."""
         self.parameters = vector
-        for slot, parameter in zip(self._slots, self._parameters, strict=True):
-            parameter.data = vector[slot.start : slot.stop].view(slot.shape)
+        for view, parameter in zip(self.views(vector), self._parameters, strict=True):
+            parameter.data = view
 
-    def use_gradient(self, vector: torch.Tensor) -> None:
-        """Let gradients be summed into another vector of this layout."""
+    def views(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """The part of a vector of this layout that belongs to each parameter, in its shape."""
+        return [vector[slot.start : slot.stop].view(slot.shape) for slot in self._slots]
+
+    def use_gradient(self, vector: torch.Tensor, views: list[torch.Tensor] | None = None) -> None:
+        """Let gradients be summed into another vector of this layout; `views` are its own, if they are at hand."""
         self.gradient = vector
-        for slot, parameter in zip(self._slots, self._parameters, strict=True):
-            parameter.grad = vector[slot.start : slot.stop].view(slot.shape)
+        views = self.views(vector) if views is None else views
+        for view, parameter in zip(views, self._parameters, strict=True):
+            parameter.grad = view
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ class GradientTurns:
         self._is_shared = bool(shared)
         self._sequence = sequence
         others = [torch.empty_like(flat.gradient) for _ in range(num_private - 1)]
-        self._vectors = list(shared) or [flat.gradient, *others]
+        self._use_in_turn(list(shared) or [flat.gradient, *others])
         self.end()
 
     def begin(self) -> int:
@@ -33,13 +33,18 @@ class GradientTurns:
 
     def end(self) -> None:
         """Put the next push's vector in place."""
-        vector = self._vectors[self._sequence % len(self._vectors)]
-        if vector is not self._flat.gradient:
-            self._flat.use_gradient(vector)
+        index = self._sequence % len(self._vectors)
+        if self._vectors[index] is not self._flat.gradient:
+            self._flat.use_gradient(self._vectors[index], self._views[index])
 
     def leave(self) -> None:
         """Put a vector in place that nobody else reads, and stay there."""
         if self._is_shared:
             self._is_shared = False
-            self._vectors = [torch.zeros_like(self._flat.gradient)]
+            self._use_in_turn([torch.zeros_like(self._flat.gradient)])
             self.end()
+
+    def _use_in_turn(self, vectors: list[torch.Tensor]) -> None:
+        self._vectors = vectors
+        # Cutting a vector for a hundred parameters takes as long as copying a megabyte.
+        self._views = [self._flat.views(vector) for vector in vectors]
