@@ -16,8 +16,10 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
 _UPDATE_SECONDS = 1e-4
-# Of a long pull: a pull that is shorter moves nothing, nor do pushes.
+# Of a long pull: one that is shorter moves nothing.
 _MOVING_SHARE = 0.1
+# Of a pull of as many bytes: pushes that are faster than copies can be leave gradients in place.
+_COPYING_SHARE = 0.5
 
 
 def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig:
@@ -101,7 +103,7 @@ def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int
 def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float | bool]:
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
     push_seconds, pull_seconds = _mean(ranks, "push"), _mean_pull(ranks)
-    if config.exchange.gradients == "fp32" and push_seconds < _MOVING_SHARE * pull_seconds:
+    if config.exchange.gradients == "fp32" and push_seconds < _COPYING_SHARE * pull_seconds * push_bytes / pull_bytes:
         return {"bandwidth": pull_bytes / pull_seconds, "latency_seconds": 0.0, "gradients_in_place": True}
     return {"bandwidth": (push_bytes + pull_bytes) / (push_seconds + pull_seconds), "latency_seconds": 0.0}
 
