@@ -18,7 +18,8 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 _UPDATE_SECONDS = 1e-4
 # Of a long pull: one that is shorter moves nothing.
 _MOVING_SHARE = 0.1
-# Of a pull of as many bytes: pushes that are faster than copies can be leave gradients in place.
+# Of a pull of as many bytes: pushes that are faster than copies can be leave gradients in place. By medians: a rank that
+# rings a server without a core of its own may lose its own to it.
 _COPYING_SHARE = 0.5
 
 
@@ -102,18 +103,17 @@ def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int
 
 def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float | bool]:
     push_bytes, pull_bytes = push_and_pull_bytes(config, num_elements)
-    push_seconds, pull_seconds = _mean(ranks, "push"), _mean_pull(ranks)
-    if config.exchange.gradients == "fp32" and push_seconds < _COPYING_SHARE * pull_seconds * push_bytes / pull_bytes:
-        return {"bandwidth": pull_bytes / pull_seconds, "latency_seconds": 0.0, "gradients_in_place": True}
-    return {"bandwidth": (push_bytes + pull_bytes) / (push_seconds + pull_seconds), "latency_seconds": 0.0}
+    pushes, pulls = _durations(ranks, "push"), _long_pulls(ranks)
+    typical_push, typical_pull = np.median(pushes) / push_bytes, np.median(pulls) / pull_bytes
+    if config.exchange.gradients == "fp32" and typical_push < _COPYING_SHARE * typical_pull:
+        return {"bandwidth": pull_bytes / float(pulls.mean()), "latency_seconds": 0.0, "gradients_in_place": True}
+    return {"bandwidth": (push_bytes + pull_bytes) / float(pushes.mean() + pulls.mean()), "latency_seconds": 0.0}
 
 
-def _mean_pull(ranks: Sequence[RankTimes]) -> float:
-    """Of pulls that move something. One that finds the version which its worker has takes microseconds."""
-    durations = np.array([duration for rank in ranks for duration in rank.seconds.get("pull", ())])
-    if not len(durations):
-        raise UserError("the timelines have no 'pull' spans: fit to a longer run")
-    return float(durations[durations > _MOVING_SHARE * np.quantile(durations, 0.9)].mean())
+def _long_pulls(ranks: Sequence[RankTimes]) -> np.ndarray:
+    """Durations of pulls that move something. One that finds the version which its worker has takes microseconds."""
+    durations = _durations(ranks, "pull")
+    return durations[durations > _MOVING_SHARE * np.quantile(durations, 0.9)]
 
 
 def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
@@ -134,10 +134,14 @@ def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -
 
 def _mean(ranks: Sequence[RankTimes], activity: str) -> float:
     """Mean duration; medians would leave out waits that are part of every long run."""
+    return float(_durations(ranks, activity).mean())
+
+
+def _durations(ranks: Sequence[RankTimes], activity: str) -> np.ndarray:
     durations = [duration for rank in ranks for duration in rank.seconds.get(activity, ())]
     if not durations:
         raise UserError(f"the timelines have no {activity!r} spans: fit to a longer run")
-    return float(np.mean(durations))
+    return np.array(durations)
 
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:
