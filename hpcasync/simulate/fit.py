@@ -18,8 +18,8 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 _UPDATE_SECONDS = 1e-4
 # Of a long pull: one that is shorter moves nothing.
 _MOVING_SHARE = 0.1
-# Of a pull of as many bytes: pushes that are faster than copies can be leave gradients in place. By medians: a rank that
-# rings a server without a core of its own may lose its own to it.
+# Of a pull of as many bytes: faster pushes than copies can be leave gradients in place. By medians: a rank that rings a
+# server without a core of its own may lose its own to it.
 _COPYING_SHARE = 0.5
 
 
@@ -113,7 +113,8 @@ def _fit_transfers(ranks: Sequence[RankTimes], config: Config, num_elements: int
 def _long_pulls(ranks: Sequence[RankTimes]) -> np.ndarray:
     """Durations of pulls that move something. One that finds the version which its worker has takes microseconds."""
     durations = _durations(ranks, "pull")
-    return durations[durations > _MOVING_SHARE * np.quantile(durations, 0.9)]
+    long: np.ndarray = durations[durations > _MOVING_SHARE * np.quantile(durations, 0.9)]
+    return long
 
 
 def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
