@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import torch
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 from hpcasync.ps.shard_state import ShardState, blocks_of
 from hpcasync.train.optimizers import optimizer_factory

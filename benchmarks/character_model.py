@@ -15,7 +15,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.flat import FlatParameters

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.throughput import measure_throughput

@@ -4,7 +4,7 @@ import torch
 
 from hpcasync.bench.memory import Bandwidth, seconds_of
 from hpcasync.bench.rows import Row, rate_row
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.wire import DenseWire

@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.client import PullPolicy
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.flat import FlatParameters

@@ -153,7 +153,7 @@ def _snapshots(path: Path, run_dir: Path, *, is_all: bool) -> "list[Snapshot]":
 
 
 def _corpus_path(run_dir: Path) -> Path:
-    from hpcasync.config import load_config
+    from hpcasync.config.schema import load_config
     from hpcasync.nmt.snapshots import CONFIG_FILE
 
     path = load_config(run_dir / CONFIG_FILE).data.path

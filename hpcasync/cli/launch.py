@@ -116,7 +116,7 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
 def _run_dir(arguments: list[str]) -> Path | None:
     """The run directory of `train ARGUMENTS`; None where they are wrong, which train itself says better."""
     from hpcasync.cli.train import train
-    from hpcasync.config import load_config
+    from hpcasync.config.schema import load_config
 
     try:
         values = train.make_context("train", list(arguments), resilient_parsing=True).params

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.train.stop_signals import note_stop_signals
 

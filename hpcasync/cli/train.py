@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.train.stop_signals import note_stop_signals
 
 
 def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
     if is_given:
-        from hpcasync.config_reference import all_keys
+        from hpcasync.config.reference import all_keys
 
         for key in all_keys():
             click.echo(f"{key.name} (default: {key.default})\n    {key.description}")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.load import load_model
 from hpcasync.nmt.run_evaluation import read_records

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.demo.results import compare, show_translations
 from hpcasync.errors import UserError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.experiment.schema import Experiment, Settings
 from hpcasync.simulate.cluster import ClusterConfig, load_cluster

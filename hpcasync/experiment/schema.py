@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpcasync.strict import read_values, validate
+from hpcasync.config.strict import read_values, validate
 
 Settings = dict[str, Any]
 # A list of values for the axis's dotted key; or named bundles of settings.

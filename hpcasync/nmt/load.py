@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from hpcasync.config import Mode
+from hpcasync.config.schema import Mode
 from hpcasync.report.run import Record, Run
 
 # Where a run was put and how it was watched is no part of what it was.

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hpcasync.config import parse_config
+from hpcasync.config.schema import parse_config
 from hpcasync.errors import UserError
 
 Record = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpcasync.strict import apply_overrides, read_values, validate
+from hpcasync.config.strict import apply_overrides, read_values, validate
 
 MOST_WORKERS = 4096
 # Stands for a number that is measured on this machine before the simulation.

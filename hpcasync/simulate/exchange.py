@@ -7,7 +7,7 @@ from typing import Any
 
 import simpy
 
-from hpcasync.config import Config, Overlap, PullPolicy
+from hpcasync.config.schema import Config, Overlap, PullPolicy
 from hpcasync.ps.state import UpdateState
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.recorded import RankTimes, read_timelines

@@ -8,7 +8,7 @@ import torch
 
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketLedger

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 
 # Of each rank: the first batches pay for allocations and caches.

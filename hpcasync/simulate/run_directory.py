@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import MEASURED, ClusterConfig, load_cluster
 

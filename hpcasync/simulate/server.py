@@ -3,7 +3,7 @@
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.group_sum import GroupSum
 from hpcasync.ps.record import PushRecord

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.shard_state import ShardState, blocks_of
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.train.optimizers import optimizer_factory

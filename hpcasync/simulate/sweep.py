@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.result import Throughput
 from hpcasync.simulate.throughput import fewest_servers, measure_throughput

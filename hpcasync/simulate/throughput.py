@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.staleness import make_policy
 from hpcasync.ps.state import PushCounts, Update, UpdateState

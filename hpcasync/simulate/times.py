@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hpcasync.config import StragglerConfig
+from hpcasync.config.schema import StragglerConfig
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.compute_time import ComputeTimes, ModelledTimes, RecordedTimes

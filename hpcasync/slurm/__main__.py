@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 from hpcasync.launch.locate import find_library
 from hpcasync.slurm.environment import Allocation, read_allocation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 from hpcasync.slurm.plan import is_set, plan_job

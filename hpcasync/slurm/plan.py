@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 

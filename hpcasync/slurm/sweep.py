@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from hpcasync.config.strict import read_yaml
 from hpcasync.errors import UserError
-from hpcasync.strict import read_yaml
 
 _EXAMPLE = "for example `optimizer.learning_rate: [0.001, 0.003]`"
 

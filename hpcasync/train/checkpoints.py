@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
 
 from hpcasync.comm.shards import Shard
-from hpcasync.config import CheckpointConfig
+from hpcasync.config.schema import CheckpointConfig
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.ps.saved_shard import SavedShard

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hpcasync.config import StopConfig
+from hpcasync.config.schema import StopConfig
 
 # mpirun gives ranks pseudo-terminals whatever its own output is; `hpcasync launch` knows and says so here.
 TERMINAL_VARIABLE = "HPCASYNC_TERMINAL"

@@ -1,6 +1,6 @@
 """The corpus of a run, refused before anything starts where training would fail on it later."""
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 

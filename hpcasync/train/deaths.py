@@ -10,7 +10,7 @@ from hpcasync import lifeline
 from hpcasync.comm.liveness import LifeWatch, mpi_survives_deaths
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.waiting import is_death
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 
 

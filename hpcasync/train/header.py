@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hpcasync.comm.mpi import library_name, thread_level
 from hpcasync.comm.roles import Roles
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.train.resources import Resources
 from hpcasync.train.task import Task
 

@@ -11,7 +11,7 @@ from hpcasync.comm.mpi import gather_hosts, require_same, require_threads, toget
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.lost_work import LostWork

@@ -2,7 +2,7 @@
 
 import torch
 
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.shard_state import OptimizerFactory
 
 

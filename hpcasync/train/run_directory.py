@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError

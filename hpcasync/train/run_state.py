@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketLedger
 from hpcasync.train.counters import Counters

@@ -2,7 +2,7 @@
 
 import math
 
-from hpcasync.config import OptimizerConfig, ScheduleConfig
+from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
 from hpcasync.train.counters import Counters
 
 

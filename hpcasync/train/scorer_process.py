@@ -10,7 +10,7 @@ from queue import Queue
 
 import torch
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_

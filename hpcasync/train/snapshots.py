@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcasync.config import ValidationConfig
+from hpcasync.config.schema import ValidationConfig
 from hpcasync.train.background_writer import BackgroundWriter
 from hpcasync.train.recorder import Recorder
 from hpcasync.train.retention import superseded

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.flat import FlatParameters

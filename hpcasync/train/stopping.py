@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hpcasync.config import StopConfig
+from hpcasync.config.schema import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
 from hpcasync.train import stop_signals
 from hpcasync.train.counters import Counters

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.nmt.run_evaluation import read_records
 from hpcasync.ps.state import PushCounts
 from hpcasync.train.counters import Counters

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.saved_shard import SavedShard

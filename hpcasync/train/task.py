@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model

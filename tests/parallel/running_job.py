@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from hpcasync.bench.network_hosts import NetworkHosts
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.launch.restarts import newest_checkpoint
 
 # A launch takes five seconds on two idle cores; on busy ones the imports alone take a minute.

@@ -14,7 +14,7 @@ import torch
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
 

@@ -11,7 +11,7 @@ from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
 from hpcasync.cli.main import cli
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.launch.process import FinishedJob
 from hpcasync.train import stop_signals
 

@@ -8,7 +8,7 @@ import pytest
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 
 NUM_BATCHES = 44  # of the tiny corpus in two epochs
 SUMMARY_KEYS = {

@@ -12,7 +12,7 @@ import yaml
 from runners import MpiRunner
 from safetensors.numpy import load_file
 
-from hpcasync.config import Config, load_config
+from hpcasync.config.schema import Config, load_config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.prepare import PrepareOptions, prepare

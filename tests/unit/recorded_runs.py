@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config.schema import Config, parse_config
 
 # BLEU of the snapshots, one every 60 s.
 SCORES = (10.0, 20.0, 26.0, 31.0)

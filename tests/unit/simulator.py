@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.times import times_of

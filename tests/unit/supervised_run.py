@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.shard_state import ShardState

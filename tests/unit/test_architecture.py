@@ -9,13 +9,11 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"errors", "strict", "config", "exit_codes"}
+BASE = {"errors", "config", "exit_codes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
-    "strict": {"errors"},
-    "config": {"errors", "strict"},
-    "config_reference": BASE,
+    "config": {"errors"},
     "comm": {"errors", "lifeline"},
     "data": BASE,
     "nmt": BASE | {"data"},
@@ -32,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": BASE | {"comm", "data", "nmt", "ps", "train", "launch", "report"},
     "bench": BASE | {"comm", "launch", "ps", "timeline", "train"},
     "cli": BASE
-    | {"bench", "config_reference", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
+    | {"bench", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
     | {"report", "simulate", "experiment", "lifeline"},
     "__main__": {"errors", "cli", "launch", "lifeline"},
     "__init__": set(),

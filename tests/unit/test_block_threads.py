@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps import group_sum, shard_state
 from hpcasync.ps.block_threads import BlockThreads
 from hpcasync.ps.group_sum import GroupSum

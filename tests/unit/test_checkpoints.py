@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.config import CheckpointConfig
+from hpcasync.config.schema import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.train.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpcasync.config import MODEL_PRESETS, Config, load_config, parse_config
+from hpcasync.config.schema import MODEL_PRESETS, Config, load_config, parse_config
 from hpcasync.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console as RichConsole
 
-from hpcasync.config import StopConfig
+from hpcasync.config.schema import StopConfig
 from hpcasync.train import console as module
 from hpcasync.train.console import TERMINAL_VARIABLE, Console
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.config import parse_config
+from hpcasync.config.schema import parse_config
 from hpcasync.errors import UserError
 from hpcasync.train.devices import choose_server_device, choose_threads
 

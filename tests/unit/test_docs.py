@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hpcasync.config_reference import all_keys, markdown_table
+from hpcasync.config.reference import all_keys, markdown_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpcasync.config import load_config
+from hpcasync.config.schema import load_config
 from hpcasync.experiment.plan import PlannedRun, plan_runs
 from hpcasync.experiment.schema import load_experiment
 from hpcasync.simulate.cluster import load_cluster

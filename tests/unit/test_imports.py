@@ -18,7 +18,7 @@ def loaded_after(source: str) -> str:
     "source",
     [
         "import hpcasync",
-        "import hpcasync.config, hpcasync.errors",
+        "import hpcasync.config.schema, hpcasync.errors",
         "import hpcasync.cli.main",
         "import hpcasync.comm.shards, hpcasync.comm.roles",
         "import hpcasync.cli.main as m\ntry: m.cli(['--help'])\nexcept SystemExit: pass",

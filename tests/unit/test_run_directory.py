@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.train.run_directory import find_checkpoint_of, take_over
 from hpcasync.train.run_files import list_complete, write_state

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.config import OptimizerConfig, ScheduleConfig
+from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
 from hpcasync.train.counters import Counters
 from hpcasync.train.schedule import learning_rate
 

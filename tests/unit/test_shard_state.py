@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.config import OptimizerConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps import shard_state
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.train.optimizers import optimizer_factory

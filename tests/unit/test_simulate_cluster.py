@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpcasync.config_reference import all_keys, markdown_table
+from hpcasync.config.reference import all_keys, markdown_table
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import ClusterConfig, load_cluster, parse_cluster
 

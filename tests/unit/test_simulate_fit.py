@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcasync.config import Config, StragglerConfig, parse_config
+from hpcasync.config.schema import Config, StragglerConfig, parse_config
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.fit import fit_cluster

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 from simulator import JITTER, Simulator, assert_same, records, summary
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.state import PushCounts, Update
 from hpcasync.simulate.asynchronous import AsynchronousCluster

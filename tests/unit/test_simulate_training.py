@@ -12,7 +12,7 @@ import pytest
 import torch
 from simulator import JITTER, LAST, NUM_UPDATES, Simulator, assert_same, losses, parameters, records, summary
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError

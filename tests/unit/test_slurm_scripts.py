@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hpcasync.config import Config, parse_config
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.slurm.__main__ import assignments, main

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config import StopConfig
+from hpcasync.config.schema import StopConfig
 from hpcasync.train.console import Console
 from hpcasync.train.recorder import Recorder
 from hpcasync.train.stalls import SlowWorker, Stall, StallDetector

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpcasync.config import StopConfig
+from hpcasync.config.schema import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.train import stop_signals
 from hpcasync.train.counters import Counters

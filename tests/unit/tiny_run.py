@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hpcasync.config import parse_config
+from hpcasync.config.schema import parse_config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.prepare import PrepareOptions, prepare

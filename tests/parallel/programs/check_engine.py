@@ -31,7 +31,7 @@ from quadratic import (
 
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.config import PullPolicy
+from hpcasync.config.schema import PullPolicy
 from hpcasync.ps.client import Client
 from hpcasync.ps.compensation import DelayCompensation
 from hpcasync.ps.flat import FlatParameters

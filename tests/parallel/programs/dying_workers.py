@@ -20,7 +20,7 @@ from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.shared_words import SharedControlWindow
-from hpcasync.config import PullPolicy
+from hpcasync.config.schema import PullPolicy
 from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.client import Client
 from hpcasync.ps.control_words import ControlWords

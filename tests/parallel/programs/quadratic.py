@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcasync.config import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
+from hpcasync.config.schema import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
 from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.state import Update
 

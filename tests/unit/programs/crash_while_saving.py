@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.config import CheckpointConfig
+from hpcasync.config.schema import CheckpointConfig
 from hpcasync.train.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.train.run_files import list_complete, read_state, remove_partial, write_text_atomically
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from hpcasync.config import PullPolicy, StalenessPolicy
+from hpcasync.config.schema import PullPolicy, StalenessPolicy
 
 TORN = -1
 NOBODY = -1

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from hpcasync.config import Config
+from hpcasync.config.schema import Config
 
 
 @dataclass(frozen=True)
