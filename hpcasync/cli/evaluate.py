@@ -14,7 +14,7 @@ from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
     from hpcasync.nmt.evaluation import EvaluationSettings
-    from hpcasync.nmt.snapshots import Snapshot
+    from hpcasync.runs.snapshots import Snapshot
 
 _PATH = click.Path(path_type=Path)
 _FILE_OPTIONS = ("systems", "samples", "metrics")
@@ -121,7 +121,7 @@ def _evaluate_run(
     from hpcasync.data.corpus import PreparedCorpus
     from hpcasync.nmt.load import choose_device
     from hpcasync.nmt.run_evaluation import evaluate_snapshots
-    from hpcasync.nmt.snapshots import find_run_dir
+    from hpcasync.runs.snapshots import find_run_dir
 
     run_dir = find_run_dir(path)
     corpus = PreparedCorpus.open(data or _corpus_path(run_dir))
@@ -139,7 +139,7 @@ def _evaluate_run(
 
 
 def _snapshots(path: Path, run_dir: Path, *, is_all: bool) -> "list[Snapshot]":
-    from hpcasync.nmt.snapshots import Snapshot, chosen_directory, list_snapshots
+    from hpcasync.runs.snapshots import Snapshot, chosen_directory, list_snapshots
 
     is_run = path.absolute() == run_dir.absolute()
     if not is_all:
@@ -154,7 +154,7 @@ def _snapshots(path: Path, run_dir: Path, *, is_all: bool) -> "list[Snapshot]":
 
 def _corpus_path(run_dir: Path) -> Path:
     from hpcasync.config.schema import load_config
-    from hpcasync.nmt.snapshots import CONFIG_FILE
+    from hpcasync.runs.snapshots import CONFIG_FILE
 
     path = load_config(run_dir / CONFIG_FILE).data.path
     if not path.exists():

@@ -10,10 +10,9 @@ from rich.table import Table
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.load import load_model
-from hpcasync.nmt.run_evaluation import read_records
 from hpcasync.nmt.search import Searcher, SearchSettings
 from hpcasync.report.results import time_to
-from hpcasync.train.summary import read_validations
+from hpcasync.runs.records import evaluation_file, read_records, read_validations
 
 _NUM_SENTENCES = 4
 
@@ -48,7 +47,7 @@ def compare(runs: Sequence[Config]) -> None:
     for run, scores in zip(runs, validations, strict=True):
         summary = json.loads((run.output_dir / "summary.json").read_text())
         seconds = time_to(threshold, scores)
-        test = read_records(run.output_dir / "evaluation-test.jsonl")
+        test = read_records(run.output_dir / evaluation_file("test"))
         table.add_row(
             run.mode,
             f"{summary['best']['bleu']:.2f}" if summary["best"] else "-",

@@ -11,6 +11,7 @@ from hpcasync.errors import UserError
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.report.groups import flatten
+from hpcasync.runs.records import evaluation_file
 
 # What a machine or a person who watches may change between one start of a run and the next.
 _MAY_DIFFER = ("logging.", "checkpoint.", "roles.server_threads", "roles.worker_threads", "device", "validation.device")
@@ -44,7 +45,7 @@ def status_of(run: PlannedRun, *, split: str = "none") -> Status:
     _check_same(run)
     exit_code = _exit_code(directory / "summary.json")
     if exit_code not in (None, PREEMPTED):
-        is_scored = split == "none" or (directory / f"evaluation-{split}.jsonl").is_file()
+        is_scored = split == "none" or (directory / evaluation_file(split)).is_file()
         return Status.FINISHED if is_scored or exit_code == DIVERGED else Status.UNSCORED
     has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
     return Status.INTERRUPTED if has_checkpoint else Status.BROKEN_OFF

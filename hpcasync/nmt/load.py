@@ -14,7 +14,7 @@ from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
-from hpcasync.nmt.snapshots import CONFIG_FILE, PARAMETERS_FILE, chosen_directory, find_run_dir, list_snapshots
+from hpcasync.runs.snapshots import CONFIG_FILE, PARAMETERS_FILE, chosen_directory, find_run_dir, list_snapshots
 
 _NUM_SHOWN = 3  # names of parameters in a message
 

@@ -12,9 +12,8 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
-from hpcasync.nmt.snapshots import PARAMETERS_FILE, Snapshot
-
-Record = dict[str, Any]
+from hpcasync.runs.records import Record, evaluation_file, read_records
+from hpcasync.runs.snapshots import PARAMETERS_FILE, Snapshot
 
 
 def evaluate_snapshots(
@@ -32,7 +31,7 @@ def evaluate_snapshots(
     Raises:
         UserError: a snapshot cannot be loaded, the corpus has no such text, or the file cannot be written.
     """
-    path = run_dir / f"evaluation-{settings.split}.jsonl"
+    path = run_dir / evaluation_file(settings.split)
     known = read_records(path)
     trained = None
     for snapshot in snapshots:
@@ -45,30 +44,6 @@ def evaluate_snapshots(
             record = {**identity, **{key: _finite(value) for key, value in scores.items()}}
             _append(path, record)
         yield record
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of an evaluation file, oldest first; none if it does not exist.
-
-    A last line without its end is what a crash left, and is no record.
-
-    Raises:
-        UserError: another line is no JSON object.
-    """
-    if not path.is_file():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is no JSON: remove the line, or the file to score anew") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number} is no JSON object: remove the line, or the file to score anew")
-        records.append(record)
-    return records
 
 
 def _identity(snapshot: Snapshot, corpus: PreparedCorpus, settings: EvaluationSettings) -> Record:

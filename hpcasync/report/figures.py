@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from hpcasync.report.groups import Group
 from hpcasync.report.palette import group_colours
 from hpcasync.report.results import Result
-from hpcasync.report.run import Record, Run
+from hpcasync.report.run import Run
+from hpcasync.runs.records import Record
 
 _FONT = "Inter, 'Segoe UI', 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 _INK, _GRID = "#2b2a28", "#e7e3dd"

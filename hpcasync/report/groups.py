@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from hpcasync.config.schema import Mode
-from hpcasync.report.run import Record, Run
+from hpcasync.report.run import Run
+from hpcasync.runs.records import Record
 
 # Where a run was put and how it was watched is no part of what it was.
 _NOT_COMPARED = ("name", "run_dir", "seed", "logging", "checkpoint", "roles.server_threads", "roles.worker_threads")

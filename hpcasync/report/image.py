@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hpcasync.report.palette import ACTIVITY_COLOURS, group_colours
 from hpcasync.report.report import Report
 from hpcasync.report.results import Result
-from hpcasync.report.run import Record, Run
+from hpcasync.report.run import Run
 from hpcasync.report.spans import ACTIVITIES, Spans, read_timelines
+from hpcasync.runs.records import Record
 
 _STYLE: Any = {
     "font.family": "sans-serif",

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hpcasync.report.groups import Group
-from hpcasync.report.run import Record, Run
+from hpcasync.report.run import Run
+from hpcasync.runs.records import Record
 
 BASELINE_MODE = "sync"
 _MAX_THRESHOLDS = 8

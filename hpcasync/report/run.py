@@ -4,14 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from hpcasync.config.schema import parse_config
 from hpcasync.errors import UserError
-
-Record = dict[str, Any]
+from hpcasync.runs.records import METRICS_FILE, Record, evaluation_file, read_records
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def load_run(path: Path) -> Run:
         raise UserError(
             f"{path} is no run directory (it has no config.yaml): give directories that `hpcasync train` made"
         )
-    records = _read_lines(path / "metrics.jsonl")
+    records = read_records(path / METRICS_FILE)
     updates = [record for record in records if record.get("event") == "update"]
     validations = [record for record in records if record.get("event") == "validation"]
     cluster = path / "cluster.yaml"
@@ -98,8 +96,8 @@ def load_run(path: Path) -> Run:
         path,
         _read_config(path / "config.yaml"),
         _newest(updates),
-        _newest(validations or _read_lines(path / "evaluation-valid.jsonl")),
-        _newest(_read_lines(path / "evaluation-test.jsonl")),
+        _newest(validations or read_records(path / evaluation_file("valid"))),
+        _newest(read_records(path / evaluation_file("test"))),
         _read_summary(path / "summary.json"),
         _read_mapping(cluster) if cluster.is_file() else None,
     )
@@ -109,17 +107,6 @@ def _newest(records: Iterable[Record]) -> tuple[Record, ...]:
     """One record per number of updates, the last one: a resumed run makes some updates again."""
     newest = {record["num_updates"]: record for record in records}
     return tuple(newest[number] for number in sorted(newest))
-
-
-def _read_lines(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-        # A last line without its end is what a crash left, or is being written.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove the damaged line") from error
 
 
 def _read_config(path: Path) -> Record:

@@ -12,6 +12,10 @@ from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketLedger
+from hpcasync.runs.checkpoints import ShardWriter, read_shard
+from hpcasync.runs.directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
+from hpcasync.runs.files import write_text_atomically
+from hpcasync.runs.run_state import RunState
 from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig
 from hpcasync.simulate.exchange import ExchangeOptions
@@ -25,13 +29,9 @@ from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
-from hpcasync.train.checkpoints import ShardWriter, read_shard
 from hpcasync.train.devices import choose_device
 from hpcasync.train.header import task_lines, title_lines
 from hpcasync.train.recorder import Recorder
-from hpcasync.train.run_directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
-from hpcasync.train.run_files import write_text_atomically
-from hpcasync.train.run_state import RunState
 from hpcasync.train.summary import make_summary
 from hpcasync.train.supervisor import Supervisor
 from hpcasync.train.task import Task, make_task

@@ -11,11 +11,11 @@ from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.shard_state import clip_factor
 from hpcasync.ps.state import Update
+from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.simulate.workload import target_tokens
 from hpcasync.train.asynchronous import CoordinatorObserver
-from hpcasync.train.checkpoints import ShardWriter
 from hpcasync.train.step import GradientStep
 from hpcasync.train.supervisor import Supervisor
 from hpcasync.train.task import Task

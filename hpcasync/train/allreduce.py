@@ -12,11 +12,11 @@ from hpcasync.comm.mpi import together
 from hpcasync.errors import UserError
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.ps.state import PushCounts
+from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.rank_watch import RankWatch
-from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
 
 

@@ -10,11 +10,11 @@ from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.record import PushRecord
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.state import Update
+from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.deaths import Deaths
 from hpcasync.train.exchange import Contribution
-from hpcasync.train.run_state import UpdateReport
 from hpcasync.train.supervisor import Supervisor
 
 # After the checkpoint that a signal asked for, for ranks that hang: time may be short then.

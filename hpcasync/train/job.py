@@ -17,26 +17,26 @@ from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.lost_work import LostWork
 from hpcasync.ps.shard_state import ShardState
 from hpcasync.ps.survival import Survival
-from hpcasync.slurm.environment import check_world_size
-from hpcasync.timeline import Timeline, TimelineFile
-from hpcasync.train.allreduce import AllreduceExchange, start_horovod
-from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
-from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.checkpoints import ShardWriter, read_shard
-from hpcasync.train.deaths import Deaths
-from hpcasync.train.header import header_lines
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
-from hpcasync.train.rank_watch import RankWatch
-from hpcasync.train.resources import Resources, settle_resources
-from hpcasync.train.run_directory import (
+from hpcasync.runs.checkpoints import ShardWriter, read_shard
+from hpcasync.runs.directory import (
     create_run_directory,
     find_checkpoint_of,
     read_run_state,
     save_configuration,
     take_over,
 )
-from hpcasync.train.run_state import RunState
+from hpcasync.runs.run_state import RunState
+from hpcasync.slurm.environment import check_world_size
+from hpcasync.timeline import Timeline, TimelineFile
+from hpcasync.train.allreduce import AllreduceExchange, start_horovod
+from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.batch_order import BatchOrder
+from hpcasync.train.deaths import Deaths
+from hpcasync.train.header import header_lines
+from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
+from hpcasync.train.rank_watch import RankWatch
+from hpcasync.train.resources import Resources, settle_resources
 from hpcasync.train.step import GradientStep
 from hpcasync.train.summary import make_summary
 from hpcasync.train.supervisor import Supervisor

@@ -10,14 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hpcasync.runs.counters import Counters
+from hpcasync.runs.files import explain
+from hpcasync.runs.records import METRICS_FILE
 from hpcasync.train.console import Console
-from hpcasync.train.counters import Counters
-from hpcasync.train.run_files import explain
 
 if TYPE_CHECKING:
     from hpcasync.train.tensorboard import ScalarFile
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Recorder:

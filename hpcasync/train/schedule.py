@@ -3,7 +3,7 @@
 import math
 
 from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
-from hpcasync.train.counters import Counters
+from hpcasync.runs.counters import Counters
 
 
 def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, counters: Counters) -> float:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from hpcasync.config.schema import ValidationConfig
-from hpcasync.train.background_writer import BackgroundWriter
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.retention import superseded
-from hpcasync.train.run_files import (
+from hpcasync.runs.background_writer import BackgroundWriter
+from hpcasync.runs.files import (
     SavedSnapshot,
     explain,
     list_complete,
@@ -19,9 +17,11 @@ from hpcasync.train.run_files import (
     write_snapshot,
     write_text_atomically,
 )
+from hpcasync.runs.records import read_validations
+from hpcasync.runs.retention import superseded
+from hpcasync.runs.scores import BestScore
+from hpcasync.train.recorder import Recorder
 from hpcasync.train.scorer import Scorer
-from hpcasync.train.scores import BestScore
-from hpcasync.train.summary import read_validations
 
 
 class Snapshots:

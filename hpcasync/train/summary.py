@@ -1,14 +1,12 @@
 """summary.json: what a run was and what came out."""
 
-from pathlib import Path
 from typing import Any
 
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-from hpcasync.nmt.run_evaluation import read_records
 from hpcasync.ps.state import PushCounts
-from hpcasync.train.counters import Counters
-from hpcasync.train.recorder import METRICS_FILE
+from hpcasync.runs.counters import Counters
+from hpcasync.runs.records import read_validations
 
 
 def make_summary(
@@ -44,8 +42,3 @@ def make_summary(
         "seed": config.seed,
         "configuration_digest": config.digest,
     }
-
-
-def read_validations(run_dir: Path) -> list[dict[str, Any]]:
-    """The validation records of a run, oldest first."""
-    return [record for record in read_records(run_dir / METRICS_FILE) if record["event"] == "validation"]

@@ -14,12 +14,12 @@ from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.saved_shard import SavedShard
 from hpcasync.ps.shard_state import ShardState
+from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
+from hpcasync.runs.counters import Counters
+from hpcasync.runs.files import explain, remove_partial, write_text_atomically
+from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train import stop_signals
-from hpcasync.train.checkpoints import CheckpointDirectory, ShardWriter
-from hpcasync.train.counters import Counters
 from hpcasync.train.recorder import Recorder
-from hpcasync.train.run_files import explain, remove_partial, write_text_atomically
-from hpcasync.train.run_state import RunState, UpdateReport
 from hpcasync.train.schedule import learning_rate
 from hpcasync.train.snapshots import Snapshots
 from hpcasync.train.stopping import Ending, StopRules

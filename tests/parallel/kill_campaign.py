@@ -26,8 +26,8 @@ from tiny_training import CONFIG, TinyCorpus, make_tiny_corpus
 
 from hpcasync.comm.shards import Shard
 from hpcasync.ps.tickets import TicketLedger
-from hpcasync.train.checkpoints import read_shard
-from hpcasync.train.run_files import list_complete, read_state
+from hpcasync.runs.checkpoints import read_shard
+from hpcasync.runs.files import list_complete, read_state
 
 NUM_RANKS = 4
 VICTIMS = ("coordinator", "server", "worker", "mpirun")

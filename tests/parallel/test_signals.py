@@ -10,7 +10,7 @@ from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.ps.tickets import TicketLedger
-from hpcasync.train.run_files import list_complete, read_state
+from hpcasync.runs.files import list_complete, read_state
 
 
 def write_config(directory: Path, corpus: TinyCorpus) -> Path:

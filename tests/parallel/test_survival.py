@@ -13,7 +13,7 @@ from test_signals import check_consistent, write_config
 from tiny_training import TinyCorpus
 
 from hpcasync.exit_codes import RANK_LOST
-from hpcasync.train.run_files import read_state
+from hpcasync.runs.files import read_state
 
 PROGRAM = Path(__file__).parent / "programs" / "dying_workers.py"
 SURVIVE = ("--survive-workers",)

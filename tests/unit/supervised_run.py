@@ -13,11 +13,11 @@ from hpcasync.config.schema import Config, parse_config
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
 from hpcasync.ps.shard_state import ShardState
-from hpcasync.train.checkpoints import ShardWriter
+from hpcasync.runs.checkpoints import ShardWriter
+from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train.console import Console
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.recorder import Recorder
-from hpcasync.train.run_state import RunState, UpdateReport
 from hpcasync.train.scorer import Scorer
 from hpcasync.train.supervisor import Supervisor
 

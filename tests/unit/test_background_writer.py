@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from hpcasync.train.background_writer import BackgroundWriter
+from hpcasync.runs.background_writer import BackgroundWriter
 
 
 def test_writes_come_in_order_and_errors_come_back() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from supervised_run import Run, Scores, names, scored
 
+from hpcasync.runs.files import list_complete
+from hpcasync.runs.scores import BestScore
 from hpcasync.train import snapshots as module
-from hpcasync.train.run_files import list_complete
-from hpcasync.train.scores import BestScore
 
 pytestmark = pytest.mark.usefixtures("plain_output")
 

@@ -11,8 +11,8 @@ from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.train.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard
-from hpcasync.train.run_files import list_complete, read_state
+from hpcasync.runs.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard
+from hpcasync.runs.files import list_complete, read_state
 
 NUM_ELEMENTS = 100
 VECTORS = {

@@ -11,10 +11,10 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import CheckpointConfig
-from hpcasync.train.checkpoints import CheckpointDirectory, ShardWriter, read_shard
+from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
+from hpcasync.runs.files import list_complete, write_snapshot
 from hpcasync.train.console import Console
 from hpcasync.train.recorder import Recorder
-from hpcasync.train.run_files import list_complete, write_snapshot
 
 PROGRAM = Path(__file__).parent / "programs" / "crash_while_saving.py"
 

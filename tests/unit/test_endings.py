@@ -11,12 +11,12 @@ import pytest
 from supervised_run import Run, Scores, end_of, make_config, names, scored
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
+from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.records import read_validations
+from hpcasync.runs.run_state import RunState
+from hpcasync.runs.scores import BestScore
 from hpcasync.train import snapshots as module
 from hpcasync.train import stop_signals
-from hpcasync.train.run_files import list_complete, read_state
-from hpcasync.train.run_state import RunState
-from hpcasync.train.scores import BestScore
-from hpcasync.train.summary import read_validations
 
 pytestmark = pytest.mark.usefixtures("plain_output")
 

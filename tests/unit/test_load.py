@@ -10,7 +10,7 @@ from tiny_run import NAMES, TinyRun
 
 from hpcasync.errors import UserError
 from hpcasync.nmt.load import choose_device, load_model
-from hpcasync.nmt.snapshots import find_run_dir, list_snapshots
+from hpcasync.runs.snapshots import find_run_dir, list_snapshots
 
 
 @pytest.fixture

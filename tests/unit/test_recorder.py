@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hpcasync.config.schema import StopConfig
+from hpcasync.runs.counters import Counters
 from hpcasync.train.console import TERMINAL_VARIABLE, Console
-from hpcasync.train.counters import Counters
 from hpcasync.train.recorder import Recorder
 
 

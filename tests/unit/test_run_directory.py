@@ -6,8 +6,8 @@ import pytest
 
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
-from hpcasync.train.run_directory import find_checkpoint_of, take_over
-from hpcasync.train.run_files import list_complete, write_state
+from hpcasync.runs.directory import find_checkpoint_of, take_over
+from hpcasync.runs.files import list_complete, write_state
 
 
 def make_run(run_dir: Path, *updates: int) -> Path:

@@ -7,14 +7,14 @@ import pytest
 from safetensors import safe_open
 
 from hpcasync.errors import UserError
-from hpcasync.train.retention import superseded
-from hpcasync.train.run_files import (
+from hpcasync.runs.files import (
     SavedSnapshot,
     read_state,
     remove_partial,
     write_snapshot,
     write_text_atomically,
 )
+from hpcasync.runs.retention import superseded
 
 
 def test_damaged_state(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
-from hpcasync.train.counters import Counters
+from hpcasync.runs.counters import Counters
 from hpcasync.train.schedule import learning_rate
 
 PEAK = 0.001

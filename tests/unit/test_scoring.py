@@ -15,9 +15,10 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import load_model
-from hpcasync.nmt.run_evaluation import evaluate_snapshots, read_records
+from hpcasync.nmt.run_evaluation import evaluate_snapshots
 from hpcasync.nmt.scoring import Loss, corpus_loss, corpus_score, paired_bootstrap
-from hpcasync.nmt.snapshots import list_snapshots
+from hpcasync.runs.records import read_records
+from hpcasync.runs.snapshots import list_snapshots
 
 REFERENCE = ["The cat sat on the mat.", "It was a fine day in May, was it not?", "Nobody came."]
 HYPOTHESES = ["the cat sat on the mat .", "It was a fine day in June, was it not?", "Nobody came."]

@@ -12,9 +12,9 @@ from hpcasync.config.schema import Config
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
+from hpcasync.runs.files import read_state, write_state
 from hpcasync.train import stop_signals
 from hpcasync.train.exchange import Contribution
-from hpcasync.train.run_files import read_state, write_state
 from hpcasync.train.step import GradientStep
 
 OF_THE_END = ("staleness", "gradients_pushed", "gradients_applied", "gradients_dropped", "wall_seconds", "num_batches")

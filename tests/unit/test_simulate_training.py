@@ -17,15 +17,15 @@ from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
-from hpcasync.nmt.snapshots import list_snapshots
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.report.spans import ACTIVITIES, read_timelines, totals
+from hpcasync.runs.counters import Counters
+from hpcasync.runs.snapshots import list_snapshots
 from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.times import times_of
-from hpcasync.train.counters import Counters
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.schedule import learning_rate
 from hpcasync.train.step import GradientStep

@@ -11,8 +11,8 @@ import pytest
 
 from hpcasync.config.schema import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
+from hpcasync.runs.counters import Counters
 from hpcasync.train import stop_signals
-from hpcasync.train.counters import Counters
 from hpcasync.train.stopping import WINDOW_UPDATES, Divergence, Ending, StopRules
 
 

@@ -9,9 +9,9 @@ import torch
 from supervised_run import Run, names
 
 from hpcasync.ps.state import PushCounts
-from hpcasync.train.run_files import list_complete, read_state
-from hpcasync.train.run_state import RunState, UpdateReport
-from hpcasync.train.scores import BestScore
+from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.run_state import RunState, UpdateReport
+from hpcasync.runs.scores import BestScore
 
 pytestmark = pytest.mark.usefixtures("plain_output")
 

@@ -18,8 +18,8 @@ import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import CheckpointConfig
-from hpcasync.train.checkpoints import CheckpointDirectory, ShardWriter, read_shard
-from hpcasync.train.run_files import list_complete, read_state, remove_partial, write_text_atomically
+from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
+from hpcasync.runs.files import list_complete, read_state, remove_partial, write_text_atomically
 
 NUM_ELEMENTS = 100
 NUM_SHARDS = 2

@@ -7,10 +7,10 @@ from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError
-from hpcasync.train.run_files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
-from hpcasync.train.run_state import RunState
-from hpcasync.train.scores import BestScore
-from hpcasync.train.summary import read_validations
+from hpcasync.runs.files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
+from hpcasync.runs.run_state import RunState
+from hpcasync.runs.scores import BestScore
+from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
 
 
 def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:
@@ -100,7 +100,7 @@ def take_over(checkpoint: Path, run_dir: Path) -> None:
     """
     source = checkpoint.parent.parent
     try:
-        for path in (source / "metrics.jsonl", *source.glob("evaluation-*.jsonl")):
+        for path in (source / METRICS_FILE, *source.glob(evaluation_file("*"))):
             if path.is_file():
                 shutil.copyfile(path, run_dir / path.name)
         for path in list_complete(source / "snapshots"):

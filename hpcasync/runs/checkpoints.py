@@ -22,9 +22,9 @@ from hpcasync.config.schema import CheckpointConfig
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.train.background_writer import BackgroundWriter
-from hpcasync.train.retention import superseded
-from hpcasync.train.run_files import (
+from hpcasync.runs.background_writer import BackgroundWriter
+from hpcasync.runs.retention import superseded
+from hpcasync.runs.files import (
     WRITE_ERRORS,
     explain,
     list_complete,

@@ -7,8 +7,8 @@ from typing import Any
 from hpcasync.config.schema import Config
 from hpcasync.ps.state import PushCounts
 from hpcasync.ps.tickets import TicketLedger
-from hpcasync.train.counters import Counters
-from hpcasync.train.scores import BestScore
+from hpcasync.runs.counters import Counters
+from hpcasync.runs.scores import BestScore
 
 
 @dataclass(frozen=True)
