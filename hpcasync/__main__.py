@@ -2,7 +2,7 @@
 
 import sys
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.launch.ranks import rank_from_environment
 

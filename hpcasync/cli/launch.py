@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
         )
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.
+    from hpcasync.deaths.lifeline_hub import Lifelines
     from hpcasync.launch.here import job_line_here
-    from hpcasync.launch.lifelines import Lifelines
     from hpcasync.launch.mpirun import may_span_hosts
     from hpcasync.launch.process import environment_of_ranks
     from hpcasync.launch.restarts import run_with_restarts

@@ -80,7 +80,7 @@ class Backoff:
 def make_progress(comm: MPI.Intracomm) -> None:
     """Let MPI serve other ranks' one-sided operations on this rank (needed between hosts over TCP).
 
-    Deaths that MPI has noticed are acknowledged: what follows from them is decided elsewhere (`comm.liveness`).
+    Deaths that MPI has noticed are acknowledged: what follows from them is decided elsewhere (`deaths.host_watch`).
     """
     try:
         comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
 from hpcasync.launch.ranks import JobRank, job_name, rank_from_environment
 

@@ -18,7 +18,7 @@ SMALL_SHARED_MEMORY_BYTES = 1 << 30
 _HOST_OPTIONS = {"host", "H", "hostfile", "machinefile", "default-hostfile", "f", "hosts"}
 _BINDING_OPTIONS = {"bind-to", "bind-to-core", "cpu-set", "cpu-list", "rankfile", "rf"}
 _MAPPING_OPTIONS = {"oversubscribe", "nooversubscribe", "map-by"}
-# For the ranks (`hpcasync.train.deaths`): asked for, not only possible.
+# For the ranks (`hpcasync.deaths.policy`): asked for, not only possible.
 SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
 # Set in every allocation of a resource manager: there mpirun knows hosts and slots.
 _ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")

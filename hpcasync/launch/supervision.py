@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 
+from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths
 from hpcasync.exit_codes import RANK_LOST
-from hpcasync.launch.lifelines import Lifelines, Rank, describe_deaths
 from hpcasync.launch.mpirun import JobLine
 from hpcasync.launch.process import JOB_VARIABLE, clean_up, end_with_parent, exit_code
 

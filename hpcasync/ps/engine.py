@@ -61,7 +61,7 @@ class EngineOptions:
         staleness_limit, staleness_policy: what is done about stale gradients (`ps.staleness`).
         compensation: strength of delay compensation (`ps.compensation`); needs a limit, with policy wait or drop.
         lookahead: how far ahead workers compute, in parts of the mean staleness (`ps.lookahead`).
-        may_lose_workers: the job goes on without workers that die; MPI has to allow it (`comm.liveness`).
+        may_lose_workers: the job goes on without workers that die; MPI has to allow it (`deaths.host_watch`).
         link: what the windows hold.
     """
 

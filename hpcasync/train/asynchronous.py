@@ -2,8 +2,9 @@
 
 import torch
 
-from hpcasync.comm.deadline import abort_after
 from hpcasync.comm.roles import Roles
+from hpcasync.deaths.abort import abort_after
+from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.client import Client
 from hpcasync.ps.flat import FlatParameters
 from hpcasync.ps.observer import SaveRequest
@@ -13,7 +14,6 @@ from hpcasync.ps.state import Update
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.deaths import Deaths
 from hpcasync.train.exchange import Contribution
 from hpcasync.train.supervisor import Supervisor
 

@@ -12,6 +12,7 @@ from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import Config
+from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.link import LinkOptions
 from hpcasync.ps.lost_work import LostWork
@@ -31,7 +32,6 @@ from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.allreduce import AllreduceExchange, start_horovod
 from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
 from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.deaths import Deaths
 from hpcasync.train.header import header_lines
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange

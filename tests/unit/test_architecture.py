@@ -14,17 +14,17 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
     "config": {"errors"},
-    "comm": {"errors", "lifeline"},
+    "comm": {"errors"},
+    "deaths": BASE | {"comm"},
     "data": BASE,
     "nmt": BASE | {"data", "runs"},
     "timeline": set(),
-    "lifeline": {"exit_codes"},
     "ps": {"errors", "comm", "timeline"},
     "runs": BASE | {"comm", "data", "ps"},
-    "train": BASE | {"comm", "data", "lifeline", "nmt", "ps", "runs", "slurm", "timeline"},
+    "train": BASE | {"comm", "data", "deaths", "nmt", "ps", "runs", "slurm", "timeline"},
     "report": BASE | {"runs"},
     "experiment": BASE | {"report", "runs", "simulate"},
-    "launch": BASE | {"lifeline"},
+    "launch": BASE | {"deaths"},
     "slurm": BASE | {"launch"},
     "doctor": BASE | {"comm", "launch", "slurm", "train"},
     "simulate": BASE | {"comm", "data", "nmt", "ps", "runs", "timeline", "train"},
@@ -32,8 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | {"comm", "launch", "ps", "timeline", "train"},
     "cli": BASE
     | {"bench", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
-    | {"report", "runs", "simulate", "experiment", "lifeline"},
-    "__main__": {"errors", "cli", "launch", "lifeline"},
+    | {"report", "runs", "simulate", "experiment", "deaths"},
+    "__main__": {"errors", "cli", "launch", "deaths"},
     "__init__": set(),
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
+from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths, own_addresses
 from hpcasync.exit_codes import RANK_LOST
-from hpcasync.launch.lifelines import Lifelines, Rank, describe_deaths, own_addresses
 from hpcasync.launch.supervision import _Supervision
 
 # Far longer than anything here takes.
@@ -21,7 +21,7 @@ SECONDS = 60
 # Takes hold, says that it did, then does what it is told, line by line.
 PROGRAM = """
 import os, sys
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 lifeline.hold(int(sys.argv[1]))
 print("held" if lifeline.is_held() else "not held", lifeline.VARIABLE in os.environ, flush=True)
 for line in sys.stdin:
@@ -142,7 +142,7 @@ def test_many_ranks_need_many_files() -> None:
     """More than the limit of a login shell; those that come when no more may be opened are told of, once."""
     program = (
         "import os, resource, socket, time\n"
-        "from hpcasync.launch.lifelines import Lifelines\n"
+        "from hpcasync.deaths.lifeline_hub import Lifelines\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 400))\n"
         "lifelines = Lifelines(200, is_local=True)\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"

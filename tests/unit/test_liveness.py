@@ -10,7 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from hpcasync.comm.liveness import Process, mpi_survives_deaths
+from hpcasync.deaths.host_watch import Process, mpi_survives_deaths
 
 
 @pytest.fixture

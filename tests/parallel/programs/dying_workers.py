@@ -14,14 +14,14 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm import liveness
-from hpcasync.comm.liveness import LifeWatch
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.config.schema import PullPolicy
 from hpcasync.data.batches import BatchPlan
+from hpcasync.deaths import host_watch as liveness
+from hpcasync.deaths.host_watch import LifeWatch
 from hpcasync.ps.client import Client
 from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.engine import Engine, EngineOptions

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from hpcasync.deaths.lifeline_hub import Lifelines
 from hpcasync.launch.here import job_line_here
-from hpcasync.launch.lifelines import Lifelines
 from hpcasync.launch.process import environment_of_ranks
 from hpcasync.launch.supervision import supervise
 

@@ -6,7 +6,7 @@ import time
 
 from mpi4py import MPI
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 
 
 def abort_after(seconds: float, exit_code: int, message: str) -> None:

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from mpi4py import MPI
 
-from hpcasync import lifeline
-from hpcasync.comm.liveness import LifeWatch, mpi_survives_deaths
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.waiting import is_death
 from hpcasync.config.schema import Config
+from hpcasync.deaths import lifeline
+from hpcasync.deaths.host_watch import LifeWatch, mpi_survives_deaths
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 

@@ -1,7 +1,7 @@
 """A rank's end of its lifeline: a TCP connection to `hpcasync launch`, which the kernel cuts when the process dies.
 
 So `launch` learns of a death on any host at once, whatever MPI does about it, and the ranks learn of the death of
-`launch` (`hpcasync.launch.lifelines` is its end). Without `launch` nothing here does anything.
+`launch` (`hpcasync.deaths.lifeline_hub` is its end). Without `launch` nothing here does anything.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The lifelines of a job's ranks, at `hpcasync launch`: it learns at once that a rank has died, on whichever host.
 
 MPI's launchers end a job when a rank is killed, mostly: not where MPI's fault tolerance is on, nor when a host is gone.
-What they say of it differs, and is never what the rank was for. See `hpcasync.lifeline` for the ranks' end.
+What they say of it differs, and is never what the rank was for. See `hpcasync.deaths.lifeline` for the ranks' end.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from hpcasync.lifeline import Address, keep_alive
+from hpcasync.deaths.lifeline import Address, keep_alive
 
 _LOOPBACK = "127.0.0.1"
 # For the ranks to end themselves where mpirun has not done it.
@@ -80,7 +80,7 @@ class Lifelines:
         is_local: all ranks run on this host.
 
     Attributes:
-        address: for the environment of the ranks, as `hpcasync.lifeline.VARIABLE`.
+        address: for the environment of the ranks, as `hpcasync.deaths.lifeline.VARIABLE`.
         missed: ranks that have ended, or been made to, without having said that they would.
         has_report: a rank has said that it ends with an error.
     """
