@@ -20,7 +20,7 @@ import torch
 
 from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
-from hpcasync.ps.shard_state import ShardState, blocks_of
+from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.step import GradientStep
 from hpcasync.train.task import Task, make_task

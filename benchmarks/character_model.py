@@ -16,12 +16,12 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.link import LinkOptions
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.optimizers import optimizer_factory
 
 LENGTH, BATCH = 128, 16

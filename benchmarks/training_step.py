@@ -27,8 +27,8 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.optimizers import optimizer_factory
 from hpcasync.train.step import GradientStep
 

@@ -19,8 +19,8 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
 
 # Small: a shard is one block.
 _NUM_ELEMENTS = 10_000

@@ -5,9 +5,9 @@ import torch
 from hpcasync.bench.memory import Bandwidth, seconds_of
 from hpcasync.bench.rows import Row, rate_row
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.wire import DenseWire
+from hpcasync.ps.server.group_sum import GroupSum
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.transport.gradient_formats import DenseWire
 from hpcasync.train.optimizers import optimizer_factory
 
 

@@ -15,8 +15,8 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.train.optimizers import optimizer_factory
 
 # Small: the arithmetic of the few updates is nothing beside the waiting.

@@ -20,10 +20,10 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Update
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.optimizers import optimizer_factory
 

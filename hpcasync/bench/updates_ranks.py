@@ -16,12 +16,12 @@ from mpi4py import MPI
 from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.client import PullPolicy
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Update
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.worker.client import PullPolicy
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.optimizers import optimizer_factory
 
 _WARM_UP = 3

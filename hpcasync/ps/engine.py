@@ -26,17 +26,19 @@ from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, make_progress, wait_for_all
-from hpcasync.ps.block_threads import BlockThreads
-from hpcasync.ps.client import Client, PullPolicy
-from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.link import Link, LinkOptions
-from hpcasync.ps.observer import Observer, ShardSaver
-from hpcasync.ps.server import Coordinator, Follower, initial_shard
-from hpcasync.ps.shard_state import OptimizerFactory, ShardState
-from hpcasync.ps.staleness import StalenessPolicy, make_policy
-from hpcasync.ps.state import PushCounts, UpdateState
-from hpcasync.ps.survival import Survival
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.observer import Observer, ShardSaver
+from hpcasync.ps.protocol.staleness import StalenessPolicy, make_policy
+from hpcasync.ps.protocol.updates import PushCounts, UpdateState
+from hpcasync.ps.server.block_threads import BlockThreads
+from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.coordinator import Coordinator
+from hpcasync.ps.server.follower import Follower
+from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.shard_server import initial_shard
+from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
+from hpcasync.ps.transport.link import Link, LinkOptions
+from hpcasync.ps.worker.client import Client, PullPolicy
 from hpcasync.timeline import Timeline
 
 
@@ -58,9 +60,9 @@ class EngineOptions:
         pull: what a worker waits for after a push (exchange.pull).
         clip_norm: global norm of the gradient per token; 0: no clipping.
         ema_decay: averaged parameters, per update; 0: none.
-        staleness_limit, staleness_policy: what is done about stale gradients (`ps.staleness`).
-        compensation: strength of delay compensation (`ps.compensation`); needs a limit, with policy wait or drop.
-        lookahead: how far ahead workers compute, in parts of the mean staleness (`ps.lookahead`).
+        staleness_limit, staleness_policy: what is done about stale gradients (`ps.protocol.staleness`).
+        compensation: strength of delay compensation (`ps.server.compensation`); needs a limit, policy wait or drop.
+        lookahead: how far ahead workers compute, in parts of the mean staleness (`ps.protocol.lookahead`).
         may_lose_workers: the job goes on without workers that die; MPI has to allow it (`deaths.host_watch`).
         link: what the windows hold.
     """
@@ -84,7 +86,7 @@ class Engine:
 
     Args:
         comm: all ranks.
-        parameters: [num_elements] float32, the same on all ranks (`ps.flat.FlatParameters`).
+        parameters: [num_elements] float32, the same on all ranks (`ps.worker.flat_parameters.FlatParameters`).
         make_optimizer: builds the optimizer of a block of parameters; it must work element by element.
         options: the same on all ranks.
         roles: who does what; default: servers are spread over the hosts.

@@ -21,7 +21,7 @@ from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
-from hpcasync.ps.saved_shard import SavedShard
+from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.background_writer import BackgroundWriter
 from hpcasync.runs.retention import superseded
 from hpcasync.runs.files import (
@@ -38,7 +38,7 @@ from hpcasync.runs.files import (
 
 
 class ShardWriter(BackgroundWriter[SavedShard]):
-    """Writes this rank's shard of checkpoints (`ps.observer.ShardSaver`)."""
+    """Writes this rank's shard of checkpoints (`ps.protocol.observer.ShardSaver`)."""
 
     def __init__(self, checkpoints: Path, num_shards: int) -> None:
         super().__init__()

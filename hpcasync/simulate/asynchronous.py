@@ -1,4 +1,4 @@
-"""The asynchronous modes in virtual time: workers and one server, step for step as `ps.client` and `ps.server` do them.
+"""The asynchronous modes in virtual time: workers and one server, step for step as `ps.worker` and `ps.server`.
 
 The coordinator decides with its own `UpdateState`. All servers do the same at the same time, each on its shard, so one
 of them is simulated with its share of elements and bytes.
@@ -6,7 +6,7 @@ of them is simulated with its share of elements and bytes.
 
 from collections.abc import Sequence
 
-from hpcasync.ps.state import UpdateState
+from hpcasync.ps.protocol.updates import UpdateState
 from hpcasync.simulate.coordinator import SimulatedCoordinator
 from hpcasync.simulate.exchange import Exchange, ExchangeOptions
 from hpcasync.simulate.network import Waiting

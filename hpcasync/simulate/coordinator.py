@@ -1,19 +1,19 @@
-"""The server of a simulated cluster: `ps.server.Coordinator` in virtual time, step for step."""
+"""The server of a simulated cluster: `ps.server.coordinator.Coordinator` in virtual time, step for step."""
 
 from collections.abc import Generator
 from typing import Any
 
 import simpy
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Arrival, Update
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Arrival, Update
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
 from hpcasync.timeline import Timeline
 
 
 class SimulatedCoordinator:
-    """Takes pushes in order, and decides with the real decisions (`ps.state`).
+    """Takes pushes in order, and decides with the real decisions (`ps.protocol.updates`).
 
     Args:
         exchange: shared with the workers.

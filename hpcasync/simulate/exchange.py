@@ -1,4 +1,4 @@
-"""What workers and servers of a simulated cluster see of each other (`ps.control_words` in a real one)."""
+"""What workers and servers of a simulated cluster see of each other (`ps.protocol.control_words` in a real one)."""
 
 from collections import deque
 from collections.abc import Generator
@@ -8,7 +8,7 @@ from typing import Any
 import simpy
 
 from hpcasync.config.schema import Config, Overlap, PullPolicy
-from hpcasync.ps.state import UpdateState
+from hpcasync.ps.protocol.updates import UpdateState
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage, polling_delay
@@ -23,7 +23,7 @@ class ExchangeOptions:
         overlap: exchange.overlap.
         num_local: accumulate.local.
         num_slots: exchange.slots.
-        sums_late: gradients stay in their slots until the update, as `ps.group_sum` has it where the format allows.
+        sums_late: gradients stay in their slots until the update, as in `ps.server.group_sum` if the format allows.
     """
 
     pull: PullPolicy

@@ -10,8 +10,8 @@ from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
-from hpcasync.ps.state import PushCounts
-from hpcasync.ps.tickets import TicketLedger
+from hpcasync.ps.protocol.tickets import TicketLedger
+from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
 from hpcasync.runs.directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
 from hpcasync.runs.files import write_text_atomically

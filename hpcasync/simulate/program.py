@@ -2,8 +2,8 @@
 
 from typing import Any, Protocol
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
 
 
 class Program(Protocol):

@@ -14,9 +14,9 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.errors import UserError
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Update
-from hpcasync.ps.tickets import TicketLedger
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.tickets import TicketLedger
+from hpcasync.ps.protocol.updates import Update
 
 if TYPE_CHECKING:
     from hpcasync.simulate.training import Training

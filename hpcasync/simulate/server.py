@@ -4,11 +4,11 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import Config
-from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.wire import SlotAddress, TopKWire, Wire, make_wire
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.group_sum import GroupSum
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.transport.gradient_formats import SlotAddress, TopKWire, Wire, make_wire
 from hpcasync.train.optimizers import optimizer_factory
 
 
@@ -115,7 +115,7 @@ class SimulatedServer:
 
 
 class _Slot:
-    """The memory of one push slot, with what a `ps.wire.Wire` needs of `comm.windows.DataWindow`."""
+    """The memory of one push slot, with what a `gradient_formats.Wire` needs of `comm.windows.DataWindow`."""
 
     def __init__(self, num_bytes: int) -> None:
         self.bytes = torch.zeros(num_bytes, dtype=torch.uint8)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.shard_state import ShardState, blocks_of
+from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.train.optimizers import optimizer_factory
 

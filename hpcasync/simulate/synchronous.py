@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Arrival, PushCounts, Update
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Arrival, PushCounts, Update
 from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import ring_allreduce_seconds
 from hpcasync.simulate.program import Program

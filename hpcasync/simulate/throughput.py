@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcasync.config.schema import Config
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.staleness import make_policy
-from hpcasync.ps.state import PushCounts, Update, UpdateState
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.staleness import make_policy
+from hpcasync.ps.protocol.updates import PushCounts, Update, UpdateState
 from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.exchange import ExchangeOptions

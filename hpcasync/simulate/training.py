@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.lookahead import lookahead_steps
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.shard_state import clip_factor
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.lookahead import lookahead_steps
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.server.shard_state import clip_factor
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer

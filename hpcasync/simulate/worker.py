@@ -1,7 +1,7 @@
 """Workers of a simulated cluster: the loop of `train.worker` with the asynchronous exchanges, in virtual time.
 
 Each class does step for step what the exchange of the same name in `train.asynchronous` or `train.overlapped` does with
-`ps.client.Client`.
+`ps.worker.client.Client`.
 """
 
 from collections.abc import Callable, Generator
@@ -18,7 +18,7 @@ from hpcasync.timeline import Timeline
 Answer = Generator[simpy.Event, Any, bool]
 # A backward pass makes two products for each one of the forward pass: with respect to inputs and to weights.
 _BACKWARD_SHARE = 2 / 3
-# `ps.overlap.BUCKET_ELEMENTS`, which cannot be imported without MPI; of a large model a simulated bucket is several.
+# `bucketed_push.BUCKET_ELEMENTS`, which cannot be imported without MPI; of a large model a bucket here is several.
 _BUCKET_ELEMENTS = 1 << 20
 _MOST_BUCKETS = 16
 

@@ -10,8 +10,8 @@ from mpi4py import MPI
 
 from hpcasync.comm.mpi import together
 from hpcasync.errors import UserError
-from hpcasync.ps.shard_state import ShardState, blocks_of, clip_factor, squared_norm
-from hpcasync.ps.state import PushCounts
+from hpcasync.ps.protocol.updates import PushCounts
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder

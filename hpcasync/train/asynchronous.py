@@ -5,12 +5,12 @@ import torch
 from hpcasync.comm.roles import Roles
 from hpcasync.deaths.abort import abort_after
 from hpcasync.deaths.policy import Deaths
-from hpcasync.ps.client import Client
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.batch_order import BatchOrder
@@ -108,7 +108,7 @@ class AsynchronousExchange:
 
 
 class CoordinatorObserver:
-    """Translates between the coordinator (`ps.observer.Observer`) and the supervisor of the run."""
+    """Translates between the coordinator (`ps.protocol.observer.Observer`) and the supervisor of the run."""
 
     def __init__(self, supervisor: Supervisor, roles: Roles | None = None, deaths: Deaths | None = None) -> None:
         self._supervisor = supervisor

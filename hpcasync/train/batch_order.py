@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hpcasync.data.batches import BatchPlan
-from hpcasync.ps.tickets import TicketSequence
+from hpcasync.ps.protocol.tickets import TicketSequence
 
 
 @dataclass(frozen=True)

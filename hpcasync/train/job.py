@@ -14,10 +14,10 @@ from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import Config
 from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.link import LinkOptions
-from hpcasync.ps.lost_work import LostWork
-from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.survival import Survival
+from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
 from hpcasync.runs.directory import (
     create_run_directory,

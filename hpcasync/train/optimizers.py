@@ -3,7 +3,7 @@
 import torch
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.shard_state import OptimizerFactory
+from hpcasync.ps.server.shard_state import OptimizerFactory
 
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:

@@ -4,9 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from hpcasync.ps.client import Client
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.overlap import GradientStream
+from hpcasync.ps.worker.bucketed_push import GradientStream
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.asynchronous import AsynchronousExchange
 from hpcasync.train.batch_order import BatchOrder

@@ -19,7 +19,7 @@ class Resources:
     """What this rank computes with, and for people what all ranks do.
 
     Attributes:
-        num_threads: intra-op threads of a worker, threads of a server's updates (`ps.block_threads`).
+        num_threads: intra-op threads of a worker, threads of a server's updates (`ps.server.block_threads`).
         worker_threads: those of the first worker.
         device: that this rank computes gradients with.
         server_device: where this rank holds a shard, if it is a server.

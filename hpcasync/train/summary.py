@@ -4,7 +4,7 @@ from typing import Any
 
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-from hpcasync.ps.state import PushCounts
+from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.records import read_validations
 

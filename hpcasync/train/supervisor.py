@@ -10,10 +10,10 @@ import torch
 
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically

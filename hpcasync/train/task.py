@@ -10,7 +10,7 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
-from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.console import Console
 from hpcasync.train.corpus_checks import open_corpus
 from hpcasync.train.recorder import Recorder

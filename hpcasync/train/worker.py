@@ -2,7 +2,7 @@
 
 import time
 
-from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.exchange import Exchange
 from hpcasync.train.step import GradientStep

@@ -25,7 +25,7 @@ from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus, make_tiny_corpus
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.tickets import TicketLedger
+from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.runs.checkpoints import read_shard
 from hpcasync.runs.files import list_complete, read_state
 

@@ -9,7 +9,7 @@ import pytest
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
-from hpcasync.ps.tickets import TicketLedger
+from hpcasync.ps.protocol.tickets import TicketLedger
 
 MIDDLE, END = 10, 20
 AT_MIDDLE, AT_END = f"u{MIDDLE:08d}", f"u{END:08d}"

@@ -9,7 +9,7 @@ from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.exit_codes import PREEMPTED
-from hpcasync.ps.tickets import TicketLedger
+from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.runs.files import list_complete, read_state
 
 

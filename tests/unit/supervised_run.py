@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hpcasync.config.schema import Config, parse_config
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train.console import Console

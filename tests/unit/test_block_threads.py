@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps import group_sum, shard_state
-from hpcasync.ps.block_threads import BlockThreads
-from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.wire import GradientFormat, make_wire
+from hpcasync.ps.server import group_sum, shard_state
+from hpcasync.ps.server.block_threads import BlockThreads
+from hpcasync.ps.server.group_sum import GroupSum
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.transport.gradient_formats import GradientFormat, make_wire
 from hpcasync.train.optimizers import optimizer_factory
 
 SIZE = 1000

@@ -10,7 +10,7 @@ import torch
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.errors import UserError
-from hpcasync.ps.saved_shard import SavedShard
+from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard
 from hpcasync.runs.files import list_complete, read_state
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.device_copy import DeviceCopy
+from hpcasync.ps.worker.device_copy import DeviceCopy
 
 NUM_ELEMENTS = 100_000
 

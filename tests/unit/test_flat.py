@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
 class Tied(nn.Module):

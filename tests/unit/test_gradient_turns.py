@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.gradient_turns import GradientTurns
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.ps.worker.gradient_ring import GradientTurns
 
 
 @pytest.fixture

@@ -29,7 +29,9 @@ def test_nothing_heavy_is_loaded(source: str) -> None:
 
 
 def test_the_decisions_need_neither_mpi_nor_horovod() -> None:
-    assert "mpi4py" not in loaded_after("import hpcasync.ps.state, hpcasync.ps.tickets, hpcasync.train.schedule")
+    assert "mpi4py" not in loaded_after(
+        "import hpcasync.ps.protocol.updates, hpcasync.ps.protocol.tickets, hpcasync.train.schedule"
+    )
 
 
 def test_asynchronous_training_does_not_need_horovod() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import cut_shards
-from hpcasync.ps.layout import Layout
+from hpcasync.ps.transport.window_layout import Layout
 
 
 @st.composite

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from hpcasync.ps.lost_work import LostWork, Offer
-from hpcasync.ps.tickets import TicketSequence
+from hpcasync.ps.protocol.lost_work import LostWork, Offer
+from hpcasync.ps.protocol.tickets import TicketSequence
 
 
 class World:

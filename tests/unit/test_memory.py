@@ -1,6 +1,6 @@
 """Windows that do not fit are refused with the host, the sizes and a remedy."""
 
-from hpcasync.ps.memory import describe_shortage
+from hpcasync.ps.transport.window_memory import describe_shortage
 
 GIB = 2**30
 

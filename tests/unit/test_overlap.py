@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps import overlap
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.overlap import GradientStream
-from hpcasync.ps.record import PushRecord
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.worker import bucketed_push as overlap
+from hpcasync.ps.worker.bucketed_push import GradientStream
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
 class Receiver:

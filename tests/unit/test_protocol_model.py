@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from protocol_model import Options, Report, ViolationError, check
 
-from hpcasync.ps.lost_work import LostWork
-from hpcasync.ps.state import UpdateState
+from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.protocol.updates import UpdateState
 
 FAR = frozenset({0})
 SMALL = [

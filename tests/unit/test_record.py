@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.ps.record import PushRecord, decode_record, encode_record, record_bytes
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.transport.record_codec import decode_record, encode_record, record_bytes
 
 counts = st.integers(0, 2**53)
 records = st.builds(

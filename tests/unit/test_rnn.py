@@ -9,7 +9,7 @@ from hpcasync.config.schema import ModelConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.rnn import RecurrentModel, reversal
-from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 PAD, BOS, EOS = 0, 2, 3
 NUM_PIECES = 20

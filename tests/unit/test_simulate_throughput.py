@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hpcasync.config.schema import Config, parse_config
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import PushCounts, Update
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import PushCounts, Update
 from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.compute_time import ModelledTimes

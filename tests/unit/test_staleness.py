@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcasync.ps.lookahead import lookahead_steps
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.staleness import Drop, Scale, Unbounded, Wait, make_policy
-from hpcasync.ps.state import Arrival, UpdateState
+from hpcasync.ps.protocol.lookahead import lookahead_steps
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.staleness import Drop, Scale, Unbounded, Wait, make_policy
+from hpcasync.ps.protocol.updates import Arrival, UpdateState
 
 
 def arrival(worker: int, sequence: int, version: int) -> Arrival:

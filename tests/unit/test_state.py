@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Arrival, Update, UpdateState
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Arrival, Update, UpdateState
 
 
 def arrival(worker: int, sequence: int, *, version: int = 0, num_tokens: int = 10, ticket: int = 0) -> Arrival:

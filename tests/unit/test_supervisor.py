@@ -8,7 +8,7 @@ import pytest
 import torch
 from supervised_run import Run, names
 
-from hpcasync.ps.state import PushCounts
+from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.files import list_complete, read_state
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.runs.scores import BestScore

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.ps.tickets import TicketLedger, TicketSequence
+from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
 
 
 def test_sequence_hands_out_the_gaps_first() -> None:

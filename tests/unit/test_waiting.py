@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from hpcasync.comm import waiting
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
-from hpcasync.ps.attention import Attention
-from hpcasync.ps.control_words import ControlWords
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.server.polling import Attention
 
 
 class Clock:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps import group_sum, wire
-from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.group_sum import GroupSum
-from hpcasync.ps.wire import GradientFormat, SlotAddress, Wire, make_wire
+from hpcasync.ps.server import group_sum
+from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.group_sum import GroupSum
+from hpcasync.ps.transport import gradient_formats as wire
+from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, Wire, make_wire
 
 SIZE = 1000
 SHARD = Shard(16, 16 + SIZE)

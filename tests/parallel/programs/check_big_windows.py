@@ -17,10 +17,10 @@ from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.comm.windows import DataWindow
-from hpcasync.ps.client import Client
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.link import Link, LinkOptions
-from hpcasync.ps.record import PushRecord
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.transport.link import Link, LinkOptions
+from hpcasync.ps.worker.client import Client
 
 GIB = 1 << 30
 PART = 3000  # elements

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from mpi4py import MPI
 
-from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.overlap import GradientStream
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.worker.bucketed_push import GradientStream
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 NUM_UPDATES = 40
 RATE = 2.0**-4

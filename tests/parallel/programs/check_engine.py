@@ -32,16 +32,18 @@ from quadratic import (
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import PullPolicy
-from hpcasync.ps.client import Client
-from hpcasync.ps.compensation import DelayCompensation
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.link import Link
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.server import Coordinator, Follower, initial_shard
-from hpcasync.ps.shard_state import ShardState
-from hpcasync.ps.staleness import make_policy
-from hpcasync.ps.state import PushCounts, UpdateState
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.staleness import make_policy
+from hpcasync.ps.protocol.updates import PushCounts, UpdateState
+from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.coordinator import Coordinator
+from hpcasync.ps.server.follower import Follower
+from hpcasync.ps.server.shard_server import initial_shard
+from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.transport.link import Link
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.optimizers import optimizer_factory
 
 

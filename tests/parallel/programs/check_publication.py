@@ -14,7 +14,7 @@ from hpcasync.comm import streams
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.comm.windows import ControlWindow
-from hpcasync.ps.publication import ParameterReceiver, ParameterSender
+from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
 
 NUM_ELEMENTS = 20_000
 NUM_PULLS = 25

@@ -22,17 +22,17 @@ from hpcasync.config.schema import PullPolicy
 from hpcasync.data.batches import BatchPlan
 from hpcasync.deaths import host_watch as liveness
 from hpcasync.deaths.host_watch import LifeWatch
-from hpcasync.ps.client import Client
-from hpcasync.ps.control_words import ControlWords
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.link import LinkOptions
-from hpcasync.ps.lost_work import LostWork
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.state import Update
-from hpcasync.ps.survival import Survival
-from hpcasync.ps.tickets import TicketSequence
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.tickets import TicketSequence
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.asynchronous import AsynchronousExchange
 from hpcasync.train.batch_order import BatchOrder

@@ -25,15 +25,15 @@ from quadratic import (
 )
 
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.state import PushCounts, Update
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.protocol.updates import PushCounts, Update
 
 
 @dataclass
 class Recording:
-    """What the coordinator did (`ps.observer`)."""
+    """What the coordinator did (`ps.protocol.observer`)."""
 
     scenario: Scenario
     updates: list[Update] = field(default_factory=list)

@@ -5,7 +5,7 @@ from typing import Any
 
 from hpcasync.__main__ import main
 from hpcasync.launch.ranks import rank_from_environment
-from hpcasync.ps.shard_state import ShardState
+from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.train.step import GradientStep
 
 _CALLS_BEFORE = 3

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcasync.config.schema import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
-from hpcasync.ps.link import LinkOptions
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.transport.link import LinkOptions
 
 NUM_ELEMENTS = 20_011
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0)

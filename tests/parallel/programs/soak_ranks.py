@@ -17,12 +17,12 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.mpi import library_name
-from hpcasync.ps.client import Client
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.state import Update
-from hpcasync.ps.unattended import Unattended
+from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 # Powers of two: with groups of 1, 2, 4, … every parameter stays exact.
 LEARNING_RATE = 2.0**-6

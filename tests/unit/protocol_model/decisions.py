@@ -1,10 +1,10 @@
-"""The coordinator's decisions, made by the real `ps.state.UpdateState` and remembered."""
+"""The coordinator's decisions, made by the real `ps.protocol.updates.UpdateState` and remembered."""
 
 from functools import cache
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.staleness import make_policy
-from hpcasync.ps.state import Arrival, UpdateState
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.staleness import make_policy
+from hpcasync.ps.protocol.updates import Arrival, UpdateState
 from protocol_model.world import Decisions, Options, Order, require
 
 

@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.lost_work import LostWork
-from hpcasync.ps.survival import Survival
-from hpcasync.ps.tickets import TicketLedger, TicketSequence
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
+from hpcasync.ps.server.lost_workers import Survival
 from protocol_model.decisions import content_of, decide, restore
 from protocol_model.world import NOBODY, At, Decisions, Options, Order, Survivors, World, move, require, set_worker
 

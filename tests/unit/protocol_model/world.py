@@ -1,9 +1,9 @@
 """A model of the protocol between workers and servers, small enough to walk through every interleaving.
 
-One transition is one atomic step of `ps.client` or `ps.server`: a read or a write of a control word, the copy of one
-shard, an order between servers. A worker's write of a shard is in flight until it lands; only the flush waits for that.
-Decisions are those of the real `ps.state.UpdateState`. A wait is a step that is possible once its condition holds, so
-that the graph of states has no cycle, and a run that can always go on always ends.
+One transition is one atomic step of `ps.worker.client` or `ps.server.coordinator`: a read or a write of a control
+word, the copy of one shard, an order between servers. A worker's write of a shard is in flight until it lands; only the
+flush waits for that. Decisions are those of the real `ps.protocol.updates.UpdateState`. A wait is a step that is
+possible once its condition holds, so that the graph of states has no cycle: a run that can always go on always ends.
 
 To keep the number of states small, a step that nobody else can see, or that commutes with everything between it and
 the step before, is part of that step: reading a word that only grows together with the reads beside it, taking an order

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpcasync.ps.tickets import TicketLedger, TicketSequence
+from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.staleness import Unbounded
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.staleness import Unbounded
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """How often a server looks for what is new."""
 
 from hpcasync.comm.waiting import LONG_SECONDS, SHORT_SECONDS
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.link import Link
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.transport.link import Link
 
 
 class Attention:

@@ -3,10 +3,10 @@
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.observer import SaveRequest
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.protocol.updates import Update
 
 
 class Unattended:

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.client import Client
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.record import PushRecord
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 # Large enough that a bucket's Put reaches the line's speed, small enough that many leave before backward ends.
 BUCKET_ELEMENTS = 1 << 20

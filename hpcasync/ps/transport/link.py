@@ -1,7 +1,7 @@
 """The windows between servers and workers: how each rank reaches what lies there, and nothing of what it means.
 
-Parameters, gradients and records lie in the data windows (`ps.layout`). Versions, counts and flags are words of the
-control window.
+Parameters, gradients and records lie in the data windows (`ps.transport.window_layout`). Versions, counts and flags
+are words of the control window.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
 from hpcasync.comm.windows import ControlWindow, DataWindow
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.layout import Layout
-from hpcasync.ps.memory import require_window_memory
-from hpcasync.ps.publication import ParameterReceiver, ParameterSender
-from hpcasync.ps.record import record_bytes
-from hpcasync.ps.wire import GradientFormat, SlotAddress, make_wire
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, make_wire
+from hpcasync.ps.transport.record_codec import record_bytes
+from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
+from hpcasync.ps.transport.window_layout import Layout
+from hpcasync.ps.transport.window_memory import require_window_memory
 
 Control = ControlWindow | SharedControlWindow
 ParameterFormat = Literal["fp32", "bf16"]
@@ -37,7 +37,7 @@ class LinkOptions:
         num_slots: pushes of a worker that not all servers have read yet, at most.
         max_tickets: most batches that one push covers.
         is_overlapped: the next gradient may be computed while one is being pushed.
-        gradients, topk: how gradients travel (`ps.wire`).
+        gradients, topk: how gradients travel (`ps.transport.gradient_formats`).
         parameters: how parameters travel.
     """
 

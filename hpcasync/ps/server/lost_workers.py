@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection
 
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.link import Link
-from hpcasync.ps.lost_work import LostWork
-from hpcasync.ps.state import UpdateState
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.protocol.updates import UpdateState
+from hpcasync.ps.transport.link import Link
 
 
 class Survival:

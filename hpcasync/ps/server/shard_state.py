@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.block_threads import BlockThreads
+from hpcasync.ps.server.block_threads import BlockThreads
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 # Elements [start, stop) of a summed gradient times a factor, to be overwritten at will.
@@ -73,7 +73,7 @@ class ShardState:
             learning_rate: of this update.
             version: number of updates, this one included.
             publish: [size] where the new parameters are copied to, or None.
-            lookahead: what is published lies so many steps like this one further on (`ps.lookahead`).
+            lookahead: what is published lies so many steps like this one further on (`ps.protocol.lookahead`).
         """
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))

@@ -1,51 +1,18 @@
-"""What the coordinator tells the other servers to do: small records of fixed size, one message each.
+"""Orders from the coordinator to the other servers: small records of fixed size, one message each.
 
-All servers execute the same orders in the same sequence; MPI keeps messages between two ranks in order.
+MPI keeps messages between two ranks in order.
 """
 
-import enum
 import struct
-from typing import NamedTuple
 
 from mpi4py import MPI
 
-from hpcasync.ps.observer import SaveRequest
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.orders import Kind, Order
 
 _ORDER_TAG = 1
 _REQUEST_TAG = 3
 _RECORD = struct.Struct("=5q2d")
-
-
-class Kind(enum.IntEnum):
-    """What is to be done."""
-
-    ACCUMULATE = 0
-    DROP = 1
-    APPLY = 2
-    DISCARD = 3  # the group: training is over
-    SAVE = 4
-    FINISH = 5
-
-
-class Order(NamedTuple):
-    """One order.
-
-    Attributes:
-        kind: what to do.
-        worker, sequence: of the push to accumulate or drop.
-        version: that this gradient was computed from; to apply: that the update makes.
-        num_tokens: target tokens of the gradient, or of the update.
-        learning_rate: of the update.
-        lookahead: steps that what is published is ahead (`ps.lookahead`).
-    """
-
-    kind: Kind
-    worker: int = 0
-    sequence: int = 0
-    version: int = 0
-    num_tokens: int = 0
-    learning_rate: float = 0.0
-    lookahead: float = 0.0
 
 
 class OrderSender:

@@ -1,32 +1,11 @@
-"""What travels with a gradient: its weight, the version it was computed from, and the batches it covers."""
-
-from dataclasses import dataclass
+"""The record of a push as it lies in a window: float64 words of fixed number."""
 
 import numpy as np
 import torch
 
+from hpcasync.ps.protocol.record import PushRecord
+
 _NUM_FIXED = 8
-
-
-@dataclass(frozen=True)
-class PushRecord:
-    """The record of one push.
-
-    Attributes:
-        version: version of the parameters that the gradient was computed from.
-        num_tokens: the weight that the sum of gradients is divided by (target tokens).
-        loss_sum: loss summed over these tokens, in nats.
-        num_source_tokens: source tokens, for the log.
-        compute_seconds: time of the forward and backward passes.
-        tickets: the batches that the gradient covers.
-    """
-
-    version: int
-    num_tokens: int
-    loss_sum: float
-    num_source_tokens: int
-    compute_seconds: float
-    tickets: tuple[int, ...]
 
 
 def record_bytes(max_tickets: int) -> int:

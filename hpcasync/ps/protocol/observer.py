@@ -1,14 +1,17 @@
 """What servers ask of the program that trains, and tell it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.record import PushRecord
-from hpcasync.ps.saved_shard import SavedShard
-from hpcasync.ps.state import Update
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.protocol.updates import Update
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import torch
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.comm.windows import PIECE_BYTES
-from hpcasync.ps.control_words import ControlWords
-from hpcasync.ps.device_copy import DeviceCopy
-from hpcasync.ps.flat import FlatParameters
-from hpcasync.ps.gradient_turns import GradientTurns
-from hpcasync.ps.link import Link
-from hpcasync.ps.record import PushRecord, encode_record
+from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.transport.link import Link
+from hpcasync.ps.transport.record_codec import encode_record
+from hpcasync.ps.worker.device_copy import DeviceCopy
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.ps.worker.gradient_ring import GradientTurns
 
 PullPolicy = Literal["latest", "handled", "applied"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hpcasync.ps.flat import FlatParameters
+from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
 class GradientTurns:

@@ -2,7 +2,7 @@
 
 import torch
 
-from hpcasync.ps.shard_state import BLOCK_ELEMENTS
+from hpcasync.ps.server.shard_state import BLOCK_ELEMENTS
 
 
 class DelayCompensation:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from hpcasync.ps.block_threads import BlockThreads
-from hpcasync.ps.shard_state import BLOCK_ELEMENTS
-from hpcasync.ps.wire import Wire
+from hpcasync.ps.server.block_threads import BlockThreads
+from hpcasync.ps.server.shard_state import BLOCK_ELEMENTS
+from hpcasync.ps.transport.gradient_formats import Wire
 
 
 class GroupSum:

@@ -1,0 +1,1 @@
+"""The decisions and messages of the parameter servers: pure code, no MPI, no tensors."""

@@ -1,0 +1,1 @@
+"""What a server does: take pushes, sum them, step, publish."""

@@ -1,0 +1,36 @@
+"""A server other than the coordinator: it executes orders."""
+
+from collections.abc import Iterable
+
+from hpcasync.ps.protocol.orders import Kind
+from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.server.shard_server import SAVED_TAG, ShardServer
+from hpcasync.ps.transport.order_channel import OrderReceiver
+
+
+class Follower(ShardServer):
+    """A server other than the coordinator."""
+
+    def run(self) -> None:
+        """Execute orders until the coordinator ends the run."""
+        orders = OrderReceiver(self._link.server_comm)
+        while True:
+            self._report_saves(self._saver.poll())
+            received = orders.poll()
+            if received is None:
+                self._link.serve_pulls()  # looking for orders has let MPI progress
+                self._attention.wait()
+                continue
+            self._attention.reset()
+            order, request = received
+            if order.kind is Kind.FINISH:
+                break
+            self._execute(order, request)
+        self._report_saves(self._saver.wait())
+
+    def _after_apply(self, version: int) -> None:
+        self._link.tell_applied(version)
+
+    def _report_saves(self, results: Iterable[SavedShard]) -> None:
+        for saved in results:
+            self._link.server_comm.send(saved, dest=0, tag=SAVED_TAG)

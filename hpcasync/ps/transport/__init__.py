@@ -1,0 +1,1 @@
+"""How gradients, parameters and control words travel between ranks."""
