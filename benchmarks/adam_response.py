@@ -21,9 +21,9 @@ import torch
 from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.step import GradientStep
-from hpcasync.train.task import Task, make_task
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.step import GradientStep
+from hpcasync.train.loop.task import Task, make_task
 
 _WARMUP = 50
 _HELD_OUT_BATCHES = 4

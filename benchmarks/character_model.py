@@ -22,7 +22,7 @@ from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 LENGTH, BATCH = 128, 16
 MODES = ("sync", "async", "async-local", "async-global")

@@ -29,8 +29,8 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.step import GradientStep
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.step import GradientStep
 
 _MATMUL_SIZE = 1024
 _MATMUL_REPEATS = 30

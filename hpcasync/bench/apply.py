@@ -8,7 +8,7 @@ from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import DenseWire
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 
 def bench_apply(num_elements: int, num_gradients: int, num_rounds: int, num_threads: int) -> list[Row]:

@@ -17,7 +17,7 @@ from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import Unattended
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 # Small: the arithmetic of the few updates is nothing beside the waiting.
 _NUM_ELEMENTS = 10_000

@@ -25,7 +25,7 @@ from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 _WARM_UP = 3
 

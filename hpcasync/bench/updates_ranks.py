@@ -22,7 +22,7 @@ from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.worker.client import PullPolicy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 _WARM_UP = 3
 

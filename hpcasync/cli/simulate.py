@@ -8,7 +8,7 @@ import click
 
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
-from hpcasync.train.stop_signals import note_stop_signals
+from hpcasync.train.supervise.stop_signals import note_stop_signals
 
 if TYPE_CHECKING:
     from hpcasync.simulate.cluster import ClusterConfig

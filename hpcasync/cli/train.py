@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hpcasync.config.schema import load_config
-from hpcasync.train.stop_signals import note_stop_signals
+from hpcasync.train.supervise.stop_signals import note_stop_signals
 
 
 def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:

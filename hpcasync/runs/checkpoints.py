@@ -2,7 +2,7 @@
 
 Every server writes its shard in the background; the coordinator completes the checkpoint with `state.json`, which holds
 the digest of each file. What cannot be written (full disk, read-only directory) is told and leaves the checkpoints
-before it as they are. Gradients are seeded by ticket (`train.step`): no generator's state is needed to go on.
+before it as they are. Gradients are seeded by ticket (`train.loop.step`): no generator's state is needed to go on.
 """
 
 import shutil

@@ -29,13 +29,13 @@ from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
-from hpcasync.train.devices import choose_device
 from hpcasync.train.header import task_lines, title_lines
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.summary import make_summary
-from hpcasync.train.supervisor import Supervisor
-from hpcasync.train.task import Task, make_task
-from hpcasync.train.versions import collect_versions
+from hpcasync.train.loop.task import Task, make_task
+from hpcasync.train.machine.devices import choose_device
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.versions import collect_versions
+from hpcasync.train.supervise.supervisor import Supervisor
 
 
 class _Clock:

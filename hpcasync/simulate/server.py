@@ -9,7 +9,7 @@ from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import SlotAddress, TopKWire, Wire, make_wire
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 
 class SimulatedServer:

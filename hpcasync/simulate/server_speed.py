@@ -8,7 +8,7 @@ import torch
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.simulate.cluster import ClusterConfig
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 # Larger than caches.
 _ELEMENTS = 1 << 22

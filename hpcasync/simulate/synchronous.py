@@ -1,7 +1,7 @@
 """Mode sync in virtual time: rounds that end with the slowest worker, an allreduce over a ring, the optimizer step.
 
-Batches are drawn, gradients counted and rounds ended as `train.allreduce.AllreduceExchange` does it. The sum is over
-workers in their order, so that random times do not change the result.
+Batches are drawn, gradients counted and rounds ended as `train.modes.allreduce.AllreduceExchange` does it. The sum is
+over workers in their order, so that random times do not change the result.
 """
 
 from collections import deque

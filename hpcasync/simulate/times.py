@@ -30,7 +30,7 @@ def times_of(cluster: ClusterConfig, straggler: StragglerConfig) -> MakeTimes:
 
 
 class _Straggling:
-    """Times with one worker that is slowed down, as `train.worker.run_worker` does it."""
+    """Times with one worker that is slowed down, as `train.loop.worker.run_worker` does it."""
 
     def __init__(self, times: ComputeTimes, worker: int, slowdown: float) -> None:
         self._times = times

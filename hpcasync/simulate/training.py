@@ -15,10 +15,10 @@ from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.simulate.workload import target_tokens
-from hpcasync.train.asynchronous import CoordinatorObserver
-from hpcasync.train.step import GradientStep
-from hpcasync.train.supervisor import Supervisor
-from hpcasync.train.task import Task
+from hpcasync.train.loop.step import GradientStep
+from hpcasync.train.loop.task import Task
+from hpcasync.train.modes.asynchronous import CoordinatorObserver
+from hpcasync.train.supervise.supervisor import Supervisor
 
 
 class Training:

@@ -1,7 +1,7 @@
-"""Workers of a simulated cluster: the loop of `train.worker` with the asynchronous exchanges, in virtual time.
+"""Workers of a simulated cluster: the loop of `train.loop.worker` with the asynchronous exchanges, in virtual time.
 
-Each class does step for step what the exchange of the same name in `train.asynchronous` or `train.overlapped` does with
-`ps.worker.client.Client`.
+Each class does step for step what the exchange of the same name in `train.modes.asynchronous` or
+`train.modes.overlapped` does with `ps.worker.client.Client`.
 """
 
 from collections.abc import Callable, Generator

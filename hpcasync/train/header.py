@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from hpcasync.comm.mpi import library_name, thread_level
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-from hpcasync.train.resources import Resources
-from hpcasync.train.task import Task
+from hpcasync.train.loop.task import Task
+from hpcasync.train.machine.resources import Resources
 
 
 def effective_batch(config: Config, num_workers: int, tokens_per_batch: float) -> float:

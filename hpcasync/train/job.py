@@ -29,20 +29,20 @@ from hpcasync.runs.directory import (
 from hpcasync.runs.run_state import RunState
 from hpcasync.slurm.environment import check_world_size
 from hpcasync.timeline import Timeline, TimelineFile
-from hpcasync.train.allreduce import AllreduceExchange, start_horovod
-from hpcasync.train.asynchronous import AsynchronousExchange, CoordinatorObserver
-from hpcasync.train.batch_order import BatchOrder
 from hpcasync.train.header import header_lines
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.overlapped import OverlappedExchange, PushOverlappedExchange
-from hpcasync.train.rank_watch import RankWatch
-from hpcasync.train.resources import Resources, settle_resources
-from hpcasync.train.step import GradientStep
-from hpcasync.train.summary import make_summary
-from hpcasync.train.supervisor import Supervisor
-from hpcasync.train.task import Task, make_task
-from hpcasync.train.versions import collect_versions
-from hpcasync.train.worker import run_worker
+from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.step import GradientStep
+from hpcasync.train.loop.task import Task, make_task
+from hpcasync.train.loop.worker import run_worker
+from hpcasync.train.machine.resources import Resources, settle_resources
+from hpcasync.train.modes.allreduce import AllreduceExchange, start_horovod
+from hpcasync.train.modes.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.modes.overlapped import OverlappedExchange, PushOverlappedExchange
+from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.versions import collect_versions
+from hpcasync.train.supervise.rank_watch import RankWatch
+from hpcasync.train.supervise.supervisor import Supervisor
 
 
 @dataclass

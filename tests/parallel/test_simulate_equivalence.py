@@ -13,7 +13,7 @@ from tiny_training import Run, TinyCorpus, Trainer
 from hpcasync.cli.main import cli
 from hpcasync.config.schema import load_config
 from hpcasync.launch.process import FinishedJob
-from hpcasync.train import stop_signals
+from hpcasync.train.supervise import stop_signals
 
 NUM_UPDATES = 12
 STOP = f"stop={{updates: {NUM_UPDATES}}}"

@@ -8,7 +8,7 @@ import torch
 from simulator import Simulator
 from tiny_run import TinyRun, make_tiny_run
 
-from hpcasync.train.console import TERMINAL_VARIABLE
+from hpcasync.train.records.console import TERMINAL_VARIABLE
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.runs.run_state import RunState, UpdateReport
-from hpcasync.train.console import Console
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.scorer import Scorer
-from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.records.console import Console
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.supervise.scorer import Scorer
+from hpcasync.train.supervise.supervisor import Supervisor
 
 
 def make_config(directory: Path, **sections: Any) -> Config:

@@ -10,6 +10,7 @@ import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
 BASE = {"errors", "config", "exit_codes"}
+TRAIN = {"train", "train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
 PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -26,17 +27,25 @@ ALLOWED: dict[str, set[str]] = {
     "ps": {"errors", "comm", "timeline"} | PS - {"ps"},
     "runs": BASE | {"comm", "data", "ps.protocol"},
     "nmt": BASE | {"data", "runs"},
-    "train": BASE | PS | {"comm", "data", "deaths", "nmt", "runs", "slurm", "timeline"},
+    "train.machine": BASE | {"comm"},
+    "train.records": BASE | {"comm", "ps.protocol", "runs"},
+    "train.loop": BASE | PS - {"ps"} | {"data", "nmt", "runs", "timeline", "train.records"},
+    "train.supervise": BASE
+    | PS - {"ps"}
+    | {"comm", "data", "nmt", "runs", "train.loop", "train.machine", "train.records"},
+    "train.modes": BASE | PS - {"ps"} | {"comm", "deaths", "runs", "timeline", "train.loop", "train.supervise"},
+    "train": BASE | PS | TRAIN - {"train"} | {"comm", "deaths", "runs", "slurm", "timeline"},
     "report": BASE | {"runs"},
     "experiment": BASE | {"report", "runs", "simulate"},
     "launch": BASE | {"deaths"},
     "slurm": BASE | {"launch"},
-    "doctor": BASE | {"comm", "launch", "slurm", "train"},
-    "simulate": BASE | PS | {"comm", "data", "nmt", "runs", "timeline", "train"},
-    "demo": BASE | {"comm", "data", "nmt", "runs", "train", "launch", "report"},
-    "bench": BASE | PS | {"comm", "launch", "timeline", "train"},
+    "doctor": BASE | TRAIN | {"comm", "launch", "slurm"},
+    "simulate": BASE | TRAIN | PS | {"comm", "data", "nmt", "runs", "timeline"},
+    "demo": BASE | TRAIN | {"comm", "data", "nmt", "runs", "launch", "report"},
+    "bench": BASE | TRAIN | PS | {"comm", "launch", "timeline"},
     "cli": BASE
-    | {"bench", "comm", "data", "nmt", "ps", "train", "launch", "slurm", "doctor", "demo"}
+    | TRAIN
+    | {"bench", "comm", "data", "nmt", "launch", "slurm", "doctor", "demo"}
     | {"report", "runs", "simulate", "experiment", "deaths"},
     "__main__": {"errors", "cli", "launch", "deaths"},
     "__init__": set(),

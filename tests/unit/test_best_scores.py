@@ -8,7 +8,7 @@ from supervised_run import Run, Scores, names, scored
 
 from hpcasync.runs.files import list_complete
 from hpcasync.runs.scores import BestScore
-from hpcasync.train import snapshots as module
+from hpcasync.train.supervise import snapshots as module
 
 pytestmark = pytest.mark.usefixtures("plain_output")
 

@@ -11,7 +11,7 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import GradientFormat, make_wire
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 SIZE = 1000
 PATIENCE_SECONDS = 60.0

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 from hpcasync.config.schema import StopConfig
-from hpcasync.train import console as module
-from hpcasync.train.console import TERMINAL_VARIABLE, Console
+from hpcasync.train.records import console as module
+from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
 
 
 def fields(**more: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.train.cores import describe_cores, share_cores
-from hpcasync.train.resources import describe_gpus
+from hpcasync.train.machine.cores import describe_cores, share_cores
+from hpcasync.train.machine.resources import describe_gpus
 
 ALL = frozenset(range(8))
 
@@ -56,9 +56,9 @@ def test_says_which_worker_has_which_gpu() -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_child_process_can_have_all_cores_again() -> None:
-    child = "import os; from hpcasync.train.cores import unbind; unbind(); print(len(os.sched_getaffinity(0)))"
+    child = "import os; from hpcasync.train.machine.cores import unbind; unbind(); print(len(os.sched_getaffinity(0)))"
     program = (
-        "import os, subprocess, sys; from hpcasync.train.cores import bind\n"
+        "import os, subprocess, sys; from hpcasync.train.machine.cores import bind\n"
         "cores = sorted(os.sched_getaffinity(0))\n"
         "bind(frozenset(cores[:1]))\n"
         "assert os.sched_getaffinity(0) == {cores[0]}\n"

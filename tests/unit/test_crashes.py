@@ -13,8 +13,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.runs.files import list_complete, write_snapshot
-from hpcasync.train.console import Console
-from hpcasync.train.recorder import Recorder
+from hpcasync.train.records.console import Console
+from hpcasync.train.records.recorder import Recorder
 
 PROGRAM = Path(__file__).parent / "programs" / "crash_while_saving.py"
 

@@ -8,7 +8,7 @@ import torch
 from hpcasync.comm.roles import assign_roles
 from hpcasync.config.schema import parse_config
 from hpcasync.errors import UserError
-from hpcasync.train.devices import choose_server_device, choose_threads
+from hpcasync.train.machine.devices import choose_server_device, choose_threads
 
 ALL = frozenset(range(8))
 

@@ -15,8 +15,8 @@ from hpcasync.runs.files import list_complete, read_state
 from hpcasync.runs.records import read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
-from hpcasync.train import snapshots as module
-from hpcasync.train import stop_signals
+from hpcasync.train.supervise import snapshots as module
+from hpcasync.train.supervise import stop_signals
 
 pytestmark = pytest.mark.usefixtures("plain_output")
 

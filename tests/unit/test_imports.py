@@ -30,7 +30,7 @@ def test_nothing_heavy_is_loaded(source: str) -> None:
 
 def test_the_decisions_need_neither_mpi_nor_horovod() -> None:
     assert "mpi4py" not in loaded_after(
-        "import hpcasync.ps.protocol.updates, hpcasync.ps.protocol.tickets, hpcasync.train.schedule"
+        "import hpcasync.ps.protocol.updates, hpcasync.ps.protocol.tickets, hpcasync.train.loop.schedule"
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from hpcasync.config.schema import StopConfig
 from hpcasync.runs.counters import Counters
-from hpcasync.train.console import TERMINAL_VARIABLE, Console
-from hpcasync.train.recorder import Recorder
+from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
+from hpcasync.train.records.recorder import Recorder
 
 
 @pytest.fixture(autouse=True)

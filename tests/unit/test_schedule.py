@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
 from hpcasync.runs.counters import Counters
-from hpcasync.train.schedule import learning_rate
+from hpcasync.train.loop.schedule import learning_rate
 
 PEAK = 0.001
 Name = Literal["inverse_sqrt", "constant", "cosine"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_run import NAMES, TinyRun
 
-from hpcasync.train.scorer import Scorer
+from hpcasync.train.supervise.scorer import Scorer
 
 
 def wait_for(scorer: Scorer, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def replace_child(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
-        assert command[:3] == [sys.executable, "-m", "hpcasync.train.scorer_process"]
+        assert command[:3] == [sys.executable, "-m", "hpcasync.train.supervise.scorer_process"]
         return start([sys.executable, "-c", source], **options)
 
     monkeypatch.setattr(subprocess, "Popen", popen)

@@ -7,7 +7,7 @@ from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 NUM_ELEMENTS = 100
 CLIP_NORM = 0.7

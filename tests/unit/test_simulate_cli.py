@@ -14,7 +14,7 @@ from tiny_run import TinyRun
 from hpcasync.cli.main import cli
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
-from hpcasync.train import stop_signals
+from hpcasync.train.supervise import stop_signals
 
 Invoke = Callable[..., Result]
 

@@ -13,9 +13,9 @@ from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.runs.files import read_state, write_state
-from hpcasync.train import stop_signals
-from hpcasync.train.exchange import Contribution
-from hpcasync.train.step import GradientStep
+from hpcasync.train.loop.exchange import Contribution
+from hpcasync.train.loop.step import GradientStep
+from hpcasync.train.supervise import stop_signals
 
 OF_THE_END = ("staleness", "gradients_pushed", "gradients_applied", "gradients_dropped", "wall_seconds", "num_batches")
 

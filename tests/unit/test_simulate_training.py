@@ -26,9 +26,9 @@ from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.times import times_of
-from hpcasync.train.optimizers import optimizer_factory
-from hpcasync.train.schedule import learning_rate
-from hpcasync.train.step import GradientStep
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.schedule import learning_rate
+from hpcasync.train.loop.step import GradientStep
 
 
 def local_training(config: Config) -> tuple[list[float], dict[str, np.ndarray]]:

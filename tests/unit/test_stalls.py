@@ -7,10 +7,10 @@ import pytest
 
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import StopConfig
-from hpcasync.train.console import Console
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.stalls import SlowWorker, Stall, StallDetector
-from hpcasync.train.worker_watch import WorkerWatch
+from hpcasync.train.records.console import Console
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.supervise.stalls import SlowWorker, Stall, StallDetector
+from hpcasync.train.supervise.worker_watch import WorkerWatch
 
 
 def push_regularly(detector: StallDetector, seconds: dict[int, float], until: float) -> None:

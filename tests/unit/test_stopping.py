@@ -12,8 +12,8 @@ import pytest
 from hpcasync.config.schema import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.runs.counters import Counters
-from hpcasync.train import stop_signals
-from hpcasync.train.stopping import WINDOW_UPDATES, Divergence, Ending, StopRules
+from hpcasync.train.supervise import stop_signals
+from hpcasync.train.supervise.stopping import WINDOW_UPDATES, Divergence, Ending, StopRules
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_signal_ends_training_with_a_code_of_its_own(signals: None, number: si
 
 def test_a_second_term_ends_the_process() -> None:
     program = (
-        "import os, signal; from hpcasync.train.stop_signals import note_stop_signals; note_stop_signals(); "
+        "import os, signal; from hpcasync.train.supervise.stop_signals import note_stop_signals; note_stop_signals(); "
         "os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True); os.kill(os.getpid(), signal.SIGTERM); "
         "print('still')"
     )

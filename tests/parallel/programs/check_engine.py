@@ -44,7 +44,7 @@ from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import Link
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 
 class Scattered(MPI.Intracomm):

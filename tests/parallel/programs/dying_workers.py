@@ -34,9 +34,9 @@ from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
-from hpcasync.train.asynchronous import AsynchronousExchange
-from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.exchange import Contribution
+from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.exchange import Contribution
+from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 NUM_SERVERS, NUM_TICKETS, NUM_LOCAL, EXIT_CODE = 2, 60, 2, 137
 PUSHES_BEFORE = 3

@@ -6,7 +6,7 @@ from typing import Any
 from hpcasync.__main__ import main
 from hpcasync.launch.ranks import rank_from_environment
 from hpcasync.ps.server.shard_state import ShardState
-from hpcasync.train.step import GradientStep
+from hpcasync.train.loop.step import GradientStep
 
 _CALLS_BEFORE = 3
 

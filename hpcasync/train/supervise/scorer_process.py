@@ -15,7 +15,7 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
 from hpcasync.runs.files import PARAMETERS_FILE, read_state
-from hpcasync.train.cores import unbind
+from hpcasync.train.machine.cores import unbind
 
 # Below the training's own processes: on a busy machine scores may come late, but training keeps its pace.
 _NICENESS = 10

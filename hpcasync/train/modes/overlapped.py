@@ -8,9 +8,9 @@ from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
-from hpcasync.train.asynchronous import AsynchronousExchange
-from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.exchange import Contribution
+from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.exchange import Contribution
+from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 
 class PushOverlappedExchange(AsynchronousExchange):

@@ -11,9 +11,9 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.console import Console
-from hpcasync.train.corpus_checks import open_corpus
-from hpcasync.train.recorder import Recorder
+from hpcasync.train.loop.corpus_checks import open_corpus
+from hpcasync.train.records.console import Console
+from hpcasync.train.records.recorder import Recorder
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
-from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.exchange import Contribution
-from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.exchange import Contribution
+from hpcasync.train.supervise.supervisor import Supervisor
 
 # After the checkpoint that a signal asked for, for ranks that hang: time may be short then.
 _PATIENCE_SECONDS = 15.0

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from hpcasync.comm.roles import Roles
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.stalls import StallDetector
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.supervise.stalls import StallDetector
 
 _CHECK_SECONDS = 1.0
 

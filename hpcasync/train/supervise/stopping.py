@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hpcasync.config.schema import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
 from hpcasync.runs.counters import Counters
-from hpcasync.train import stop_signals
+from hpcasync.train.supervise import stop_signals
 
 # Updates whose mean loss is compared: that of one update says little.
 WINDOW_UPDATES = 20

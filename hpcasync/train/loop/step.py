@@ -9,7 +9,7 @@ from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.exchange import Contribution
+from hpcasync.train.loop.exchange import Contribution
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

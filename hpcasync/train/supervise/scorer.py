@@ -14,7 +14,7 @@ _MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_LOCAL", "HYDRA_", "HYDI
 
 
 class Scorer:
-    """Feeds snapshot names to `python -m hpcasync.train.scorer_process` and collects the scores, in order.
+    """Feeds snapshot names to `python -m hpcasync.train.supervise.scorer_process` and collects the scores, in order.
 
     The process runs at low priority and ends with its parent. Should it fail, training goes on; the snapshots stay and
     can be scored later by `hpcasync evaluate RUN_DIR --all`.
@@ -69,7 +69,7 @@ class Scorer:
     def _start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hpcasync.train.scorer_process", str(self._run_dir)],
+            [sys.executable, "-m", "hpcasync.train.supervise.scorer_process", str(self._run_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

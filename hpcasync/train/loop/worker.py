@@ -4,8 +4,8 @@ import time
 
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
-from hpcasync.train.exchange import Exchange
-from hpcasync.train.step import GradientStep
+from hpcasync.train.loop.exchange import Exchange
+from hpcasync.train.loop.step import GradientStep
 
 
 def run_worker(

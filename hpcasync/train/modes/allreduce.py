@@ -14,10 +14,10 @@ from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
-from hpcasync.train.batch_order import BatchOrder
-from hpcasync.train.exchange import Contribution
-from hpcasync.train.rank_watch import RankWatch
-from hpcasync.train.supervisor import Supervisor
+from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.exchange import Contribution
+from hpcasync.train.supervise.rank_watch import RankWatch
+from hpcasync.train.supervise.supervisor import Supervisor
 
 
 def start_horovod(comm: MPI.Intracomm) -> Any:

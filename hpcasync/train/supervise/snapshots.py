@@ -20,8 +20,8 @@ from hpcasync.runs.files import (
 from hpcasync.runs.records import read_validations
 from hpcasync.runs.retention import superseded
 from hpcasync.runs.scores import BestScore
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.scorer import Scorer
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.supervise.scorer import Scorer
 
 
 class Snapshots:

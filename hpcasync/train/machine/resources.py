@@ -10,8 +10,8 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import together
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-from hpcasync.train.cores import bind, describe_cores, share_cores
-from hpcasync.train.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
+from hpcasync.train.machine.cores import bind, describe_cores, share_cores
+from hpcasync.train.machine.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain
 from hpcasync.runs.records import METRICS_FILE
-from hpcasync.train.console import Console
+from hpcasync.train.records.console import Console
 
 if TYPE_CHECKING:
-    from hpcasync.train.tensorboard import ScalarFile
+    from hpcasync.train.records.tensorboard import ScalarFile
 
 
 class Recorder:
@@ -35,7 +35,7 @@ class Recorder:
         self._unwritten: set[str] = set()
         self._board: ScalarFile | None = None
         if tensorboard:
-            from hpcasync.train.tensorboard import ScalarFile
+            from hpcasync.train.records.tensorboard import ScalarFile
 
             with self._tolerant("tensorboard"):
                 self._board = ScalarFile(run_dir / "tensorboard")

@@ -18,12 +18,12 @@ from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically
 from hpcasync.runs.run_state import RunState, UpdateReport
-from hpcasync.train import stop_signals
-from hpcasync.train.recorder import Recorder
-from hpcasync.train.schedule import learning_rate
-from hpcasync.train.snapshots import Snapshots
-from hpcasync.train.stopping import Ending, StopRules
-from hpcasync.train.worker_watch import WorkerWatch
+from hpcasync.train.loop.schedule import learning_rate
+from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.supervise import stop_signals
+from hpcasync.train.supervise.snapshots import Snapshots
+from hpcasync.train.supervise.stopping import Ending, StopRules
+from hpcasync.train.supervise.worker_watch import WorkerWatch
 
 # Of the optimizer: Adam's moments.
 _VECTORS_OF_STATE = 2

@@ -1,0 +1,1 @@
+"""A worker's loop: batches, a step, what a mode exchanges."""

@@ -1,0 +1,1 @@
+"""How each mode combines gradients."""
