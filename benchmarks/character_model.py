@@ -17,7 +17,7 @@ from torch import nn
 
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
@@ -106,7 +106,7 @@ def main(mode: str, updates: int, learning_rate: float, lookahead: float, seed: 
     )
     engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
     train, held_out = corpus()
-    observer = Unattended(learning_rate, updates * num_workers // (group * batches))
+    observer = MinimalObserver(learning_rate, updates * num_workers // (group * batches))
     started = time.perf_counter()
     if engine.is_server:
         engine.serve(observer, observer)

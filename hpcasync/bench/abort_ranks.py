@@ -19,7 +19,7 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 
 # Small: a shard is one block.
@@ -38,7 +38,7 @@ def main(num_servers: int, failing_rank: int) -> None:
     options = EngineOptions(num_servers=num_servers, pushes_per_update=comm.size - num_servers)
     engine = Engine(comm, parameters, _FailingSGD if is_failing else _sgd, options)
     if engine.is_server:
-        observer = Unattended(1e-3)
+        observer = MinimalObserver(1e-3)
         engine.serve(observer, observer)
     else:
         engine.start()

@@ -15,7 +15,7 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.train.loop.optimizers import optimizer_factory
 
@@ -34,7 +34,7 @@ def main(num_servers: int, num_steps: int, step_seconds: float) -> None:
     comm.Barrier()
     started, cpu = time.perf_counter(), time.process_time()
     if engine.is_server:
-        observer = Unattended(1e-3)
+        observer = MinimalObserver(1e-3)
         engine.serve(observer, observer)
     else:
         _work(engine, parameters, num_steps, step_seconds)

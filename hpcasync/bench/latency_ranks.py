@@ -20,7 +20,7 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -30,7 +30,7 @@ from hpcasync.train.loop.optimizers import optimizer_factory
 _WARM_UP = 3
 
 
-class _Times(Unattended, Timeline):
+class _Times(MinimalObserver, Timeline):
     """When the server saw each push, began and ended each step, and had told the worker."""
 
     def __init__(self, num_updates: int) -> None:

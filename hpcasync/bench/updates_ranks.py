@@ -17,7 +17,7 @@ from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.worker.client import PullPolicy
@@ -27,7 +27,7 @@ from hpcasync.train.loop.optimizers import optimizer_factory
 _WARM_UP = 3
 
 
-class _Clock(Unattended):
+class _Clock(MinimalObserver):
     """Notes when each update was published."""
 
     def __init__(self, num_updates: int) -> None:

@@ -50,7 +50,7 @@ def gather_hosts(comm: MPI.Intracomm) -> list[str]:
     return comm.allgather(MPI.Get_processor_name())
 
 
-def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
+def collectively(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
     """Run `action` on every rank and fail on all of them if it failed with a UserError on any.
 
     Ranks read files, so one of them alone can meet a mistake; the others would wait for it in the next collective.

@@ -18,7 +18,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcasync.comm.mpi import together
+from hpcasync.comm.mpi import collectively
 from hpcasync.errors import UserError
 
 _SHARED_MEMORY = "/dev/shm"
@@ -111,7 +111,7 @@ def _open_together(comm: MPI.Intracomm) -> int:
             ) from error
 
     try:
-        return together(comm, open_file)
+        return collectively(comm, open_file)
     finally:
         if comm.rank == 0:
             Path(path).unlink()

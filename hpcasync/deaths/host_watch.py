@@ -2,7 +2,7 @@
 
 Under Open MPI's `mpirun --with-ft mpi` the others live on when a rank is killed, and some of them would wait for it
 for ever. Every rank then watches the processes on its own host. The death of a rank that the job can do without
-(`spare`) is noted for the coordinator to deal with; any other ends the job.
+(`may_lose`) is noted for the coordinator to deal with; any other ends the job.
 """
 
 import atexit
@@ -82,9 +82,9 @@ class LifeWatch:
             if hosts[rank] == hosts[comm.rank] and process.namespace == _pid_namespace()
         }
         self.sees_all = len(self._watched) == comm.size
-        self._spare: frozenset[int] = frozenset()
+        self._may_lose: frozenset[int] = frozenset()
         self._dead: dict[int, float] = {}
-        self._dealt_with: set[int] = set()
+        self._acknowledged: set[int] = set()
         self._exit_code: int | None = None
         threading.Thread(target=self._run, name="life-watch", daemon=True).start()
         atexit.register(self._leave)
@@ -94,13 +94,13 @@ class LifeWatch:
         """Ranks that have died, and when (time.monotonic)."""
         return dict(self._dead)
 
-    def spare(self, ranks: Sequence[int]) -> None:
+    def may_lose(self, ranks: Sequence[int]) -> None:
         """From now on the job can do without these ranks, as long as the coordinator deals with their deaths."""
-        self._spare = frozenset(ranks)
+        self._may_lose = frozenset(ranks)
 
-    def deal_with(self, rank: int) -> None:
+    def acknowledge(self, rank: int) -> None:
         """The coordinator has dealt with a death."""
-        self._dealt_with.add(rank)
+        self._acknowledged.add(rank)
 
     def ended(self, exit_code: int) -> None:
         """Everything has been done: who dies now is not missed. `exit_code`: the job's at one rank, 0 at the others."""
@@ -120,10 +120,10 @@ class LifeWatch:
                 seconds = time.monotonic() - died
                 if self._exit_code is not None:
                     return
-                if rank not in self._spare:
+                if rank not in self._may_lose:
                     speaker = min(rank for rank in self._watched if rank not in self._dead)
                     self._end_job(f"{self._describe(rank)} has died, and the job cannot go on without it", speaker)
-                elif self._rank == self._coordinator and rank not in self._dealt_with and seconds > _DEALING_SECONDS:
+                elif self._rank == self._coordinator and rank not in self._acknowledged and seconds > _DEALING_SECONDS:
                     self._end_job(f"{self._describe(rank)} has died, and the others are stuck", self._rank)
 
     def _leave(self) -> None:
@@ -132,7 +132,7 @@ class LifeWatch:
         Called when Python ends; what it calls after this is MPI's. Workers leave first, then servers, the first one
         last: who has not heard of the end yet must not miss a server, nor be ended by mpirun for an exit code.
         """
-        if self._exit_code is None or not self._spare:
+        if self._exit_code is None or not self._may_lose:
             return
         deadline = time.monotonic() + _PARTING_SECONDS
         first = [process for rank, process in self._watched.items() if self._leaves_before(rank)]
@@ -143,7 +143,7 @@ class LifeWatch:
         os._exit(self._exit_code)
 
     def _leaves_before(self, rank: int) -> bool:
-        return self._rank not in self._spare and (rank in self._spare or rank > self._rank)
+        return self._rank not in self._may_lose and (rank in self._may_lose or rank > self._rank)
 
     def _end_job(self, message: str, speaker: int) -> None:
         """End all ranks of the job: one speaks; each that calls this ends itself where that does not work."""

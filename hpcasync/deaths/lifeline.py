@@ -75,7 +75,7 @@ def hold(rank: int) -> None:
         return
     _say(token=address.token, rank=rank, host=socket.gethostname(), pid=os.getpid())
     os.register_at_fork(after_in_child=_let_go)
-    threading.Thread(target=_feel, args=(_held,), name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait_for_hangup, args=(_held,), name="lifeline", daemon=True).start()
 
 
 def is_held() -> bool:
@@ -130,7 +130,7 @@ def _say(**message: Any) -> None:
             _held.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _feel(connection: socket.socket) -> None:
+def _wait_for_hangup(connection: socket.socket) -> None:
     """Wait until `launch` is gone. It says nothing as long as it lives."""
     with contextlib.suppress(OSError):
         connection.recv(1)

@@ -53,17 +53,17 @@ class Deaths:
     def begin(self) -> None:
         """Training begins: from now on workers may die."""
         if self._watch is not None and self.may_lose_workers:
-            self._watch.spare(self._roles.worker_ranks)
+            self._watch.may_lose(self._roles.worker_ranks)
 
     def dead_workers(self) -> Sequence[int]:
         """worker_index of those that have died."""
         dead = {} if self._watch is None else self._watch.dead
         return [self._roles.worker_ranks.index(rank) for rank in dead if rank in self._roles.worker_ranks]
 
-    def deal_with(self, worker: int) -> None:
+    def acknowledge(self, worker: int) -> None:
         """The coordinator has let a dead worker go."""
         if self._watch is not None:
-            self._watch.deal_with(self._roles.worker_ranks[worker])
+            self._watch.acknowledge(self._roles.worker_ranks[worker])
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
 from hpcasync.ps.server.follower import Follower
-from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_server import initial_shard
 from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.transport.link import Link, LinkOptions
@@ -169,7 +169,7 @@ class Engine:
             assert self._link.server_index is not None
             self._state.load_state_tensors(read_shard(self._link.shards[self._link.server_index]))
 
-    def serve(self, observer: RunObserver | None, saver: ShardSaver, survival: Survival | None = None) -> None:
+    def serve(self, observer: RunObserver | None, saver: ShardSaver, survival: LostWorkers | None = None) -> None:
         """Be a server until every worker has finished (collective with `start` of the workers).
 
         Args:

@@ -9,7 +9,7 @@ from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.ps.protocol.updates import Update
 
 
-class Unattended:
+class MinimalObserver:
     """An `Observer` and `ShardSaver` for runs that keep nothing but the final parameters.
 
     Args:

@@ -120,7 +120,7 @@ class Replay:
         self._rejected = saved.rejected()
         self._is_live = saved.version == 0
         if self._is_live:
-            training.go_on(saved)
+            training.resume(saved)
 
     @property
     def parameters(self) -> Version:
@@ -165,7 +165,7 @@ class Replay:
         self._ledger.add(ticket for push in update.pushes for ticket in push.record.tickets)
         if update.version == self._saved.version:
             self._is_live = True
-            self._training.go_on(self._saved)
+            self._training.resume(self._saved)
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """See `Program`."""

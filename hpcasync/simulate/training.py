@@ -153,7 +153,7 @@ class Training:
         if self._config.stop.patience:
             self._supervisor.wait_for_scores()  # of an interrupted run
 
-    def go_on(self, saved: SavedSimulation) -> None:
+    def resume(self, saved: SavedSimulation) -> None:
         """Begin at a checkpoint of the version that has been published last."""
         for index, server in enumerate(self._servers):
             server.load(saved.shards[index], saved.memory(index))

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import gather_hosts, require_same, require_threads, together
+from hpcasync.comm.mpi import collectively, gather_hosts, require_same, require_threads
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
@@ -15,7 +15,7 @@ from hpcasync.config.schema import Config
 from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.protocol.lost_work import LostWork
-from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
@@ -89,7 +89,7 @@ def run_training(
     comm = MPI.COMM_WORLD
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
-    setup = together(comm, lambda: _set_up(config, comm, resume=resume, resume_from=resume_from))
+    setup = collectively(comm, lambda: _set_up(config, comm, resume=resume, resume_from=resume_from))
     with setup.deaths.explained():
         return _train(setup, overwrite=overwrite)
 
@@ -100,8 +100,8 @@ def _train(setup: _Setup, *, overwrite: bool) -> int:
     require_same(comm, setup.task.flat.digest, "the layout of the model")
     hvd = start_horovod(comm) if config.mode == "sync" else None
     if setup.is_new:
-        together(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
-    setup.timeline = together(comm, lambda: _open_timeline(setup))
+        collectively(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
+    setup.timeline = collectively(comm, lambda: _open_timeline(setup))
     exit_code = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
     setup.deaths.ended(exit_code)
     setup.timeline.close()
@@ -133,10 +133,10 @@ def _on_first(setup: _Setup, action: Callable[[], None]) -> None:
         action()
 
 
-def _take_up(setup: _Setup) -> None:
+def _resume(setup: _Setup) -> None:
     """All ranks have read the checkpoint: the run goes on with this configuration."""
     if setup.checkpoint is not None:
-        together(setup.comm, lambda: _on_first(setup, lambda: save_configuration(setup.config)))
+        collectively(setup.comm, lambda: _on_first(setup, lambda: save_configuration(setup.config)))
 
 
 def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool, resume_from: Path | None) -> _Setup:
@@ -178,8 +178,8 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> int:
     hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
     optimizer = config.optimizer
     state = ShardState(flat.parameters, optimizer_factory(optimizer), ema_decay=optimizer.ema_decay)
-    together(comm, lambda: _load_shard(setup, state, state.whole))
-    _take_up(setup)
+    collectively(comm, lambda: _load_shard(setup, state, state.whole))
+    _resume(setup)
     supervisor = None
     if comm.rank == 0:
         writer = ShardWriter(config.output_dir / "checkpoints", 1)
@@ -241,8 +241,8 @@ def _run_asynchronous(setup: _Setup) -> int:
         server_device=setup.resources.server_device,
         on_start=setup.deaths.begin,
     )
-    together(setup.comm, lambda: _load_own_shard(setup, engine))
-    _take_up(setup)
+    collectively(setup.comm, lambda: _load_own_shard(setup, engine))
+    _resume(setup)
     exit_code = 0
     if engine.is_server:
         exit_code = _serve(setup, engine)
@@ -292,7 +292,7 @@ def _serve(setup: _Setup, engine: Engine) -> int:
     survival = None
     if setup.deaths.may_lose_workers:
         work = LostWork(len(setup.roles.worker_ranks), setup.state.ledger.remaining(), setup.end_of_tickets)
-        survival = Survival(work, setup.deaths.dead_workers)
+        survival = LostWorkers(work, setup.deaths.dead_workers)
     engine.serve(CoordinatorObserver(supervisor, setup.roles, setup.deaths), writer, survival)
     _end(setup, supervisor)
     setup.deaths.ended(supervisor.exit_code)

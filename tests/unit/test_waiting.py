@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from hpcasync.comm import waiting
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.ps.protocol.control_words import ControlWords
-from hpcasync.ps.server.polling import Attention
+from hpcasync.ps.server.polling import Polling
 
 
 class Clock:
@@ -85,7 +85,7 @@ def test_who_computes_on_the_same_core_is_not_given_turns(clock: Clock) -> None:
 
 
 class Windows:
-    """As much of a `Link` as `Attention` looks at; everything is on several hosts."""
+    """As much of a `Link` as `Polling` looks at; everything is on several hosts."""
 
     num_workers = 3
     spans_nodes = True
@@ -100,7 +100,7 @@ class Windows:
         return self.words
 
 
-def longest_sleep(clock: Clock, attention: Attention, seconds: float) -> float:
+def longest_sleep(clock: Clock, attention: Polling, seconds: float) -> float:
     clock.looks.clear()
     ends = clock.now + seconds
     while clock.now < ends:
@@ -110,7 +110,7 @@ def longest_sleep(clock: Clock, attention: Attention, seconds: float) -> float:
 
 def test_servers_look_more_often_while_data_moves_between_hosts(clock: Clock) -> None:
     windows = Windows()
-    attention = Attention(windows)  # type: ignore[arg-type]
+    attention = Polling(windows)  # type: ignore[arg-type]
     assert longest_sleep(clock, attention, 10.0) == pytest.approx(0.005)
     windows.words[ControlWords.begun(2)] = 7
     before = clock.now

@@ -13,7 +13,7 @@ from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.ps.protocol.updates import Arrival, Update, UpdateState
 from hpcasync.ps.server.compensation import DelayCompensation
-from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_server import SAVED_TAG, ShardServer
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import Link
@@ -35,7 +35,7 @@ class Coordinator(ShardServer):
         clip_norm: float,
         compensation: DelayCompensation | None = None,
         lookahead: float = 0.0,
-        survival: Survival | None = None,
+        survival: LostWorkers | None = None,
     ) -> None:
         super().__init__(link, state, saver, clip_norm=clip_norm, version=decisions.version, compensation=compensation)
         self._observer = observer
@@ -61,9 +61,9 @@ class Coordinator(ShardServer):
             self._orders.advance()
             self._link.make_progress()
             if is_busy:
-                self._attention.reset()
+                self._polling.reset()
             else:
-                self._attention.wait()
+                self._polling.wait()
 
     def save(self, request: SaveRequest) -> None:
         """Save the newest version."""
@@ -92,7 +92,7 @@ class Coordinator(ShardServer):
 
     def _order(self, order: Order, request: SaveRequest | None = None) -> None:
         self._orders.send(order, request)
-        # A push that completes a group is followed by the order to apply it: one ring for both.
+        # A push that completes a group is followed by the order to apply it: one wake-up for both.
         if order.kind not in (Kind.ACCUMULATE, Kind.DROP) or not self._decisions.should_apply():
             self._link.wake_followers()
         self._execute(order, request)
@@ -145,7 +145,7 @@ class Coordinator(ShardServer):
             self._survival.work.finished(worker)
         return taken
 
-    def _let_go_of_the_dead(self, survival: Survival) -> None:
+    def _let_go_of_the_dead(self, survival: LostWorkers) -> None:
         for worker in survival.new_deaths():
             self._take_arrivals_of(worker)  # what it had announced is whole
             survival.let_go(worker, num_drawn=int(self._link.control.local()[ControlWords.CURSOR]))

@@ -19,9 +19,9 @@ class Follower(ShardServer):
             received = orders.poll()
             if received is None:
                 self._link.serve_pulls()  # looking for orders has let MPI progress
-                self._attention.wait()
+                self._polling.wait()
                 continue
-            self._attention.reset()
+            self._polling.reset()
             order, request = received
             if order.kind is Kind.FINISH:
                 break

@@ -8,7 +8,7 @@ from hpcasync.ps.protocol.updates import UpdateState
 from hpcasync.ps.transport.link import Link
 
 
-class Survival:
+class LostWorkers:
     """The deaths of workers, as far as the coordinator has dealt with them.
 
     Args:

@@ -5,7 +5,7 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.transport.link import Link
 
 
-class Attention:
+class Polling:
     """A server's waits: seldom looks while nothing moves, frequent ones while data comes or goes between hosts.
 
     Between hosts over TCP, data moves only while the server looks, and nobody says so but the worker: it writes a word

@@ -11,7 +11,7 @@ from hpcasync.ps.protocol.observer import SaveRequest, ShardSaver
 from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
-from hpcasync.ps.server.polling import Attention
+from hpcasync.ps.server.polling import Polling
 from hpcasync.ps.server.shard_state import ShardState, clip_factor
 from hpcasync.ps.transport.link import Link
 from hpcasync.timeline import Timeline
@@ -48,7 +48,7 @@ class ShardServer:
         self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device, state.threads)
         self._unread: list[Order] = []  # pushes of the group that lie in their slots still
         self._group: list[Order] = []  # pushes of the group
-        self._attention = Attention(link)
+        self._polling = Polling(link)
         self._publish_initial(version)
 
     def _publish_initial(self, version: int) -> None:
@@ -84,7 +84,7 @@ class ShardServer:
             self._save(request)
 
     def _accumulate(self, order: Order) -> None:
-        self._attention.arrived(order.worker, order.sequence)
+        self._polling.arrived(order.worker, order.sequence)
         self._link.data.sync()
         slot = self._link.slot(order.worker, order.sequence)
         self._unread.append(order)
@@ -103,7 +103,7 @@ class ShardServer:
             self._fold()
 
     def _drop(self, order: Order) -> None:
-        self._attention.arrived(order.worker, order.sequence)
+        self._polling.arrived(order.worker, order.sequence)
         self._fold()  # a slot that is given back gives back those before it
         self._unread.append(order)
         self._consume()

@@ -11,11 +11,11 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm import futex
-from hpcasync.comm.bells import ANYTHING, Bells, BellWait
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
+from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, make_wire
@@ -110,7 +110,7 @@ class Link:
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
         # Between hosts ranks poll: what is put there moves while its target looks.
-        self._bells = Bells(comm) if is_one_host and futex.is_available() else None
+        self._wake_ups = WakeUps(comm) if is_one_host and futex.is_available() else None
         self.data = DataWindow(comm, node_comm, self.window_bytes[comm.rank])
         # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
         self._needs_progress = self.data.spans_nodes or may_lose_workers
@@ -188,18 +188,18 @@ class Link:
     def tell_worker(self, worker: int, word: int, value: int) -> None:
         """Store one of this server's words that a worker may be waiting for."""
         self.control.store(self.comm.rank, word, value)
-        self._ring(self.roles.worker_ranks[worker], word)
+        self._wake(self.roles.worker_ranks[worker], word)
 
     def tell_everybody(self, word: int, value: int) -> None:
         """Store one of this server's words that all ranks look at while they wait."""
         self.control.store(self.comm.rank, word, value)
         for rank in range(self.comm.size):
-            self._ring(rank)
+            self._wake(rank)
 
     def tell_coordinator(self, word: int, value: int) -> None:
         """Store one of the coordinator's words."""
         self.control.store(self.coordinator_rank, word, value)
-        self._ring(self.coordinator_rank)
+        self._wake(self.coordinator_rank)
 
     def offer(self, worker: int, ticket: int) -> None:
         """At the coordinator: offer a worker a batch that a dead one has left undone."""
@@ -210,20 +210,20 @@ class Link:
     def wake_followers(self) -> None:
         """The other servers have been sent something."""
         for rank in self.roles.server_ranks[1:]:
-            self._ring(rank)
+            self._wake(rank)
 
-    def _ring(self, rank: int, topic: int = ANYTHING) -> None:
-        if self._bells is not None:
-            self._bells.ring(rank, topic)
+    def _wake(self, rank: int, topic: int = ANYTHING) -> None:
+        if self._wake_ups is not None:
+            self._wake_ups.wake(rank, topic)
 
-    def make_wait(self, longest_seconds: float = SHORT_SECONDS, word: int = ANYTHING) -> Backoff | BellWait:
+    def make_wait(self, longest_seconds: float = SHORT_SECONDS, word: int = ANYTHING) -> Backoff | WakeUpWait:
         """How this rank is to wait for others' stores; to be made before the first look.
 
         Args:
             longest_seconds: of a sleep, between hosts.
             word: that a worker waits for, if it is one only.
         """
-        return Backoff(longest_seconds) if self._bells is None else BellWait(self._bells, word)
+        return Backoff(longest_seconds) if self._wake_ups is None else WakeUpWait(self._wake_ups, word)
 
     def tell_applied(self, version: int) -> None:
         """This server's shard has a version: tell the coordinator."""
@@ -264,8 +264,8 @@ class Link:
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
-        if self._bells is not None:
-            self._bells.free()
+        if self._wake_ups is not None:
+            self._wake_ups.free()
         self.control.free()
 
 

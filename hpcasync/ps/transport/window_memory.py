@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import together
+from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.errors import UserError
 
@@ -30,7 +30,7 @@ def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[
     here = roles.ranks_on_host(host)
     shared = sum(window_bytes[rank] for rank in here)
     private = sum(private_bytes[rank] for rank in here)
-    together(comm, lambda: _require(host, shared, private))
+    collectively(comm, lambda: _require(host, shared, private))
 
 
 def describe_shortage(

@@ -15,7 +15,7 @@ from hpcasync.ps.transport.link import Link
 from hpcasync.ps.transport.record_codec import encode_record
 from hpcasync.ps.worker.device_copy import DeviceCopy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.ps.worker.gradient_ring import GradientTurns
+from hpcasync.ps.worker.gradient_ring import GradientRing
 
 PullPolicy = Literal["latest", "handled", "applied"]
 
@@ -45,7 +45,7 @@ class Client:
         self._num_offers = 0
         self._num_rests = 0
         self._device_copy: DeviceCopy | None = None
-        self._turns: GradientTurns | None = None
+        self._ring: GradientRing | None = None
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
@@ -172,7 +172,7 @@ class Client:
         """
         shared = self._link.num_vectors if self.is_on_host(flat.gradient) else 0
         vectors = [self._link.vector(sequence) for sequence in range(shared)]
-        self._turns = GradientTurns(flat, vectors, num_private, self.num_pushed + 1)
+        self._ring = GradientRing(flat, vectors, num_private, self.num_pushed + 1)
 
     def turn(self) -> None:
         """The gradient has been given away to be pushed: another vector takes its place, if they take turns.
@@ -180,14 +180,14 @@ class Client:
         The servers have read what that one held: with `LinkOptions.is_overlapped`, since the push before this one has
         found a slot free; else this one must have, or this waits for it.
         """
-        if self._turns is None:
+        if self._ring is None:
             return
-        needed = self._turns.begin()
+        needed = self._ring.begin()
         ranks = self._link.roles.server_ranks
         if needed <= 0 or self._wait_for(ControlWords.consumed(self._worker), needed, ranks):
-            self._turns.end()
+            self._ring.end()
         else:
-            self._turns.leave()  # training has ended: servers may read any of them still
+            self._ring.leave()  # training has ended: servers may read any of them still
 
     def begin_push(self) -> bool:
         """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
@@ -278,8 +278,8 @@ class Client:
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
         self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
-        if self._turns is not None:
-            self._turns.leave()
+        if self._ring is not None:
+            self._ring.leave()
 
     def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
         started = time.perf_counter()

@@ -7,7 +7,7 @@ import torch
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
-class GradientTurns:
+class GradientRing:
     """Puts one vector after the other in place of `flat.gradient`.
 
     Args:

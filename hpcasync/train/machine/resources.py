@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import together
+from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
 from hpcasync.train.machine.cores import bind, describe_cores, share_cores
@@ -45,7 +45,7 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
         cores = share_cores(roles, threads, cores)
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
-    device, server_device = together(comm, lambda: _choose_devices(config, roles, comm.rank))
+    device, server_device = collectively(comm, lambda: _choose_devices(config, roles, comm.rank))
     used = server_device if roles.is_server(comm.rank) else device
     # Gathered, since the coordinator's host need not have what the workers' hosts have.
     lines = (*describe_cores(roles, cores), *describe_gpus(roles, comm.allgather(str(used))))

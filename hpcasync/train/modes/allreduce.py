@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import together
+from hpcasync.comm.mpi import collectively
 from hpcasync.errors import UserError
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
@@ -26,7 +26,7 @@ def start_horovod(comm: MPI.Intracomm) -> Any:
     Raises:
         UserError: Horovod is not installed, was built without MPI, or sees another number of ranks.
     """
-    hvd = together(comm, _import_horovod)
+    hvd = collectively(comm, _import_horovod)
     # It says nothing of a rank whose whole process is stopped; `RankWatch` does.
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
     hvd.init()

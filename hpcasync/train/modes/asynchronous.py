@@ -147,7 +147,7 @@ class CoordinatorObserver:
         """Say which one has died; stop watching it."""
         assert self._watch is not None and self._deaths is not None
         self._supervisor.lose(self._watch.died(worker), is_last=is_last)
-        self._deaths.deal_with(worker)
+        self._deaths.acknowledge(worker)
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """Batches of a rejected or stale gradient are done with; a resumed run draws those dropped at the end again."""

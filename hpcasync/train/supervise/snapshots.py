@@ -49,7 +49,7 @@ class Snapshots:
         """Names of the best one and of those that may yet turn out to be."""
         return {self._best.name, *self._pending}
 
-    def go_on(self, num_updates: int) -> None:
+    def resume(self, num_updates: int) -> None:
         """Take up a resumed run: `best` names its best, and what was not scored before it ended is scored now."""
         if self._best.name:
             self._point("best", self._best.name)

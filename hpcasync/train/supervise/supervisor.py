@@ -103,7 +103,7 @@ class Supervisor:
         self._started = self._clock() - self._state.counters.wall_seconds
         self._rules.check_counters(self.counters)
         if self.counters.num_updates:
-            self._snapshots.go_on(self.counters.num_updates)
+            self._snapshots.resume(self.counters.num_updates)
 
     def watch(self, roles: Roles) -> WorkerWatch:
         """What reports workers that stop or are slow."""

@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
@@ -56,7 +56,7 @@ def main(device: str, overlap: str) -> None:
     flat = FlatParameters(module.to(device))
     options, server_device = EngineOptions(pushes_per_update=2, clip_norm=1e6), torch.device(device)
     engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, options, server_device=server_device)
-    observer = Unattended(RATE, NUM_UPDATES)
+    observer = MinimalObserver(RATE, NUM_UPDATES)
     if engine.is_server:
         engine.serve(observer, observer)
     else:

@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm import bells, futex
-from hpcasync.comm.bells import ANYTHING, Bells, BellWait
+from hpcasync.comm import futex, wake_ups
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.streams import PIECE_BYTES, IncomingStream, OutgoingStream
 from hpcasync.comm.waiting import make_progress, wait_for_all
+from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
 from hpcasync.comm.windows import ControlWindow, DataWindow, WindowSet
 
 Kind = type[ControlWindow] | type[SharedControlWindow]
@@ -52,25 +52,25 @@ def check_atomics(comm: MPI.Intracomm, kind: Kind) -> None:
     window.free()
 
 
-def check_bells(comm: MPI.Intracomm) -> None:
-    """A word goes round all ranks, who sleep until it is theirs: nobody looks again, a ring that is missed hangs."""
-    turn, rings = SharedControlWindow(comm, 1 if comm.rank == 0 else 0), Bells(comm)
+def check_wake_ups(comm: MPI.Intracomm) -> None:
+    """A word goes round all ranks, who sleep until it is theirs: nobody looks again, a wake-up that is missed hangs."""
+    turn, everybody = SharedControlWindow(comm, 1 if comm.rank == 0 else 0), WakeUps(comm)
     for number in range(comm.rank, comm.size * NUM_ROUNDS, comm.size):
-        waiting = BellWait(rings, 1 + number % 2)
+        waiting = WakeUpWait(everybody, 1 + number % 2)
         while turn.read(0, 0) < number:
             waiting.wait()
         after = (comm.rank + 1) % comm.size
-        rings.ring(after, 3)  # nothing that it waits for
+        everybody.wake(after, 3)  # nothing that it waits for
         turn.store(0, 0, number + 1)
-        rings.ring(after, 1 + (number + 1) % 2 if number % 3 else ANYTHING)
+        everybody.wake(after, 1 + (number + 1) % 2 if number % 3 else ANYTHING)
     comm.Barrier()
     # All wait for rank 0, which waits for all.
     told = SharedControlWindow(comm, comm.size + 1 if comm.rank == 0 else 0)
     for number in range(1, NUM_ROUNDS + 1):
-        waiting = BellWait(rings)
+        waiting = WakeUpWait(everybody)
         if comm.rank > 0:
             told.store(0, comm.rank, number)
-            rings.ring(0)
+            everybody.wake(0)
             while told.read(0, comm.size) < number:
                 waiting.wait()
             continue
@@ -78,9 +78,9 @@ def check_bells(comm: MPI.Intracomm) -> None:
             waiting.wait()
         told.store(0, comm.size, number)
         for rank in range(1, comm.size):
-            rings.ring(rank)
+            everybody.wake(rank)
     comm.Barrier()
-    for window in (told, rings, turn):
+    for window in (told, everybody, turn):
         window.free()
 
 
@@ -188,8 +188,8 @@ def main() -> None:
     if node_comm.size == comm.size:
         kinds.append(SharedControlWindow)
         if futex.is_available():
-            bells.LONGEST_SECONDS = 3600.0
-            check_bells(comm)
+            wake_ups.LONGEST_SECONDS = 3600.0
+            check_wake_ups(comm)
     for kind in kinds:
         check_atomics(comm, kind)
     check_streams(comm)

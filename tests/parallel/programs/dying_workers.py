@@ -23,13 +23,13 @@ from hpcasync.data.batches import BatchPlan
 from hpcasync.deaths import host_watch as liveness
 from hpcasync.deaths.host_watch import LifeWatch
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -42,7 +42,7 @@ NUM_SERVERS, NUM_TICKETS, NUM_LOCAL, EXIT_CODE = 2, 60, 2, 137
 PUSHES_BEFORE = 3
 
 
-class Recording(Unattended):
+class Recording(MinimalObserver):
     """Remembers what was applied, and who was lost."""
 
     def __init__(self) -> None:
@@ -141,13 +141,13 @@ def main() -> None:
         lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         options,
         roles=roles,
-        on_start=lambda: watch.spare(roles.worker_ranks),
+        on_start=lambda: watch.may_lose(roles.worker_ranks),
     )
     recording = Recording()
     if engine.is_coordinator:
         dead = lambda: [roles.worker_ranks.index(rank) for rank in watch.dead]  # noqa: E731
         engine.serve(
-            recording, recording, Survival(LostWork(comm.size - NUM_SERVERS, TicketSequence(), NUM_TICKETS), dead)
+            recording, recording, LostWorkers(LostWork(comm.size - NUM_SERVERS, TicketSequence(), NUM_TICKETS), dead)
         )
         applied = sorted(recording.applied.elements())
         result = {"applied": applied, "lost": recording.lost, "is_stuck": recording.is_stuck}

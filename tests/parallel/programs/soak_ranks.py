@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from hpcasync.comm.mpi import library_name
 from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.minimal_observer import Unattended
+from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.worker.client import Client
@@ -31,7 +31,7 @@ NOTED_EVERY = 256
 _LOOK_SECONDS = 0.2
 
 
-class Tally(Unattended):
+class Tally(MinimalObserver):
     """Adds up what the servers applied, and tells how far they are; keeps nothing per update."""
 
     def __init__(self, directory: Path) -> None:

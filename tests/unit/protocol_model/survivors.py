@@ -7,7 +7,7 @@ from functools import cache
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
-from hpcasync.ps.server.lost_workers import Survival
+from hpcasync.ps.server.lost_workers import LostWorkers
 from protocol_model.decisions import content_of, decide, restore
 from protocol_model.world import NOBODY, At, Decisions, Options, Order, Survivors, World, move, require, set_worker
 
@@ -140,7 +140,7 @@ def _known(world: World) -> Survivors:
 def decide_survival(
     options: Options, content: Survivors, event: str, worker: int, number: int, tickets: tuple[int, ...] = ()
 ) -> tuple[Survivors, bool]:
-    """What is known after an event, by a `Survival` with this content; whether the worker rests."""
+    """What is known after an event, by a `LostWorkers` with this content; whether the worker rests."""
     survival = _restore(options, content)
     is_resting = False
     if event == "arrived":
@@ -170,20 +170,20 @@ def has_ended(options: Options, content: Survivors) -> bool:
     return _restore(options, content).work.has_ended
 
 
-def _restore(options: Options, content: Survivors) -> Survival:
+def _restore(options: Options, content: Survivors) -> LostWorkers:
     work = LostWork(options.num_workers, TicketSequence(), options.num_tickets)
     work._arrived = TicketLedger(content.low, content.above)
     work._last = list(content.last)
     work._live, work._finished = set(content.live), set(content.finished)
     work._resting, work._have_rested = set(content.resting), set(content.have_rested)
     work._cut, work._lost, work._offered = content.cut, deque(content.lost), dict(content.offered)
-    survival = Survival(work, lambda: ())
+    survival = LostWorkers(work, lambda: ())
     survival._lost, survival._num_rests = set(content.let_go), dict(content.num_rests)
     survival._has_told = content.has_told
     return survival
 
 
-def _content_of(survival: Survival) -> Survivors:
+def _content_of(survival: LostWorkers) -> Survivors:
     work = survival.work
     return Survivors(
         work._arrived.low,

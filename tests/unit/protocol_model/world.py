@@ -238,7 +238,7 @@ class Decisions(NamedTuple):
 
 
 class Survivors(NamedTuple):
-    """The content of a `Survival` and its `LostWork`."""
+    """The content of a `LostWorkers` and its `LostWork`."""
 
     low: int = 0
     above: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""No ring is missed: one rank waits, others ring, in every order of their loads and stores."""
+"""No wake-up is missed: one rank waits, others wake it, in every order of their loads and stores."""
 
 import contextlib
 import random
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hpcasync.comm import bells
-from hpcasync.comm.bells import ANYTHING, Bells, BellWait
+from hpcasync.comm import wake_ups
+from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
 
 
 class _OverError(Exception):
@@ -111,8 +111,8 @@ class NoWindow:
         pass
 
 
-def bells_of(rank: int, memory: Memory, numbers: Iterator[int]) -> Bells:
-    made: Any = Bells.__new__(Bells)
+def wake_ups_of(rank: int, memory: Memory, numbers: Iterator[int]) -> WakeUps:
+    made: Any = WakeUps.__new__(WakeUps)
     made._window, made._words, made._addresses, made._rank = NoWindow(), [memory] * 3, [None] * 3, rank
     made._numbers = numbers
     return made  # type: ignore[no-any-return]
@@ -124,21 +124,21 @@ def plays_through(
     """Rank 0 waits until each of the others has stored a word; whether it comes to its end."""
     stage = Stage(choose)
     memory, words = Memory(stage, 2), Memory(stage, len(topics))
-    monkeypatch.setattr(bells, "futex", Sleep(stage, memory))
+    monkeypatch.setattr(wake_ups, "futex", Sleep(stage, memory))
 
     def wait() -> None:
-        waiting = BellWait(bells_of(0, memory, iter(())), awaited)
+        waiting = WakeUpWait(wake_ups_of(0, memory, iter(())), awaited)
         while not all(words[number] for number in range(len(topics))):
             waiting.wait()
 
-    def ring(number: int) -> Callable[[], None]:
+    def wake(number: int) -> Callable[[], None]:
         def play() -> None:
             words[number] = 1
-            bells_of(1 + number, memory, iter([1 + number])).ring(0, topics[number])
+            wake_ups_of(1 + number, memory, iter([1 + number])).wake(0, topics[number])
 
         return play
 
-    return stage.run([wait, *(ring(number) for number in range(len(topics)))])
+    return stage.run([wait, *(wake(number) for number in range(len(topics)))])
 
 
 class EveryOrder:
@@ -185,13 +185,13 @@ def test_a_ring_for_another_topic_wakes_nobody(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_who_looks_for_sleepers_before_ringing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ring(self: Any, rank: int, topic: int) -> None:
+    def wake(self: Any, rank: int, topic: int) -> None:
         awaited = self._words[rank][1]
         self._words[rank][0] = next(self._numbers)
         if awaited:
-            bells.futex.wake(self._addresses[rank])  # type: ignore[attr-defined]
+            wake_ups.futex.wake(self._addresses[rank])  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(Bells, "ring", ring)
+    monkeypatch.setattr(WakeUps, "wake", wake)
     orders = EveryOrder()
     outcomes: set[bool] = set()
     while not outcomes or orders.next():

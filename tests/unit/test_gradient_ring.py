@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.ps.worker.gradient_ring import GradientTurns
+from hpcasync.ps.worker.gradient_ring import GradientRing
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def shared(flat: FlatParameters, number: int) -> list[torch.Tensor]:
 
 def test_push_n_is_computed_in_vector_n_modulo_their_number(flat: FlatParameters) -> None:
     vectors = shared(flat, 3)
-    turns = GradientTurns(flat, vectors, 1, sequence=4)
+    turns = GradientRing(flat, vectors, 1, sequence=4)
     assert flat.gradient is vectors[1]
     must_be_read = []
     for sequence in range(5, 12):
@@ -31,7 +31,7 @@ def test_push_n_is_computed_in_vector_n_modulo_their_number(flat: FlatParameters
 
 def test_one_private_vector_stays(flat: FlatParameters) -> None:
     own = flat.gradient
-    turns = GradientTurns(flat, [], 1, sequence=1)
+    turns = GradientRing(flat, [], 1, sequence=1)
     assert turns.begin() == 0
     turns.end()
     turns.leave()
@@ -39,7 +39,7 @@ def test_one_private_vector_stays(flat: FlatParameters) -> None:
 
 
 def test_two_private_vectors_alternate(flat: FlatParameters) -> None:
-    turns, seen = GradientTurns(flat, [], 2, sequence=1), []
+    turns, seen = GradientRing(flat, [], 2, sequence=1), []
     for _ in range(4):
         seen.append(flat.gradient.data_ptr())
         assert turns.begin() == 0, "a gradient that is copied can be overwritten at once"
@@ -49,7 +49,7 @@ def test_two_private_vectors_alternate(flat: FlatParameters) -> None:
 
 def test_what_servers_may_be_reading_is_left_alone(flat: FlatParameters) -> None:
     vectors = shared(flat, 2)
-    turns = GradientTurns(flat, vectors, 1, sequence=1)
+    turns = GradientRing(flat, vectors, 1, sequence=1)
     turns.begin()
     turns.leave()
     for _ in range(3):
