@@ -183,6 +183,10 @@ class OptimizerConfig(_Section):
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
     eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="of all parameters")
+    nesterov: bool = Field(
+        False,
+        description="step along b1 * m + (1 - b1) * gradient, not along the mean m alone: stale gradients do less harm",
+    )
     clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all pieces")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
