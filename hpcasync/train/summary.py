@@ -46,6 +46,12 @@ def make_summary(
     }
 
 
+def read_end(run_dir: Path, num_updates: int) -> str:
+    """Why a run ended after this number of updates; empty if it did not."""
+    ends = [record for record in read_records(run_dir / METRICS_FILE) if record["event"] == "end"]
+    return ends[-1]["stop_reason"] if ends and ends[-1]["num_updates"] == num_updates else ""
+
+
 def read_validations(run_dir: Path) -> list[dict[str, Any]]:
     """The validation records of a run, oldest first."""
     return [record for record in read_records(run_dir / METRICS_FILE) if record["event"] == "validation"]
