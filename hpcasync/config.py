@@ -20,6 +20,7 @@ Overlap = Literal["none", "push", "full"]
 ParameterFormat = Literal["fp32", "bf16"]
 StalenessPolicy = Literal["wait", "drop", "scale"]
 Precision = Literal["fp32", "bf16", "fp16"]
+SyncCompression = Literal["none", "bf16", "fp16"]
 
 
 class _Section(BaseModel):
@@ -115,6 +116,18 @@ class StalenessConfig(_Section):
         if self.compensation and (self.limit is None or self.policy == "scale"):
             raise ValueError("compensation keeps the last limit + 1 versions: set limit, with policy wait or drop")
         return self
+
+
+class SyncConfig(_Section):
+    """How mode sync sums gradients over all workers; buckets of them, while backward makes the rest."""
+
+    backend: Literal["auto", "horovod", "torch"] = Field(
+        "auto",
+        description="torch: torch.distributed, NCCL on GPUs, gloo on CPUs; auto: Horovod where it is installed",
+    )
+    compression: SyncCompression = Field(
+        "none", description="how gradients are summed; bf16 with torch alone, fp16 loses the smallest ones"
+    )
 
 
 class StragglerConfig(_Section):
@@ -287,6 +300,7 @@ class Config(_Section):
     accumulate: AccumulateConfig = AccumulateConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     staleness: StalenessConfig = StalenessConfig()
+    sync: SyncConfig = SyncConfig()
     straggler: StragglerConfig = StragglerConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()

@@ -50,6 +50,8 @@ def test_sync(trainer: Trainer) -> None:
     resumed = trainer(2, "mode=sync", "name=resumed", stop(END), flags=["--resume"])
     assert f"resuming from {resumed.path}/checkpoints/{AT_MIDDLE}" in resumed.job.stdout
     assert_same_end(resumed, straight)
+    expected = straight.parameters(AT_END)
+    assert all(np.array_equal(array, expected[name]) for name, array in resumed.parameters(AT_END).items())
 
 
 def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
