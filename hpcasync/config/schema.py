@@ -20,6 +20,7 @@ Overlap = Literal["none", "push", "full"]
 ParameterFormat = Literal["fp32", "bf16"]
 StalenessPolicy = Literal["wait", "drop", "scale"]
 Precision = Literal["fp32", "bf16", "fp16"]
+SyncCompression = Literal["none", "bf16", "fp16"]
 
 
 class _Section(BaseModel):
@@ -117,6 +118,18 @@ class StalenessConfig(_Section):
         return self
 
 
+class SyncConfig(_Section):
+    """How mode sync sums gradients over all workers; buckets of them, while backward makes the rest."""
+
+    backend: Literal["auto", "horovod", "torch"] = Field(
+        "auto",
+        description="torch: torch.distributed, NCCL on GPUs, gloo on CPUs; auto: Horovod where it is installed",
+    )
+    compression: SyncCompression = Field(
+        "none", description="how gradients are summed; bf16 with torch alone, fp16 loses the smallest ones"
+    )
+
+
 class StragglerConfig(_Section):
     """For experiments: one worker that is slower than the others."""
 
@@ -183,6 +196,10 @@ class OptimizerConfig(_Section):
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
     eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="of all parameters")
+    nesterov: bool = Field(
+        False,
+        description="step along b1 * m + (1 - b1) * gradient, not along the mean m alone: stale gradients do less harm",
+    )
     clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all pieces")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
@@ -283,6 +300,7 @@ class Config(_Section):
     accumulate: AccumulateConfig = AccumulateConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     staleness: StalenessConfig = StalenessConfig()
+    sync: SyncConfig = SyncConfig()
     straggler: StragglerConfig = StragglerConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()

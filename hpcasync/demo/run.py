@@ -1,6 +1,5 @@
 """Runs the commands that a user would run, one after the other, and shows them."""
 
-import importlib.util
 import shlex
 import subprocess
 import sys
@@ -40,12 +39,6 @@ def run_demo(plan: DemoPlan) -> None:
     """
     overrides = [f"stop.seconds={plan.seconds:g}"] if plan.seconds else []
     configs = {mode: load_config(plan.config, (f"mode={mode}", *overrides)) for mode in _RANKS}
-    if importlib.util.find_spec("horovod") is None:
-        del configs["sync"]
-        print(
-            "Horovod is not installed: leaving out mode=sync (`make setup` builds it; see `hpcasync doctor`)",
-            flush=True,
-        )
     _prepare(plan, configs["async-global"].data.path)
     for mode, config in configs.items():
         _heading(f"Training: {mode}")

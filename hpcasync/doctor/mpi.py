@@ -16,7 +16,7 @@ from hpcasync.launch.process import capture
 
 _TIMEOUT_SECONDS = 60
 _HOROVOD_CURE = "make setup in a checkout, or docs/install.md for your own MPI"
-_SYNC = "mode sync (the allreduce baseline); every asynchronous mode works"
+_SYNC = "sync.backend=horovod; mode sync then sums with torch.distributed, and every asynchronous mode works"
 
 
 class ProbeError(Exception):

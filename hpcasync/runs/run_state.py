@@ -43,7 +43,7 @@ class RunState:
     @classmethod
     def new(cls, config: Config) -> "RunState":
         """A run that has not begun."""
-        return cls(Counters(), TicketLedger(), BestScore(config.validation.metric != "loss"), PushCounts())
+        return cls(Counters(), TicketLedger(), BestScore(config.validation.metric), PushCounts())
 
     @classmethod
     def from_dict(cls, state: dict[str, Any], best: BestScore) -> "RunState":

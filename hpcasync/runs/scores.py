@@ -1,48 +1,80 @@
 """The best snapshot so far, and for how long there was no better one."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Of BLEU and chrF, as they are shown: what differs less is a tie.
+_DECIMALS = 2
 
-@dataclass
+
+@dataclass(frozen=True)
+class _Standing:
+    """A snapshot among others; the higher is the better: by its score, and where that ties by its loss."""
+
+    name: str = ""
+    value: float = 0.0
+    rank: tuple[float, float] = (-math.inf, -math.inf)
+
+
 class BestScore:
     """The best validation score of a run.
 
-    Attributes:
-        higher_is_better: false for a loss.
-        name: the best snapshot; empty before the first score.
-        value: its score.
-        num_stalled: scores since then.
+    Snapshots that a run has made only because it ended may be the best, but are no validations: they count neither as
+    one without improvement nor as what the next has to surpass, so that `stop.patience` is that of a run left in peace.
+
+    Args:
+        metric: bleu, chrf or loss.
     """
 
-    higher_is_better: bool = True
-    name: str = ""
-    value: float = 0.0
-    num_stalled: int = 0
+    def __init__(self, metric: str = "bleu") -> None:
+        self._metric = metric
+        self._best = _Standing()
+        self._best_validation = _Standing()
+        self.num_stalled = 0  # validations since the best of them
 
-    def update(self, name: str, value: float) -> bool:
-        """Take note of a score; return whether it is the best. One that is not finite never is."""
-        is_better = value > self.value if self.higher_is_better else value < self.value
-        if not math.isfinite(value) or (self.name and not is_better):
-            self.num_stalled += 1
-            return False
-        self.name, self.value, self.num_stalled = name, value, 0
-        return True
+    @property
+    def name(self) -> str:
+        """The best snapshot; empty before the first score."""
+        return self._best.name
+
+    @property
+    def value(self) -> float:
+        """Its score."""
+        return self._best.value
+
+    def update(self, scores: Mapping[str, Any]) -> bool:
+        """Take note of a snapshot's scores; return whether it is the best. One that is not finite never is."""
+        standing = self._standing(scores)
+        is_best = self._is_better(standing, self._best)
+        if is_best:
+            self._best = standing
+        if scores.get("is_due", True):
+            if self._is_better(standing, self._best_validation):
+                self._best_validation, self.num_stalled = standing, 0
+            else:
+                self.num_stalled += 1
+        return is_best
 
     @classmethod
-    def of_records(cls, validations: Iterable[dict[str, Any]], metric: str, num_updates: int) -> "BestScore":
+    def of_records(cls, validations: Iterable[Mapping[str, Any]], metric: str, num_updates: int) -> "BestScore":
         """The best of the validation records of a run up to an update, where the run is resumed.
 
         A snapshot that was scored again, after an earlier resumption, counts with its last score.
         """
-        best = cls(higher_is_better=metric != "loss")
-        values = {
-            record["name"]: float("nan") if record[metric] is None else record[metric]
-            for record in validations
-            if record["num_updates"] <= num_updates
-        }
-        for name in sorted(values):
-            best.update(name, values[name])
+        best = cls(metric)
+        found = {record["name"]: record for record in validations if record["num_updates"] <= num_updates}
+        for name in sorted(found):
+            best.update(found[name])
         return best
+
+    def _standing(self, scores: Mapping[str, Any]) -> _Standing:
+        value, loss = (math.nan if scores[key] is None else scores[key] for key in (self._metric, "loss"))
+        of_loss = -loss if math.isfinite(loss) else -math.inf
+        rank = (of_loss, 0.0) if self._metric == "loss" else (round(value, _DECIMALS), of_loss)
+        return _Standing(scores["name"], value, rank)
+
+    @staticmethod
+    def _is_better(standing: _Standing, other: _Standing) -> bool:
+        return math.isfinite(standing.value) and (not other.name or standing.rank > other.rank)

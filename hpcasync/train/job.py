@@ -1,9 +1,9 @@
 """A training job on all ranks: set up together, then each rank in its role."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mpi4py import MPI
 
@@ -36,13 +36,18 @@ from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.loop.worker import run_worker
 from hpcasync.train.machine.resources import Resources, settle_resources
-from hpcasync.train.modes.allreduce import AllreduceExchange, start_horovod
+from hpcasync.train.modes.allreduce import AllreduceExchange
 from hpcasync.train.modes.asynchronous import AsynchronousExchange, CoordinatorObserver
+from hpcasync.train.modes.bucket_sums import BucketSums
+from hpcasync.train.modes.collectives import Collectives, start_collectives
 from hpcasync.train.modes.overlapped import OverlappedExchange, PushOverlappedExchange
 from hpcasync.train.records.summary import make_summary
 from hpcasync.train.records.versions import collect_versions
 from hpcasync.train.supervise.rank_watch import RankWatch
 from hpcasync.train.supervise.supervisor import Supervisor
+
+# Of a mean gradient's largest elements, in units of one: fp16 reaches to 65,504, and down to 6e-8.
+_FP16_RANGE = 1 << 10
 
 
 @dataclass
@@ -98,11 +103,11 @@ def _train(setup: _Setup, *, overwrite: bool) -> int:
     config, comm = setup.config, setup.comm
     require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
     require_same(comm, setup.task.flat.digest, "the layout of the model")
-    hvd = start_horovod(comm) if config.mode == "sync" else None
+    collectives = start_collectives(config, comm, setup.resources.device) if config.mode == "sync" else None
     if setup.is_new:
         collectively(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
     setup.timeline = collectively(comm, lambda: _open_timeline(setup))
-    exit_code = _run_asynchronous(setup) if hvd is None else _run_synchronous(setup, hvd)
+    exit_code = _run_asynchronous(setup) if collectives is None else _run_synchronous(setup, collectives)
     setup.deaths.ended(exit_code)
     setup.timeline.close()
     return exit_code
@@ -173,9 +178,11 @@ def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
         state.load_state_tensors(read_shard(setup.checkpoint, setup.num_checkpoint_shards, shard))
 
 
-def _run_synchronous(setup: _Setup, hvd: Any) -> int:
+def _run_synchronous(setup: _Setup, collectives: Collectives) -> int:
     config, comm, flat = setup.config, setup.comm, setup.task.flat
-    hvd.broadcast_(flat.parameters, root_rank=0, name="parameters")
+    initial = flat.parameters.cpu()
+    comm.Bcast(initial.numpy())
+    flat.parameters.copy_(initial)
     optimizer = config.optimizer
     state = ShardState(flat.parameters, optimizer_factory(optimizer), ema_decay=optimizer.ema_decay)
     collectively(comm, lambda: _load_shard(setup, state, state.whole))
@@ -186,18 +193,11 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> int:
         supervisor = _make_supervisor(setup, writer, 1, window_bytes=0)
     report = None if supervisor is None else supervisor.report_event
     watch = RankWatch(comm, setup.roles.hosts, config.logging.stall, report)
+    sums = _make_sums(setup, collectives, watch)
+    if report is not None:
+        report("sums", f"  gradients are summed by {sums.description}", by=sums.description)
     exchange = AllreduceExchange(
-        comm,
-        hvd,
-        state,
-        _batches(setup),
-        supervisor,
-        num_local=config.accumulate.local,
-        clip_norm=optimizer.clip_norm,
-        version=setup.state.counters.num_updates,
-        counts=setup.state.counts,
-        watch=watch,
-        timeline=setup.timeline,
+        sums, state, _batches(setup), supervisor, config=config, run=setup.state, timeline=setup.timeline
     )
     step = GradientStep(config, setup.task.model, flat, setup.task.plan)
     comm.Barrier()
@@ -213,8 +213,23 @@ def _run_synchronous(setup: _Setup, hvd: Any) -> int:
         _end(setup, supervisor)
     wait_for_all(comm)
     watch.close()
-    hvd.shutdown()
+    collectives.close()
     return int(comm.bcast(0 if supervisor is None else supervisor.exit_code, root=0))
+
+
+def _make_sums(setup: _Setup, collectives: Collectives, watch: RankWatch) -> BucketSums:
+    config = setup.config
+    tokens_per_round = config.data.batch_tokens * config.accumulate.local * setup.comm.size
+    return BucketSums(
+        collectives,
+        setup.task.flat,
+        setup.comm,
+        watch,
+        # The scale of fp16's gradients is found and taken out when they are complete.
+        during_backward=config.precision != "fp16",
+        compression=config.sync.compression,
+        scale=_FP16_RANGE / 2 ** math.ceil(math.log2(tokens_per_round)),
+    )
 
 
 def _batches(setup: _Setup) -> BatchOrder:

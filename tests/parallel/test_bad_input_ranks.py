@@ -176,7 +176,7 @@ def test_horovod_is_absent(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) 
         check=False,
         timeout=JOB_SECONDS,
     )
-    refuse(job, "mode=sync needs Horovod", "blocked by a test", cure="every asynchronous mode works without it")
+    refuse(job, "mode=sync needs Horovod", "blocked by a test", cure="sync.backend=torch and every asynchronous mode")
     assert not list(trainer.path.parent.glob("runs/blocked*"))
 
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpcasync.bench.abort import bench_abort
-from hpcasync.bench.compare import bench_compare
+from hpcasync.bench.compare import bench_compare, faster
 from hpcasync.bench.network_hosts import bytes_per_second
 from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 from hpcasync.bench.rows import Row, print_rows, rate_row, time_row
@@ -101,6 +101,13 @@ def test_compare_runs_every_peer() -> None:
     pytest.importorskip("horovod", reason="Horovod is not installed")
     rows = list(bench_compare(2000, num_rounds=1, num_updates=3, corpus=None, seconds=0))
     assert sum("ours against" in row.name for row in rows) == 4
+
+
+def test_the_faster_baseline_counts() -> None:
+    rates = {"mode=sync sync.backend=horovod": [10.0, 12.0, 2.0], "mode=sync sync.backend=torch": [11.0, 1.0, 13.0]}
+    best, note = faster(rates)
+    assert best == "mode=sync sync.backend=torch"
+    assert note == "sync by horovod 10, torch 11: the faster one counts"
 
 
 def test_ratios() -> None:

@@ -50,6 +50,8 @@ def test_sync(trainer: Trainer) -> None:
     resumed = trainer(2, "mode=sync", "name=resumed", stop(END), flags=["--resume"])
     assert f"resuming from {resumed.path}/checkpoints/{AT_MIDDLE}" in resumed.job.stdout
     assert_same_end(resumed, straight)
+    expected = straight.parameters(AT_END)
+    assert all(np.array_equal(array, expected[name]) for name, array in resumed.parameters(AT_END).items())
 
 
 def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
@@ -160,3 +162,18 @@ def test_jobs_that_cannot_start(mpirun: MpiRunner, trainer: Trainer, tmp_path: P
     assert not [
         path for path in runs.iterdir() if path.name.split("-")[0] in ("differs", "alone", "crowded", "missing")
     ]
+
+
+def test_a_run_that_patience_has_ended_stays_ended(trainer: Trainer) -> None:
+    settings = "mode=sync", "name=patient", "optimizer.learning_rate=1e-30", "validation={every: 2, score: true}"
+    first = trainer(1, *settings, "stop={patience: 1}")
+    assert first.summary["stop_reason"] == "stop.patience=1 validations without improvement"
+    for _ in range(2):
+        again = trainer(1, *settings, "stop={patience: 1}", flags=["--resume"])
+        assert again.summary["num_updates"] == first.summary["num_updates"]
+        assert again.summary["stop_reason"] == first.summary["stop_reason"]
+    further = first.summary["num_updates"] + 3
+    more = trainer(1, *settings, f"stop={{patience: 9999, updates: {further}}}", flags=["--resume"])
+    assert more.summary["num_updates"] == further
+    due = {record["num_updates"]: record["is_due"] for record in more.records("validation")}
+    assert all(is_due == (number % 2 == 0) for number, is_due in due.items()) and len(due) > 2

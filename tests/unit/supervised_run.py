@@ -101,7 +101,8 @@ def names(paths: list[Path]) -> list[str]:
 
 def end_of(run: Run) -> dict[str, Any]:
     counts = {"gradients_pushed": 0, "gradients_applied": 0, "gradients_dropped": 0, "target_tokens_per_second": 0.0}
-    return {**run.supervisor.counters.to_dict(), **counts, "staleness": {"mean": 0.0, "max": 0}}
+    ended = {"stop_reason": run.supervisor.stop_reason, "staleness": {"mean": 0.0, "max": 0}}
+    return {**run.supervisor.counters.to_dict(), **counts, **ended}
 
 
 class Scores(Scorer):

@@ -2,11 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-from supervised_run import Run, Scores, names, scored
+from supervised_run import Run, Scores, end_of, names, scored
 
-from hpcasync.runs.files import list_complete
+from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.records import read_validations
+from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
 from hpcasync.train.supervise import snapshots as module
 
@@ -51,7 +54,60 @@ def test_the_best_of_a_resumed_run_comes_from_its_records() -> None:
     assert BestScore.of_records(records, "loss", 30).name == "u00000030"
     # After a crash and a resumption, 20 was scored again: the parameters of that name are now others.
     assert BestScore.of_records([*records, scored(20, 1.0, 9.0)], "bleu", 30).name == "u00000030"
-    assert BestScore.of_records([], "bleu", 30) == BestScore()
+    none = BestScore.of_records([], "bleu", 30)
+    assert (none.name, none.num_stalled) == ("", 0)
+
+
+def test_ties_are_decided_by_loss() -> None:
+    """BLEU stays at 0.00 for a while where a run begins, and the loss falls."""
+    best = BestScore()
+    for number, (bleu, loss) in enumerate([(0.0, 6.0), (0.001, 5.0), (0.0, 4.0), (0.0, 4.5)], start=1):
+        assert best.update(scored(number, bleu, loss)) == (number < 4)
+    assert (best.name, best.num_stalled) == ("u00000003", 1)
+    assert not best.update(scored(5, 0.004, 4.0)), "the same score and the same loss"
+    assert best.update(scored(6, 0.02, 9.0))
+    diverged = [scored(1, 0.0, math.nan), scored(2, 0.0, 3.0), {**scored(3, 0.0, 1.0), "loss": None}]
+    assert BestScore.of_records(diverged, "bleu", 3).name == "u00000002"
+
+
+def test_a_snapshot_made_because_the_run_ended_is_no_validation() -> None:
+    """It may be the best, but for patience the run is as if it had not ended."""
+    at_end = {**scored(25, 9.0, 1.0), "is_due": False}
+    records = [scored(10, 5.0, 4.0), scored(20, 4.0, 4.0), at_end, scored(30, 6.0, 4.0)]
+    best = BestScore.of_records(records, "bleu", 20)
+    assert (best.name, best.num_stalled) == ("u00000010", 1)
+    assert best.update(at_end) and best.num_stalled == 1
+    assert not best.update(scored(30, 6.0, 4.0)), "it is the best validation, but not the best snapshot"
+    assert (best.name, best.num_stalled) == ("u00000025", 0)
+
+
+def test_a_run_that_patience_has_ended_is_over_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Scorer", Scores)
+    sections: dict[str, Any] = {"validation": {"every": 2}, "stop": {"updates": 9, "patience": 2}}
+    run = Run(tmp_path, **sections)
+    run.update(7)
+    run.supervisor._snapshots._scorer.ready += [scored(2, 5.0, 1.0), scored(4, 4.0, 1.0), scored(6, 4.0, 1.0)]  # type: ignore[union-attr]
+    assert run.supervisor.should_stop()
+    run.save(run.supervisor.final_request())
+    late = {**scored(7, 6.0, 1.0), "is_due": False}
+    assert read_state(tmp_path / "snapshots" / "u00000007")["is_due"] is False
+    assert read_state(tmp_path / "snapshots" / "u00000006")["is_due"] is True
+    run.supervisor._snapshots._scorer.ready += [late]  # type: ignore[union-attr]
+    run.supervisor._snapshots._pending = []
+    run.supervisor.should_stop()
+    run.supervisor.report_end(end_of(run))
+
+    def resume(patience: int) -> Run:
+        best = BestScore.of_records(read_validations(tmp_path), "bleu", 7)
+        state = RunState.from_dict(read_state(tmp_path / "checkpoints" / "u00000007"), best)
+        return Run(tmp_path, state=state, validation={"every": 2}, stop={"updates": 9, "patience": patience})
+
+    for _ in range(2):
+        resumed = resume(2)
+        assert resumed.supervisor.should_stop() and resumed.supervisor.final_request() is None
+        assert resumed.supervisor.stop_reason == "stop.patience=2 validations without improvement"
+        resumed.supervisor.report_end(end_of(resumed))
+    assert not resume(3).supervisor.should_stop(), "more patience, and it goes on"
 
 
 def test_old_snapshots_are_removed_but_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

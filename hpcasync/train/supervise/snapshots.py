@@ -136,7 +136,7 @@ class Snapshots:
                 continue
             if scores["name"] in self._pending:
                 self._pending.remove(scores["name"])
-            is_best = self._best.update(scores["name"], scores[self._config.metric])
+            is_best = self._best.update(scores)
             if is_best:
                 self._point("best", scores["name"])
             self._recorder.validation(scores, is_best=is_best)

@@ -94,10 +94,16 @@ class StopRules:
         if limit and self._num_rejected_in_a_row >= limit:
             self._end(f"training has diverged: {limit} gradients in a row were not finite (stop.rejected)", DIVERGED)
 
-    def after_score(self, num_stalled: int) -> None:
-        """A validation score has come; `num_stalled` of them in a row were no better than the best."""
-        if self._stop.patience and num_stalled >= self._stop.patience:
-            self._end(f"stop.patience={self._stop.patience} validations without improvement")
+    def check_patience(self, num_stalled: int, ended_by: str = "") -> None:
+        """Compare with the limit on validations without improvement.
+
+        Args:
+            num_stalled: that many in a row were no better than the best.
+            ended_by: reason of the end that a run is resumed from. A score that came after it takes nothing back.
+        """
+        reason = f"stop.patience={self._stop.patience} validations without improvement"
+        if self._stop.patience and (num_stalled >= self._stop.patience or ended_by == reason):
+            self._end(reason)
 
     def _end(self, reason: str, exit_code: int = 0) -> None:
         if self._ending is None:

@@ -17,6 +17,7 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically
+from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train.loop.schedule import learning_rate
 from hpcasync.train.records.recorder import Recorder
@@ -102,6 +103,7 @@ class Supervisor:
         """Start the clock of the training time. A resumed run may have reached its end already."""
         self._started = self._clock() - self._state.counters.wall_seconds
         self._rules.check_counters(self.counters)
+        self._rules.check_patience(self._state.best.num_stalled, read_end(self._run_dir, self.counters.num_updates))
         if self.counters.num_updates:
             self._snapshots.resume(self.counters.num_updates)
 
@@ -158,12 +160,12 @@ class Supervisor:
         """Wait until every snapshot has been scored, or a signal comes, for a run whose end must not depend on when."""
         self._snapshots.wait_for_files()
         if self._snapshots.wait_for_scores(lambda: bool(stop_signals.received())):
-            self._rules.after_score(self._state.best.num_stalled)
+            self._rules.check_patience(self._state.best.num_stalled)
 
     def should_stop(self) -> bool:
         """Whether training is over."""
         if self._snapshots.poll():
-            self._rules.after_score(self._state.best.num_stalled)
+            self._rules.check_patience(self._state.best.num_stalled)
         self._rules.check_time(self._clock() - self._started)
         self._rules.check_signals()
         return self._rules.ending is not None
@@ -183,8 +185,10 @@ class Supervisor:
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write a snapshot, in the background, and have it scored then."""
-        state = {"version": self.counters.num_updates, **self.counters.to_dict(), "seed": self._config.seed}
+        number, every = self.counters.num_updates, self._config.validation.every
+        state = {"version": number, **self.counters.to_dict(), "seed": self._config.seed}
         state.update(mode=self._config.mode, configuration_digest=self._config.digest)
+        state["is_due"] = bool(every) and number % every == 0  # rather than made because the run ends
         self._snapshots.write(request.name, self._flat.named_arrays(vector), state)
 
     def save_all(self, request: SaveRequest, state: ShardState) -> None:
