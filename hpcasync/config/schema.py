@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpcasync.config.strict import read_values, validate
+from hpcasync.config.strict import UserPath, read_values, validate
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 PullPolicy = Literal["latest", "handled", "applied"]
@@ -140,7 +140,7 @@ class StragglerConfig(_Section):
 class DataConfig(_Section):
     """Where the prepared corpus is and how it is cut into batches."""
 
-    path: Path = Field(description="directory made by `hpcasync data prepare`")
+    path: UserPath = Field(description="directory made by `hpcasync data prepare`")
     batch_tokens: int = Field(2048, ge=1, description="limit on padded tokens of the longer side of a micro-batch")
 
 
@@ -289,7 +289,7 @@ class Config(_Section):
     """A training run."""
 
     name: str = Field("run", min_length=1, pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
-    run_dir: Path = Field(Path("runs"), description="directory that holds run directories")
+    run_dir: UserPath = Field(Path("runs"), description="directory that holds run directories")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="of initial parameters, shuffling and dropout")
     mode: Mode = Field("async-global", description="how gradients are combined")
     precision: Precision = Field("fp32", description="of the workers' computation; parameters are always fp32")
@@ -372,7 +372,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    return parse_config(read_values(path, overrides), source=str(path))
+    return parse_config(read_values(path, Config, overrides), source=str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

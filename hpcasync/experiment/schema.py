@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpcasync.config.strict import read_values, validate
+from hpcasync.config.strict import UserPath, read_values, validate
 
 Settings = dict[str, Any]
 # A list of values for the axis's dotted key; or named bundles of settings.
@@ -14,7 +14,7 @@ Axis = list[Any] | dict[str, Settings]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class SlurmSection(_Section):
@@ -30,10 +30,10 @@ class Experiment(_Section):
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$", description="of the directory of its runs")
-    base: Path = Field(description="training configuration, relative to this file")
+    base: UserPath = Field(description="training configuration, relative to this file")
     run: Literal["real", "simulated"] = Field("real", description="simulated: with `hpcasync simulate`")
     workers: int = Field(ge=1, description="workers of a run, servers not counted")
-    cluster: Path | None = Field(None, description="simulated runs: cluster description, relative to this file")
+    cluster: UserPath | None = Field(None, description="simulated runs: cluster description, relative to this file")
     set: Settings = Field({}, description="settings of all runs")
     axes: dict[str, Axis] = Field({}, description="each run has one value of each axis")
     include: list[Settings] = Field([], description="further runs; lists are taken apart")
@@ -66,7 +66,7 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    experiment = validate(Experiment, read_values(path), str(path))
+    experiment = validate(Experiment, read_values(path, Experiment), str(path))
     updates: dict[str, Any] = {"base": _beside(path, experiment.base)}
     if experiment.cluster is not None:
         updates["cluster"] = _beside(path, experiment.cluster)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpcasync.config.strict import apply_overrides, read_values, validate
+from hpcasync.config.strict import UserPath, apply_overrides, read_values, validate
 
 MOST_WORKERS = 4096
 # Stands for a number that is measured on this machine before the simulation.
@@ -51,7 +51,7 @@ class ComputeConfig(_Section):
     tail: float = Field(2.5, gt=1, description="pareto: shape; the smaller, the heavier the tail")
     speeds: tuple[float, ...] = Field((1.0,), min_length=1, description="speed of each worker, repeated in turn")
     stalls: StallsConfig = StallsConfig()
-    recorded: Path | None = Field(
+    recorded: UserPath | None = Field(
         None, description="run directory with timelines: times per token are drawn from it instead of the keys above"
     )
     step_seconds_per_element: float | None = Field(
@@ -157,7 +157,7 @@ def load_cluster(path: Path | None, overrides: tuple[str, ...] = ()) -> ClusterC
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    values = {} if path is None else read_values(path)
+    values = {} if path is None else read_values(path, ClusterConfig)
     return parse_cluster(values, "the cluster" if path is None else str(path), overrides)
 
 
@@ -167,5 +167,5 @@ def parse_cluster(values: dict[str, Any], source: str, overrides: tuple[str, ...
     Raises:
         UserError: a key is unknown, or a value does not fit.
     """
-    apply_overrides(values, overrides)
+    apply_overrides(values, overrides, ClusterConfig)
     return validate(ClusterConfig, values, source)
