@@ -5,11 +5,12 @@ Every rank resolves the same file and overrides; `Config.digest` is what ranks c
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hpcasync.config.strict import UserPath, read_values, validate
 
@@ -51,11 +52,23 @@ class RolesConfig(_Section):
     )
 
 
+def _check_pushes(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if is_number or (isinstance(value, str) and re.fullmatch(r"([1-9]\d{0,3}\*)?workers", value)):
+        return value
+    raise ValueError(f"must be a positive number, workers, or a multiple such as 2*workers, not {value}")
+
+
 class AccumulateConfig(_Section):
     """How many gradients are summed: local in a worker before a push, global at the servers before an update."""
 
     local: int = Field(1, ge=1, description="micro-batches per push")
-    global_: int = Field(1, ge=1, alias="global", description="pushes per update; ignored by sync (all workers)")
+    global_: Annotated[int | str, BeforeValidator(_check_pushes)] = Field(
+        "workers",
+        alias="global",
+        description="pushes per update: a number, workers, or a multiple such as 2*workers; always one in async and "
+        "async-local, all workers in sync",
+    )
 
 
 class ExchangeConfig(_Section):
@@ -316,7 +329,7 @@ class Config(_Section):
         local, global_ = self.accumulate.local, self.accumulate.global_
         if self.mode in ("async", "async-global") and local != 1:
             raise ValueError(f"mode {self.mode} pushes every gradient: accumulate.local must be 1, not {local}")
-        if self.mode in ("async", "async-local") and global_ != 1:
+        if self.mode in ("async", "async-local") and global_ not in (1, "workers"):
             raise ValueError(f"mode {self.mode} applies every push: accumulate.global must be 1, not {global_}")
         return self
 
@@ -342,6 +355,17 @@ class Config(_Section):
     def num_servers(self) -> int:
         """Ranks that are servers: none in sync."""
         return 0 if self.mode == "sync" else self.roles.servers
+
+    def pushes_per_update(self, num_workers: int) -> int:
+        """Gradients that make an update, where so many workers push."""
+        if self.mode == "sync":
+            return num_workers
+        if self.mode in ("async", "async-local"):
+            return 1
+        if isinstance(self.accumulate.global_, int):
+            return self.accumulate.global_
+        factor, _, _ = self.accumulate.global_.rpartition("*workers")
+        return int(factor or 1) * num_workers
 
     @property
     def output_dir(self) -> Path:

@@ -16,7 +16,7 @@ MOST_SERVERS = 256
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both modes on as many workers; async-global with accumulate.global equal to that."""
+    """Both modes on as many workers; async-global with an update of as many gradients."""
 
     sync: Throughput
     asynchronous: Throughput
@@ -42,8 +42,8 @@ def compare_sizes(
     """For each number of workers both modes, async-global with as many servers as are worth while."""
     for num_workers in sizes:
         of_size = cluster.changed(workers=num_workers)
-        sync = with_mode(config, "sync", num_workers)
-        asynchronous = with_mode(config, "async-global", num_workers)
+        sync = with_mode(config, "sync")
+        asynchronous = with_mode(config, "async-global")
         yield Comparison(
             measure_throughput(sync, of_size, workload, make_times, num_steps=num_steps),
             search_servers(asynchronous, of_size, workload, make_times, num_steps),
@@ -66,7 +66,7 @@ def with_servers(config: Config, num_servers: int) -> Config:
     return config.model_copy(update={"roles": config.roles.model_copy(update={"servers": num_servers})})
 
 
-def with_mode(config: Config, mode: str, num_workers: int) -> Config:
+def with_mode(config: Config, mode: str) -> Config:
     """The configuration in sync or async-global, one update for as many gradients as there are workers."""
-    accumulate = config.accumulate.model_copy(update={"local": 1, "global_": num_workers})
+    accumulate = config.accumulate.model_copy(update={"local": 1, "global_": "workers"})
     return config.model_copy(update={"mode": mode, "accumulate": accumulate})

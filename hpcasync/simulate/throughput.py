@@ -51,7 +51,7 @@ def measure_throughput(
     num_servers = max(1, config.num_servers)
     moved = push_and_pull_bytes(config, workload.num_elements, in_place=cluster.network.gradients_in_place)
     costs = Costs(cluster, make_times(cluster), num_servers, workload.num_elements, *moved)
-    per_update = cluster.workers if config.mode == "sync" else config.accumulate.global_
+    per_update = config.pushes_per_update(cluster.workers)
     num_pushes = cluster.workers * (num_steps or default_steps(cluster.workers))
     counter = _TokenCounter(workload, max(num_pushes, _FEWEST_UPDATES * per_update))
     simulated: AsynchronousCluster | SynchronousCluster
@@ -73,7 +73,7 @@ def make_decisions(config: Config, num_workers: int, counts: PushCounts | None =
     """The coordinator's decisions, as a real run makes them."""
     return UpdateState(
         num_workers,
-        config.accumulate.global_,
+        config.pushes_per_update(num_workers),
         pull_applied=config.exchange.pull == "applied",
         staleness=make_policy(config.staleness.limit, config.staleness.policy),
         counts=counts,

@@ -11,8 +11,7 @@ from hpcasync.train.machine.resources import Resources
 
 def effective_batch(config: Config, num_workers: int, tokens_per_batch: float) -> float:
     """Target tokens in one update, on average."""
-    per_update = num_workers if config.mode == "sync" else config.accumulate.global_
-    return tokens_per_batch * config.accumulate.local * per_update
+    return tokens_per_batch * config.accumulate.local * config.pushes_per_update(num_workers)
 
 
 def header_lines(task: Task, roles: Roles, resources: Resources, window_bytes: int) -> Iterator[str]:
@@ -46,9 +45,8 @@ def task_lines(task: Task, num_workers: int) -> Iterator[str]:
         f"  corpus: {len(task.corpus.train):,} pairs, {plan.num_batches():,} batches per epoch of {per_batch:,.0f} "
         f"target tokens on average, padding {100 * plan.padding().both:.1f} %"
     )
-    accumulate = config.accumulate
-    summed = f"{num_workers} workers" if config.mode == "sync" else f"global {accumulate.global_}"
+    summed = f"{num_workers} workers" if config.mode == "sync" else f"global {config.pushes_per_update(num_workers)}"
     yield (
         f"  effective batch: {effective_batch(config, num_workers, per_batch):,.0f} target tokens per update "
-        f"(local {accumulate.local} x {summed})"
+        f"(local {config.accumulate.local} x {summed})"
     )

@@ -248,7 +248,7 @@ def _run_asynchronous(setup: _Setup) -> int:
         setup.comm,
         setup.task.flat.parameters,
         optimizer_factory(config.optimizer),
-        _engine_options(config, may_lose_workers=setup.deaths.may_lose_workers),
+        _engine_options(config, len(setup.roles.worker_ranks), may_lose_workers=setup.deaths.may_lose_workers),
         roles=setup.roles,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
@@ -266,12 +266,12 @@ def _run_asynchronous(setup: _Setup) -> int:
     return engine.close(exit_code)
 
 
-def _engine_options(config: Config, *, may_lose_workers: bool) -> EngineOptions:
+def _engine_options(config: Config, num_workers: int, *, may_lose_workers: bool) -> EngineOptions:
     exchange, staleness = config.exchange, config.staleness
     return EngineOptions(
         num_servers=config.num_servers,
         server_threads=config.roles.server_threads,
-        pushes_per_update=config.accumulate.global_,
+        pushes_per_update=config.pushes_per_update(num_workers),
         pull=exchange.pull,
         clip_norm=config.optimizer.clip_norm,
         ema_decay=config.optimizer.ema_decay,

@@ -64,7 +64,7 @@ def test_unknown_keys_of_every_section(more: dict[str, Any], expected: str) -> N
         ({"seed": "one"}, ("seed", "integer", "given: 'one'")),
         ({"seed": -1}, ("seed", "greater than or equal to 0", "given: -1")),
         ({"roles": {"servers": 0}}, ("roles.servers", "greater than or equal to 1", "given: 0")),
-        ({"accumulate": {"global": 0}}, ("accumulate.global", "given: 0")),
+        ({"accumulate": {"global": 0}}, ("accumulate.global", "positive number, workers, or a multiple", "not 0")),
         ({"exchange": {"slots": 1.5}}, ("exchange.slots", "integer", "given: 1.5")),
         ({"data": {"path": "c", "batch_tokens": []}}, ("data.batch_tokens", "integer", "given: []")),
         ({"data": None}, ("data", "given: None")),
@@ -93,6 +93,24 @@ def test_values_that_do_not_fit(more: dict[str, Any], parts: tuple[str, ...]) ->
     assert message.startswith("test: ") and "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), 3),
+        (("mode=sync",), 3),
+        (("mode=async",), 1),
+        (("mode=async-local", "accumulate.local=2"), 1),
+        (("mode=async-combined", "accumulate.local=2"), 3),
+        (("accumulate.global=5",), 5),
+        (("accumulate.global=2*workers",), 6),
+    ],
+)
+def test_an_update_takes_a_push_of_each_worker_unless_told_otherwise(
+    overrides: tuple[str, ...], expected: int, tmp_path: Path
+) -> None:
+    assert load_config(write(tmp_path / "run.yaml"), overrides).pushes_per_update(3) == expected
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -40,8 +40,7 @@ def test_experiments(path: Path) -> None:
 
 def effective_pushes(run: PlannedRun) -> int:
     """Gradients in an update."""
-    accumulate = run.config.accumulate
-    return accumulate.local * (run.num_workers if run.config.mode == "sync" else accumulate.global_)
+    return run.config.accumulate.local * run.config.pushes_per_update(run.num_workers)
 
 
 @pytest.mark.parametrize("name", ["modes-transformer", "modes-rnn"])
