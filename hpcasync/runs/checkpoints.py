@@ -23,7 +23,6 @@ from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.background_writer import BackgroundWriter
-from hpcasync.runs.retention import superseded
 from hpcasync.runs.files import (
     WRITE_ERRORS,
     explain,
@@ -35,6 +34,7 @@ from hpcasync.runs.files import (
     sync_path,
     write_state,
 )
+from hpcasync.runs.retention import superseded
 
 
 class ShardWriter(BackgroundWriter[SavedShard]):

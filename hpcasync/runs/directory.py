@@ -8,9 +8,9 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError
 from hpcasync.runs.files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
+from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
-from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
 
 
 def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcasync.config.schema import Config
-from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.ps.protocol.tickets import TicketLedger
+from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.scores import BestScore
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hpcasync.runs.records import read_validations
 from supervised_run import Run, Scores, end_of, names, scored
 
 from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.records import read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
 from hpcasync.train.supervise import snapshots as module

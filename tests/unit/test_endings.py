@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hpcasync.runs.records import read_validations
 from supervised_run import Run, Scores, end_of, make_config, names, scored
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.records import read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
 from hpcasync.train.supervise import snapshots as module

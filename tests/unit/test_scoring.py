@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import sacrebleu
 import torch
-from hpcasync.runs.records import read_records
 from safetensors.torch import load_file, save_file
 from tiny_run import NAMES, TinyRun, translation_of
 
@@ -18,6 +17,7 @@ from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import load_model
 from hpcasync.nmt.run_evaluation import evaluate_snapshots
 from hpcasync.nmt.scoring import Loss, corpus_loss, corpus_score, paired_bootstrap
+from hpcasync.runs.records import read_records
 from hpcasync.runs.snapshots import list_snapshots
 
 REFERENCE = ["The cat sat on the mat.", "It was a fine day in May, was it not?", "Nobody came."]
