@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from peers.eole import EolePeer
 
-from hpcasync.config.schema import Config, ModelConfig, parse_config
+from hpcasync.config.model import ModelConfig
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from hpcasync.config.model import ModelConfig
+from hpcasync.config.section import Section
 from hpcasync.config.strict import UserPath, read_values, validate
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
@@ -24,11 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class RolesConfig(_Section):
+class RolesConfig(Section):
     """How ranks become servers and workers. `sync` has no servers: every rank is a worker."""
 
     servers: int = Field(1, ge=1, description="ranks that own shards of the parameters; ignored by sync")
@@ -59,7 +57,7 @@ def _check_pushes(value: Any) -> Any:
     raise ValueError(f"must be a positive number, workers, or a multiple such as 2*workers, not {value}")
 
 
-class AccumulateConfig(_Section):
+class AccumulateConfig(Section):
     """How many gradients are summed: local in a worker before a push, global at the servers before an update."""
 
     local: int = Field(1, ge=1, description="micro-batches per push")
@@ -71,7 +69,7 @@ class AccumulateConfig(_Section):
     )
 
 
-class ExchangeConfig(_Section):
+class ExchangeConfig(Section):
     """What a worker does around a push; asynchronous modes only."""
 
     pull: PullPolicy = Field(
@@ -98,7 +96,7 @@ class ExchangeConfig(_Section):
         return self
 
 
-class StalenessConfig(_Section):
+class StalenessConfig(Section):
     """What is done about gradients computed from old parameters; asynchronous modes only. Off by default."""
 
     limit: int | None = Field(None, ge=0, description="most updates that a gradient may be behind; default: any number")
@@ -131,7 +129,7 @@ class StalenessConfig(_Section):
         return self
 
 
-class SyncConfig(_Section):
+class SyncConfig(Section):
     """How mode sync sums gradients over all workers; buckets of them, while backward makes the rest."""
 
     backend: Literal["auto", "horovod", "torch"] = Field(
@@ -143,65 +141,21 @@ class SyncConfig(_Section):
     )
 
 
-class StragglerConfig(_Section):
+class StragglerConfig(Section):
     """For experiments: one worker that is slower than the others."""
 
     worker: int | None = Field(None, ge=0, description="the worker, counted from 0; default: none")
     slowdown: float = Field(2.0, ge=1, description="how many times as long it takes to compute: it rests in between")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the prepared corpus is and how it is cut into batches."""
 
     path: UserPath = Field(description="directory made by `hpcasync data prepare`")
     batch_tokens: int = Field(2048, ge=1, description="limit on padded tokens of the longer side of a micro-batch")
 
 
-class ModelConfig(_Section):
-    """The model; a preset gives the sizes that are not set."""
-
-    architecture: Literal["transformer", "rnn"] = Field(
-        "transformer", description="rnn: deep recurrent, with attention"
-    )
-    preset: Literal["small", "base", "big"] = Field("base", description="sizes for the keys below that are 0")
-    dim: int = Field(0, ge=0, description="model dimension; 0: from the preset")
-    ffn_dim: int = Field(0, ge=0, description="inner dimension of the feed-forward layers; 0: from the preset")
-    heads: int = Field(0, ge=0, description="attention heads; 0: from the preset")
-    encoder_layers: int = Field(0, ge=0, description="0: from the preset")
-    decoder_layers: int = Field(0, ge=0, description="0: from the preset")
-    norm: Literal["pre", "post"] = Field("pre", description="layer normalisation before or after each sublayer")
-    tie: Literal["all", "target", "none"] = Field(
-        "all", description="all: source, target and output embeddings share; target: target and output do"
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and sublayer outputs")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
-    max_length: int = Field(512, ge=2, description="longest sequence in tokens, end of sentence included")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "base") if isinstance(values, dict) else None
-        if not isinstance(preset, str):
-            return values  # the check of the types that follows refuses it
-        sizes = MODEL_PRESETS.get(preset, {})
-        return {**values, **{key: size for key, size in sizes.items() if not values.get(key)}}
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> "ModelConfig":
-        if self.architecture == "transformer" and self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        return self
-
-
-MODEL_PRESETS: dict[str, dict[str, int]] = {
-    "small": {"dim": 256, "ffn_dim": 1024, "heads": 4, "encoder_layers": 3, "decoder_layers": 3},
-    # Transformer base and big: Vaswani et al. 2017, table 3.
-    "base": {"dim": 512, "ffn_dim": 2048, "heads": 8, "encoder_layers": 6, "decoder_layers": 6},
-    "big": {"dim": 1024, "ffn_dim": 4096, "heads": 16, "encoder_layers": 6, "decoder_layers": 6},
-}
-
-
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """One optimizer step is made per update, on the gradient per target token."""
 
     name: Literal["adam", "adamw"] = Field("adam", description="adamw: decoupled weight decay")
@@ -224,7 +178,7 @@ class OptimizerConfig(_Section):
         return self
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """The learning rate over time, counted in a unit that compares across modes."""
 
     name: Literal["inverse_sqrt", "constant", "cosine"] = Field("inverse_sqrt", description="after the warm-up")
@@ -239,7 +193,7 @@ class ScheduleConfig(_Section):
         return self
 
 
-class StopConfig(_Section):
+class StopConfig(Section):
     """Training ends at the first of these that is reached; 0: not used."""
 
     updates: int = Field(0, ge=0, description="optimizer steps")
@@ -259,7 +213,7 @@ class StopConfig(_Section):
         return self
 
 
-class ValidationConfig(_Section):
+class ValidationConfig(Section):
     """Scoring of snapshots while training goes on."""
 
     every: int = Field(0, ge=0, description="updates between snapshots; 0: only at the end")
@@ -276,7 +230,7 @@ class ValidationConfig(_Section):
     keep: int = Field(0, ge=0, description="most recent snapshots kept, and the best one; 0: all")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """Checkpoints to go on from."""
 
     every: int = Field(0, ge=0, description="updates between checkpoints; 0: with every snapshot and at the end")
@@ -284,7 +238,7 @@ class CheckpointConfig(_Section):
     keep_every: int = Field(0, ge=0, description="checkpoints at multiples of so many updates are kept too; 0: none")
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """Records of the run."""
 
     every: int = Field(50, ge=1, description="updates between progress lines")
@@ -298,7 +252,7 @@ class LoggingConfig(_Section):
     timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 
 
-class Config(_Section):
+class Config(Section):
     """A training run."""
 
     name: str = Field("run", min_length=1, pattern=r"^[\w.+-]+$", description="first part of the run directory's name")

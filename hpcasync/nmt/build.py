@@ -1,6 +1,6 @@
 """From a configuration to a model."""
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
 

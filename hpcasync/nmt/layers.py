@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.nmt.attention import cross_attention, self_attention
 from hpcasync.nmt.dropout import add_dropout
 from hpcasync.nmt.linear import Linear

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.decoder_state import DecoderState
 from hpcasync.nmt.embedding import TokenEmbedding

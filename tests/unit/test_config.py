@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hpcasync.config.schema import MODEL_PRESETS, Config, load_config, parse_config
+from hpcasync.config.model import MODEL_PRESETS
+from hpcasync.config.schema import Config, load_config, parse_config
 from hpcasync.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

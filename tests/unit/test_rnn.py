@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.rnn import RecurrentModel, reversal

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 from hpcasync.nmt.beam import BeamSettings, NBest, beam_search, top_tokens

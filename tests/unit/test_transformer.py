@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hpcasync.config.schema import ModelConfig
+from hpcasync.config.model import ModelConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt import packing
 from hpcasync.nmt.build import build_model
