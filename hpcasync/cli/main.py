@@ -1,10 +1,12 @@
 """The `hpcasync` command: a click group that imports a subcommand only when it is used."""
 
 import importlib
+from typing import Any
 
 import click
 
 from hpcasync import __version__
+from hpcasync.extras import lack_of
 
 # name -> (module, attribute, one line for --help). Listing the subcommands must not import torch or MPI.
 COMMANDS = {
@@ -38,6 +40,17 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand.
+
+        Raises:
+            UserError: it needs a package of an extra that is not installed.
+        """
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            raise lack_of(error) or error from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without importing them."""

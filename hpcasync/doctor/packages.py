@@ -15,6 +15,8 @@ _PACKAGES = (
     ("sacrebleu", "sacrebleu", True, "BLEU, chrF and TER: validation and `hpcasync evaluate`"),
     ("safetensors", "safetensors", True, "snapshots and checkpoints"),
     ("tensorboard", "tensorboard", False, "TensorBoard events of runs"),
+    ("simpy", "simpy", False, "`hpcasync simulate`"),
+    ("babel", "Babel", False, "`hpcasync demo` and `data fetch embedded`"),
     ("mtdata", "mtdata", False, "`hpcasync data fetch` of the WMT corpora"),
 )
 

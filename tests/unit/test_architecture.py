@@ -15,6 +15,7 @@ PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
+    "extras": {"errors"},
     "timeline": set(),
     "config": {"errors"},
     "comm": {"errors"},
@@ -28,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": BASE | {"comm", "data", "ps.protocol"},
     "nmt": BASE | {"data", "runs"},
     "train.machine": BASE | {"comm"},
-    "train.records": BASE | {"comm", "ps.protocol", "runs"},
+    "train.records": BASE | {"comm", "extras", "ps.protocol", "runs"},
     "train.loop": BASE | PS - {"ps"} | {"data", "nmt", "runs", "timeline", "train.records"},
     "train.supervise": BASE
     | PS - {"ps"}
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": BASE
     | TRAIN
     | {"bench", "comm", "data", "nmt", "launch", "slurm", "doctor", "demo"}
-    | {"report", "runs", "simulate", "experiment", "deaths"},
+    | {"report", "runs", "simulate", "experiment", "deaths", "extras"},
     "__main__": {"errors", "cli", "launch", "deaths"},
     "__init__": set(),
 }

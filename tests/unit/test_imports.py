@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "mpi4py", "mpi4py.MPI", "horovod", "sacrebleu", "sentencepiece", "tensorboard", "numpy")
 SHOW = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
 
@@ -46,3 +48,24 @@ def test_a_wrong_configuration_is_refused_before_mpi_starts(tmp_path: object) ->
     )
     assert done.returncode == 2 and "cannot read the configuration absent.yaml" in done.stderr
     assert "mpi4py" not in done.stderr and "| torch" not in done.stderr
+
+
+def test_a_rank_that_trains_loads_no_search_no_scores_and_no_report() -> None:
+    source = """import mpi4py; mpi4py.rc.initialize = False
+import hpcasync.train.job
+loaded = [n for n in sys.modules if n.startswith(("sacrebleu", "simpy", "babel", "requests", "matplotlib", "plotly"))]
+assert not loaded, loaded
+loaded = {"hpcasync.nmt.beam", "hpcasync.nmt.scoring", "hpcasync.report"} & set(sys.modules)
+assert not loaded, loaded"""
+    loaded_after(f"import sys\n{source}")
+
+
+def test_a_command_whose_extra_is_missing_says_which() -> None:
+    source = """import sys
+sys.modules["simpy"] = None
+from hpcasync.__main__ import main
+sys.argv = ["hpcasync", "simulate", "configs/multi30k.yaml", "data.path=none", "--no-gradients", "--parameters", "9999"]
+main()"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "pip install 'hpcasync[simulate]'" in done.stderr
+    assert "Traceback" not in done.stderr

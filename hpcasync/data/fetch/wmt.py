@@ -117,18 +117,16 @@ def _entry(identifier: str) -> Any:
     """The entry of mtdata's index.
 
     Raises:
-        UserError: mtdata is not installed, or its release does not know the data set.
+        UserError: this release of mtdata does not know the data set.
     """
-    try:
-        import mtdata
+    import mtdata
 
-        logging.getLogger().setLevel(logging.WARNING)  # it has made the whole program talk
-        if not mtdata.cached_index_file.exists():
-            say("mtdata makes its index, once; this takes a minute ...")
-        from mtdata.entry import DatasetId
-        from mtdata.index import INDEX
-    except ImportError as error:
-        raise UserError("the WMT corpora need mtdata: pip install 'hpcasync[wmt]'") from error
+    logging.getLogger().setLevel(logging.WARNING)  # it has made the whole program talk
+    if not mtdata.cached_index_file.exists():
+        say("mtdata makes its index, once; this takes a minute ...")
+    from mtdata.entry import DatasetId
+    from mtdata.index import INDEX
+
     try:
         return INDEX[DatasetId.parse(identifier)]
     except KeyError as error:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hpcasync.extras import lack_of
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain
 from hpcasync.runs.records import METRICS_FILE
@@ -35,16 +36,22 @@ class Recorder:
         self._unwritten: set[str] = set()
         self._board: ScalarFile | None = None
         if tensorboard:
-            from hpcasync.train.records.tensorboard import ScalarFile
-
-            with self._tolerant("tensorboard"):
-                self._board = ScalarFile(run_dir / "tensorboard")
+            self._open_board(run_dir / "tensorboard")
         self._loss_sum = 0.0
         self._tokens = 0
         self._staleness: list[int] = []
         self._num_rejected = 0
         self._window_started: float | None = None
         self._window_tokens = 0
+
+    def _open_board(self, directory: Path) -> None:
+        try:
+            from hpcasync.train.records.tensorboard import ScalarFile
+        except ImportError as error:
+            self.say(f"no TensorBoard events: {lack_of(error) or error}, or set logging.tensorboard=false")
+            return
+        with self._tolerant("tensorboard"):
+            self._board = ScalarFile(directory)
 
     def event(self, kind: str, **fields: object) -> None:
         """Write one record; numbers that are not finite are null in it."""
