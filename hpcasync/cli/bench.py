@@ -12,6 +12,7 @@ from hpcasync.bench.latency import bench_latency
 from hpcasync.bench.rows import print_rows
 from hpcasync.bench.step import bench_step
 from hpcasync.bench.transport import bench_transport
+from hpcasync.cli.parameters import DIRECTORY, THREADS, Count, Number
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _options = click.option("--mpirun", "options", default="", help='Options of mpirun, such as "--host a,b".')
@@ -26,8 +27,8 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--elements", type=click.IntRange(1), default=60_000_000, show_default=True, help="Parameters.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
+@click.option("--elements", type=Count(1), default=60_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=Count(1), default=7, show_default=True, help="Samples of each.")
 @click.option("--link", metavar="RATE", help="Between two hosts made for it here, whose link has this rate, such as "
               "1gbit (Linux, root).")  # fmt: skip
 @_options
@@ -39,10 +40,10 @@ def transport(elements: int, rounds: int, link: str | None, options: str, as_jso
 
 
 @bench.command()
-@click.option("--elements", type=click.IntRange(1), default=60_000_000, show_default=True, help="Parameters.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
-@click.option("--gradients", type=click.IntRange(1), default=4, show_default=True, help="Pushes per update.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the server.")
+@click.option("--elements", type=Count(1), default=60_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=Count(1), default=7, show_default=True, help="Samples of each.")
+@click.option("--gradients", type=Count(1), default=4, show_default=True, help="Pushes per update.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of the server.")
 @_json
 def apply(elements: int, rounds: int, gradients: int, threads: int, as_json: bool) -> None:
     """A server's sum of gradients and optimizer step, against the bytes it must move."""
@@ -50,10 +51,10 @@ def apply(elements: int, rounds: int, gradients: int, threads: int, as_json: boo
 
 
 @bench.command()
-@click.argument("corpus", type=click.Path(exists=True, file_okay=False))
+@click.argument("corpus", type=DIRECTORY)
 @click.option("--preset", default="base", show_default=True, help="Model preset.")
-@click.option("--updates", type=click.IntRange(4), default=8, show_default=True, help="Updates that are measured.")
-@click.option("--batch-tokens", type=click.IntRange(64), default=2048, show_default=True)
+@click.option("--updates", type=Count(4), default=8, show_default=True, help="Updates that are measured.")
+@click.option("--batch-tokens", type=Count(64), default=2048, show_default=True)
 @_json
 def step(corpus: str, preset: str, updates: int, batch_tokens: int, as_json: bool) -> None:
     """The part of a worker's time that is not computation, in a real training run on CORPUS."""
@@ -61,10 +62,12 @@ def step(corpus: str, preset: str, updates: int, batch_tokens: int, as_json: boo
 
 
 @bench.command()
-@click.option("--elements", type=click.IntRange(1), default=1_000_000, show_default=True, help="Parameters.")
-@click.option("--updates", type=click.IntRange(1), default=200, show_default=True, help="Updates of a sample.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Samples of each.")
-@click.option("--compute", type=float, default=20.0, show_default=True, help="Milliseconds between two updates.")
+@click.option("--elements", type=Count(1), default=1_000_000, show_default=True, help="Parameters.")
+@click.option("--updates", type=Count(1), default=200, show_default=True, help="Updates of a sample.")
+@click.option("--rounds", type=Count(1), default=3, show_default=True, help="Samples of each.")
+@click.option(
+    "--compute", type=Number(0, 1e6), default=20.0, show_default=True, help="Milliseconds between two updates."
+)
 @_json
 def latency(elements: int, updates: int, rounds: int, compute: float, as_json: bool) -> None:
     """From a finished gradient to the parameters that contain it, part by part; one worker, one server."""
@@ -73,8 +76,10 @@ def latency(elements: int, updates: int, rounds: int, compute: float, as_json: b
 
 
 @bench.command()
-@click.option("--seconds", type=float, default=30.0, show_default=True, help="Length of a sample.")
-@click.option("--step", type=float, default=2.0, show_default=True, help="Seconds that a worker computes for a push.")
+@click.option("--seconds", type=Number(0.1, 1e6), default=30.0, show_default=True, help="Length of a sample.")
+@click.option(
+    "--step", type=Number(0, 1e6), default=2.0, show_default=True, help="Seconds that a worker computes for a push."
+)
 @click.option("--link", metavar="RATE", help="Ranks on two hosts made for it here, whose link has this rate, such as "
               "1gbit (Linux, root).")  # fmt: skip
 @_options
@@ -86,7 +91,7 @@ def idle(seconds: float, step: float, link: str | None, options: str, as_json: b
 
 
 @bench.command()
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
+@click.option("--rounds", type=Count(1), default=5, show_default=True, help="Samples of each.")
 @_json
 def abort(rounds: int, as_json: bool) -> None:
     """From an exception on one rank to the end of the whole job."""
@@ -95,11 +100,11 @@ def abort(rounds: int, as_json: bool) -> None:
 
 
 @bench.command()
-@click.option("--elements", type=click.IntRange(1), default=10_000_000, show_default=True, help="Parameters.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Samples of each, in turn.")
-@click.option("--updates", type=click.IntRange(1), default=20, show_default=True, help="Updates of a sample.")
-@click.option("--corpus", type=click.Path(exists=True, file_okay=False), help="Compare whole training runs on it, too.")
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of each of these runs.")
+@click.option("--elements", type=Count(1), default=10_000_000, show_default=True, help="Parameters.")
+@click.option("--rounds", type=Count(1), default=3, show_default=True, help="Samples of each, in turn.")
+@click.option("--updates", type=Count(1), default=20, show_default=True, help="Updates of a sample.")
+@click.option("--corpus", type=DIRECTORY, help="Compare whole training runs on it, too.")
+@click.option("--seconds", type=Number(0.1, 1e6), default=60.0, show_default=True, help="Length of each of these runs.")
 @_json
 def compare(elements: int, rounds: int, updates: int, corpus: str | None, seconds: float, as_json: bool) -> None:
     """Push, pull and apply against other ways to train with two workers (benchmarks/peers has their programs)."""

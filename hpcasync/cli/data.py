@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from hpcasync.cli.parameters import FILE, THREADS, Count, Number
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import Limits
 from hpcasync.data.fetch.corpus import FetchOptions
@@ -16,8 +17,6 @@ from hpcasync.data.prepare import prepare as prepare_corpus
 from hpcasync.data.subwords import SubwordOptions
 from hpcasync.data.summary import summarise
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.group()
 def data() -> None:
@@ -26,17 +25,17 @@ def data() -> None:
 
 @data.command()
 @click.argument("name", type=click.Choice(list(CORPORA)))
-@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("directory", metavar="DIR", type=FILE)
 @click.option("--target", metavar="CODE", help="Target language (embedded, multi30k): de, the default, or fr.")
 @click.option(
     "--pairs",
     "num_pairs",
     default=20_000,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Count(min=1),
     help="Training pairs (embedded).",
 )
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of the sentences (embedded).")
+@click.option("--seed", default=1, show_default=True, type=Count(min=0), help="Of the sentences (embedded).")
 @click.option("--mirror", metavar="DIR|URL", help="Where to take the files from instead, under their upstream names.")
 def fetch(name: str, directory: Path, target: str | None, num_pairs: int, seed: int, mirror: str | None) -> None:
     """Fetch a corpus into DIR; `embedded` is generated and needs no network."""
@@ -47,21 +46,21 @@ def fetch(name: str, directory: Path, target: str | None, num_pairs: int, seed: 
 
 
 @data.command()
-@click.argument("source", metavar="SRC", type=_PATH)
-@click.argument("target", metavar="TGT", type=_PATH)
-@click.option("--out", "directory", type=_PATH, required=True, help="Directory to write; appears when it is complete.")
-@click.option("--valid", nargs=2, type=_PATH, metavar="SRC TGT", help="Validation text, kept as it is.")
-@click.option("--test", nargs=2, type=_PATH, metavar="SRC TGT", help="Test text, kept as it is.")
-@click.option("--vocab-size", default=8000, show_default=True, type=click.IntRange(min=8), help="Pieces.")
+@click.argument("source", metavar="SRC", type=FILE)
+@click.argument("target", metavar="TGT", type=FILE)
+@click.option("--out", "directory", type=FILE, required=True, help="Directory to write; appears when it is complete.")
+@click.option("--valid", nargs=2, type=FILE, metavar="SRC TGT", help="Validation text, kept as it is.")
+@click.option("--test", nargs=2, type=FILE, metavar="SRC TGT", help="Test text, kept as it is.")
+@click.option("--vocab-size", default=8000, show_default=True, type=Count(min=8), help="Pieces.")
 @click.option("--model-type", default="unigram", show_default=True, type=click.Choice(["unigram", "bpe"]))
 @click.option("--joint/--separate", default=None, help="One vocabulary for both sides (default), or one for each.")
-@click.option("--source-model", type=_PATH, help="SentencePiece model to use instead of training one.")
-@click.option("--target-model", type=_PATH, help="The same for the target side; may be the same file.")
+@click.option("--source-model", type=FILE, help="SentencePiece model to use instead of training one.")
+@click.option("--target-model", type=FILE, help="The same for the target side; may be the same file.")
 @click.option(
     "--character-coverage",
     default=0.99999,
     show_default=True,
-    type=click.FloatRange(0.9, 1.0),
+    type=Number(0.98, 1.0),
     help="Fraction of the characters that become pieces; the rest is unknown.",
 )
 @click.option("--byte-fallback", is_flag=True, help="Spell unknown characters in bytes (256 of the pieces).")
@@ -69,20 +68,20 @@ def fetch(name: str, directory: Path, target: str | None, num_pairs: int, seed: 
     "--sample-sentences",
     default=2_000_000,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Count(min=1),
     help="Sentences, spread over the corpus, that a vocabulary is trained on.",
 )
-@click.option("--max-length", default=256, show_default=True, type=click.IntRange(min=1), help="Pieces of either side.")
+@click.option("--max-length", default=256, show_default=True, type=Count(min=1), help="Pieces of either side.")
 @click.option(
     "--max-ratio",
     default=4.0,
     show_default=True,
-    type=click.FloatRange(min=1.0),
-    help="Pieces of the longer side over those of the shorter.",
+    type=Number(min=1.0, can_be_unlimited=True),
+    help="Pieces of the longer side over those of the shorter; inf: no limit.",
 )
 @click.option("--source-language", metavar="CODE", help="Noted in the manifest, for example en.")
 @click.option("--target-language", metavar="CODE", help="Noted in the manifest, for example de.")
-@click.option("--processes", type=click.IntRange(min=1), help="Processes that encode; default: one for each core.")
+@click.option("--processes", type=THREADS, help="Processes that encode; default: one for each core.")
 @click.option("--overwrite", is_flag=True, help="Replace a prepared corpus that is there.")
 def prepare(
     source: Path,
@@ -124,7 +123,7 @@ def prepare(
 
 
 @data.command()
-@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("directory", metavar="DIR", type=FILE)
 def check(directory: Path) -> None:
     """Compare every file of a prepared corpus with its digest, and describe the corpus."""
     corpus = PreparedCorpus.open(directory)

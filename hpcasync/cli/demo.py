@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hpcasync.cli.parameters import FILE, Number
 from hpcasync.demo.run import DemoPlan, run_demo
 
 # The corpus's name -> its configuration in a checkout, and seconds of training per mode.
@@ -12,10 +13,10 @@ _DEMOS = {"embedded": ("configs/demo.yaml", 150.0), "multi30k": ("configs/multi3
 
 @click.command()
 @click.option("--data", "corpus", type=click.Choice(sorted(_DEMOS)), default="embedded", show_default=True)
+@click.option("--config", type=FILE, help="Training configuration; default: the corpus's in configs/.")
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="Training configuration; default: the corpus's in configs/."
+    "--seconds", type=Number(0), help="Training time of each mode; default: 150 for embedded, 600 for multi30k."
 )
-@click.option("--seconds", type=float, help="Training time of each mode; default: 150 for embedded, 600 for multi30k.")
 @click.option("--mirror", default="", help="Directory or URL to fetch the corpus from.")
 def demo(corpus: str, config: Path | None, seconds: float | None, mirror: str) -> None:
     """Train sync and async-global with two workers each (and one server), translate, and print a table."""

@@ -10,39 +10,40 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
+from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
     from hpcasync.nmt.evaluation import EvaluationSettings
     from hpcasync.runs.snapshots import Snapshot
 
-_PATH = click.Path(path_type=Path)
 _FILE_OPTIONS = ("systems", "samples", "metrics")
 _RUN_OPTIONS = (
     "is_all", "split", "data", "beam", "length_penalty", "max_sentences", "batch_tokens", "device", "threads",
 )  # fmt: skip
+_MOST_SAMPLES = 1_000_000  # each is held in memory
 _METRICS = ("bleu", "chrf", "ter")
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="HYP REF... | RUN_DIR", type=_PATH)
+@click.argument("paths", nargs=-1, required=True, metavar="HYP REF... | RUN_DIR", type=FILE)
 @click.option("--json", "is_json", is_flag=True, help="Write JSON.")
 @click.option(
-    "--system", "systems", multiple=True, type=_PATH, metavar="HYP2", help="Compare with another output (repeatable)."
+    "--system", "systems", multiple=True, type=FILE, metavar="HYP2", help="Compare with another output (repeatable)."
 )
 @click.option(
-    "--samples", default=1000, show_default=True, type=click.IntRange(min=2), help="Resamples of the comparison."
+    "--samples", default=1000, show_default=True, type=Count(2, _MOST_SAMPLES), help="Resamples of the comparison."
 )
 @click.option("--metrics", default=",".join(_METRICS), show_default=True, help="Scores of files, by commas.")
 @click.option("--all", "is_all", is_flag=True, help="Score all snapshots of the run, not the best alone.")
 @click.option("--split", default="valid", show_default=True, type=click.Choice(["valid", "test"]))
-@click.option("--data", type=_PATH, metavar="DIR", help="The prepared corpus; default: where the run says it was.")
-@click.option("--beam", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--length-penalty", default=1.0, show_default=True, type=click.FloatRange(min=0.0))
-@click.option("--max-sentences", default=0, type=click.IntRange(min=0), help="Search so many sentences only; 0: all.")
-@click.option("--batch-tokens", default=4096, show_default=True, type=click.IntRange(min=1))
+@click.option("--data", type=FILE, metavar="DIR", help="The prepared corpus; default: where the run says it was.")
+@click.option("--beam", default=5, show_default=True, type=BEAM)
+@click.option("--length-penalty", default=1.0, show_default=True, type=Number(min=0.0))
+@click.option("--max-sentences", default=0, type=Count(min=0), help="Search so many sentences only; 0: all.")
+@click.option("--batch-tokens", default=4096, show_default=True, type=Count(min=1))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; default: one for each core.")
+@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core.")
 def evaluate(
     paths: tuple[Path, ...],
     is_json: bool,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @click.option("--dry-run", is_flag=True, help="List the runs and where they stand; start nothing.")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=0),
+@click.option("--jobs", default=1, show_default=True, type=Count(min=0),
               help="Runs at a time; 0: as many as have a core for each rank.")  # fmt: skip
 @click.option("--collect", "is_collecting", is_flag=True, help="Start nothing: table and report of what is there.")
 @click.option("--slurm", type=click.Choice(["print", "submit"]), help="As SLURM arrays: print or submit their lines.")

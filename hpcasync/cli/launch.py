@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcasync.cli.parameters import Count
 from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
 
@@ -56,10 +57,10 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 @click.command(cls=LaunchCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("num_ranks", "-n", "-np", "--np", "--ranks", type=click.IntRange(min=1), required=True, metavar="RANKS",
+@click.option("num_ranks", "-n", "-np", "--np", "--ranks", type=Count(min=1), required=True, metavar="RANKS",
               help="Ranks to start: servers and workers together.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the mpirun line and start nothing.")
-@click.option("max_restarts", "--max-restarts", type=click.IntRange(min=0), default=0, metavar="K",
+@click.option("max_restarts", "--max-restarts", type=Count(min=0), default=0, metavar="K",
               help="`train` only: go on from the newest checkpoint when the job dies, at most K times.")  # fmt: skip
 @click.option("--survive-workers", is_flag=True,
               help="`train` only, Open MPI, one host: go on without workers that die.")  # fmt: skip

@@ -1,30 +1,29 @@
 """`hpcasync report`: runs side by side, as a page, a table or a picture."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hpcasync.cli.parameters import FILE, Number
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
     from hpcasync.report.write import Format
 
 _FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png")
-_PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=_PATH)
-@click.option(
-    "-o", "--output", type=_PATH, help="File to write; default: report.html, or standard output for md, json."
-)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=FILE)
+@click.option("-o", "--output", type=FILE, help="File to write; default: report.html, or standard output for md, json.")
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of the file, else html.")
 @click.option("--title", default="", help="Of the report; default: the runs' names.")
 @click.option("--thresholds", default="", metavar="BLEU,...", help="Scores to tell times for; default: round ones.")
-@click.option("--timeline-from", default=0.0, type=click.FloatRange(min=0), metavar="SECONDS",
+@click.option("--timeline-from", default=0.0, type=Number(min=0), metavar="SECONDS",
               help="First second of the timelines that goes into the page.")  # fmt: skip
-@click.option("--timeline-to", type=click.FloatRange(min=0), metavar="SECONDS", help="The last one.")
+@click.option("--timeline-to", type=Number(min=0), metavar="SECONDS", help="The last one.")
 def report(
     runs: tuple[Path, ...],
     output: Path | None,
@@ -66,7 +65,10 @@ def _form_of(output: Path | None) -> "Format":
 
 def _parse_thresholds(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(",") if part)
+        thresholds = tuple(float(part) for part in text.split(",") if part)
+        if not all(map(math.isfinite, thresholds)):
+            raise ValueError("not finite")
+        return thresholds
     except ValueError as error:
         raise UserError(
             f"--thresholds {text}: give BLEU scores with commas between them, for example 20,25,30"

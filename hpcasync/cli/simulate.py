@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcasync.cli.parameters import FILE, Count
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.train.supervise.stop_signals import note_stop_signals
@@ -13,7 +14,6 @@ from hpcasync.train.supervise.stop_signals import note_stop_signals
 if TYPE_CHECKING:
     from hpcasync.simulate.cluster import ClusterConfig
 
-_PATH = click.Path(path_type=Path)
 _PREFIX = "cluster."
 
 
@@ -28,21 +28,19 @@ def _parse_sizes(_ctx: click.Context, _parameter: click.Parameter, text: str | N
 
 
 @click.command()
-@click.argument("config", type=_PATH)
+@click.argument("config", type=FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--cluster", "cluster_file", type=_PATH, metavar="FILE", help="Cluster description (docs/simulate.md).")
-@click.option("--fit", "fitted_run", type=_PATH, metavar="RUN_DIR", help="Cluster fitted to a run's timelines instead.")
-@click.option("--save-cluster", type=_PATH, metavar="FILE", help="Write the resolved cluster description.")
-@click.option("--workers", type=int, metavar="N", help="Short for cluster.workers=N.")
+@click.option("--cluster", "cluster_file", type=FILE, metavar="FILE", help="Cluster description (docs/simulate.md).")
+@click.option("--fit", "fitted_run", type=FILE, metavar="RUN_DIR", help="Cluster fitted to a run's timelines instead.")
+@click.option("--save-cluster", type=FILE, metavar="FILE", help="Write the resolved cluster description.")
+@click.option("--workers", type=Count(1), metavar="N", help="Short for cluster.workers=N.")
 @click.option("--no-gradients", is_flag=True, help="Throughput and staleness only: seconds for thousands of workers.")
-@click.option(
-    "--parameters", type=click.IntRange(min=1), metavar="N", help="Size of an imagined model; needs no corpus."
-)
-@click.option("--steps", type=click.IntRange(min=4), metavar="N", help="Pushes per worker without gradients.")
+@click.option("--parameters", type=Count(min=1), metavar="N", help="Size of an imagined model; needs no corpus.")
+@click.option("--steps", type=Count(min=4), metavar="N", help="Pushes per worker without gradients.")
 @click.option("--search-servers", is_flag=True, help="Without gradients: how many servers to use.")
 @click.option("--sweep-workers", callback=_parse_sizes, metavar="N,N,...", help="sync beside async-global, by size.")
-@click.option("--staleness", type=int, metavar="K", help="Short for cluster.forced_staleness.updates=K.")
-@click.option("--staleness-warmup", type=int, metavar="N", help="Short for cluster.forced_staleness.warmup=N.")
+@click.option("--staleness", type=Count(), metavar="K", help="Short for cluster.forced_staleness.updates=K.")
+@click.option("--staleness-warmup", type=Count(), metavar="N", help="Short for cluster.forced_staleness.warmup=N.")
 @click.option("--json", "is_json", is_flag=True, help="Without gradients: write JSON.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier simulated run of the same name, mode and seed.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
 from hpcasync.slurm.jobs import KINDS, Kind, Request, plan_jobs
 from hpcasync.slurm.script import BatchJob, render
@@ -14,15 +15,15 @@ from hpcasync.slurm.submit import check_jobs, submit_jobs
 from hpcasync.slurm.sweep import read_sweep
 from hpcasync.slurm.times import parse_time
 
-_COUNT = click.IntRange(min=1)
+_COUNT = Count(1)
 _OPTIONS = (
     click.option("--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
     click.option("--ntasks-per-node", "tasks_per_node", type=_COUNT, help="Ranks on a node; default: a worker for each "
                  "GPU, or one, and the servers beside them."),
     click.option("--cpus-per-task", default=1, show_default=True, type=_COUNT, help="CPUs of a rank."),
-    click.option("--gpus-per-node", "--gpus", default=0, type=click.IntRange(min=0), help="GPUs of a node."),
+    click.option("--gpus-per-node", "--gpus", default=0, type=Count(min=0), help="GPUs of a node."),
     click.option("--servers", type=_COUNT, help="Servers on all nodes; default: as configured, else one a node."),
-    click.option("--server-nodes", default=0, type=click.IntRange(min=0), help="Nodes of their own for the servers: a "
+    click.option("--server-nodes", default=0, type=Count(min=0), help="Nodes of their own for the servers: a "
                  "heterogeneous job."),
     click.option("--server-partition", default="", help="Partition of those nodes."),
     click.option("--time", default="", help="Time limit, as sbatch takes it."),
@@ -35,7 +36,7 @@ _OPTIONS = (
                  f"well: {','.join(KINDS)}."),
     click.option("--prepare", default="", help="Arguments of `hpcasync data prepare` but for --out, in quotes."),
     click.option("--evaluate", default="", help="Arguments of `hpcasync evaluate RUN_DIR --all`, in quotes."),
-    click.option("--array", "sweep", type=click.Path(path_type=Path), help="A YAML file of keys with lists of values: "
+    click.option("--array", "sweep", type=FILE, help="A YAML file of keys with lists of values: "
                  "an array with a run for each combination."),
 )  # fmt: skip
 
@@ -44,7 +45,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         command = option(command)
     overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-    return click.argument("config", type=click.Path(path_type=Path))(overrides(command))
+    return click.argument("config", type=FILE)(overrides(command))
 
 
 @click.group()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hpcasync.cli.parameters import FILE
 from hpcasync.config.schema import load_config
 from hpcasync.train.supervise.stop_signals import note_stop_signals
 
@@ -18,13 +19,13 @@ def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool)
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--keys", is_flag=True, is_eager=True, expose_value=False, callback=_print_keys, help="List all keys.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option(
     "--resume-from",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="RUN_DIR",
     help="Go on from the newest checkpoint of another run, such as one of another mode, which stays as it is. "
     "With --resume: unless this run has a checkpoint of its own.",

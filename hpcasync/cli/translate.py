@@ -8,35 +8,33 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
 from hpcasync.errors import UserError
 
-_PATH = click.Path(path_type=Path)
 _READ_AHEAD = 2048  # sentences that are sorted by length into batches
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=_PATH)
-@click.option(
-    "-i", "--input", "source", type=_PATH, metavar="FILE", help="Text, plain or .gz; default: standard input."
-)
-@click.option("-o", "--output", "target", type=_PATH, metavar="FILE", help="Default: standard output.")
-@click.option("--beam", default=5, show_default=True, type=click.IntRange(min=1), help="Hypotheses kept per sentence.")
+@click.argument("model", metavar="MODEL", type=FILE)
+@click.option("-i", "--input", "source", type=FILE, metavar="FILE", help="Text, plain or .gz; default: standard input.")
+@click.option("-o", "--output", "target", type=FILE, metavar="FILE", help="Default: standard output.")
+@click.option("--beam", default=5, show_default=True, type=BEAM, help="Hypotheses kept per sentence.")
 @click.option("--greedy", is_flag=True, help="Always take the most probable token; the same as --beam 1.")
-@click.option("--nbest", default=1, show_default=True, type=click.IntRange(min=1), help="Translations per sentence.")
+@click.option("--nbest", default=1, show_default=True, type=BEAM, help="Translations per sentence.")
 @click.option("--scores", is_flag=True, help="Add the score to each line; always there with --nbest 2 or more.")
 @click.option(
     "--length-penalty",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(min=0.0),
+    type=Number(min=0.0),
     help="Hypotheses are ranked by log probability / length ** PENALTY.",
 )
 @click.option(
     "--max-length-factor",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(min=0.0),
-    help="A translation has at most FACTOR * source pieces + 10 pieces.",
+    type=Number(min=0.0, can_be_unlimited=True),
+    help="A translation has at most FACTOR * source pieces + 10 pieces; inf: model.max_length.",
 )
 @click.option(
     "--average",
@@ -48,16 +46,16 @@ _READ_AHEAD = 2048  # sentences that are sorted by length into batches
     "--batch-tokens",
     default=4096,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Count(min=1),
     help="Padded source tokens times beam in a batch; bounds the memory.",
 )
 @click.option(
     "--read-ahead",
-    type=click.IntRange(min=1),
+    type=Count(min=1),
     help=f"Sentences read before the first is translated; default: {_READ_AHEAD}, on a terminal 1.",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; default: one for each core.")
+@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core.")
 def translate(
     model: Path,
     source: Path | None,
@@ -121,12 +119,17 @@ def parse_average(values: Sequence[str]) -> tuple[int, list[Path]]:
     Raises:
         UserError: a number beside another value.
     """
-    numbers = [value for value in values if value.isdigit()]
+    numbers = [value for value in values if _is_count(value)]
     if not numbers:
-        return 1, [Path(value) for value in values]
+        return 1, [FILE.convert(value, None, None) for value in values]
     if len(values) > 1:
         raise UserError(f"--average takes one number or any number of paths, not {', '.join(values)}")
     return int(numbers[0]), []
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number, not the name of a file; `isdigit` takes ² for one, which `int` does not."""
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 @contextmanager

@@ -14,18 +14,20 @@ class ModelConfig(Section):
         "transformer", description="rnn: deep recurrent, with attention"
     )
     preset: Literal["small", "base", "big"] = Field("base", description="sizes for the keys below that are 0")
-    dim: int = Field(0, ge=0, description="model dimension; 0: from the preset")
-    ffn_dim: int = Field(0, ge=0, description="inner dimension of the feed-forward layers; 0: from the preset")
+    dim: int = Field(0, ge=0, le=2**20, description="model dimension; 0: from the preset")
+    ffn_dim: int = Field(
+        0, ge=0, le=2**20, description="inner dimension of the feed-forward layers; 0: from the preset"
+    )
     heads: int = Field(0, ge=0, description="attention heads; 0: from the preset")
-    encoder_layers: int = Field(0, ge=0, description="0: from the preset")
-    decoder_layers: int = Field(0, ge=0, description="0: from the preset")
+    encoder_layers: int = Field(0, ge=0, le=1024, description="0: from the preset")
+    decoder_layers: int = Field(0, ge=0, le=1024, description="0: from the preset")
     norm: Literal["pre", "post"] = Field("pre", description="layer normalisation before or after each sublayer")
     tie: Literal["all", "target", "none"] = Field(
         "all", description="all: source, target and output embeddings share; target: target and output do"
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and sublayer outputs")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
-    max_length: int = Field(512, ge=2, description="longest sequence in tokens, end of sentence included")
+    max_length: int = Field(512, ge=2, le=2**20, description="longest sequence in tokens, end of sentence included")
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcasync.config.model import ModelConfig
-from hpcasync.config.section import Section
+from hpcasync.config.section import MOST_THREADS, Section
 from hpcasync.config.strict import UserPath, read_values, validate
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
@@ -33,13 +33,14 @@ class RolesConfig(Section):
     server_threads: int = Field(
         1,
         ge=1,
+        le=MOST_THREADS,
         description="threads of a server's sums and optimizer steps; more than 1 pay where cores are idle during them",
     )
     server_device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where servers hold their shard, its optimizer state and sums; gradients lie in host memory"
     )
     worker_threads: int | None = Field(
-        None, ge=1, description="intra-op threads of a worker; default: its share of cores"
+        None, ge=1, le=MOST_THREADS, description="intra-op threads of a worker; default: its share of cores"
     )
     placement: Literal["spread", "first"] = Field(
         "spread", description="of servers: dealt out to the hosts in turn; or the first ranks, wherever they are"
@@ -60,7 +61,7 @@ def _check_pushes(value: Any) -> Any:
 class AccumulateConfig(Section):
     """How many gradients are summed: local in a worker before a push, global at the servers before an update."""
 
-    local: int = Field(1, ge=1, description="micro-batches per push")
+    local: int = Field(1, ge=1, le=2**31 - 1, description="micro-batches per push")
     global_: Annotated[int | str, BeforeValidator(_check_pushes)] = Field(
         "workers",
         alias="global",
@@ -77,7 +78,7 @@ class ExchangeConfig(Section):
         description="after a push: take what is there; wait until the servers have added it and made the update it "
         "completes; or wait until it has been applied",
     )
-    slots: int = Field(2, ge=1, description="gradients of a worker that servers have not read yet, at most")
+    slots: int = Field(2, ge=1, le=1024, description="gradients of a worker that servers have not read yet, at most")
     gradients: GradientFormat = Field(
         "fp32", description="how gradients travel; topk: the largest elements only, the rest is added to the next push"
     )
@@ -145,14 +146,18 @@ class StragglerConfig(Section):
     """For experiments: one worker that is slower than the others."""
 
     worker: int | None = Field(None, ge=0, description="the worker, counted from 0; default: none")
-    slowdown: float = Field(2.0, ge=1, description="how many times as long it takes to compute: it rests in between")
+    slowdown: float = Field(
+        2.0, ge=1, le=1e6, description="how many times as long it takes to compute: it rests in between"
+    )
 
 
 class DataConfig(Section):
     """Where the prepared corpus is and how it is cut into batches."""
 
     path: UserPath = Field(description="directory made by `hpcasync data prepare`")
-    batch_tokens: int = Field(2048, ge=1, description="limit on padded tokens of the longer side of a micro-batch")
+    batch_tokens: int = Field(
+        2048, ge=1, le=2**31 - 1, description="limit on padded tokens of the longer side of a micro-batch"
+    )
 
 
 class OptimizerConfig(Section):
@@ -221,9 +226,9 @@ class ValidationConfig(Section):
         True, description="score snapshots during the run; else later with `hpcasync evaluate RUN_DIR --all`"
     )
     metric: Literal["bleu", "chrf", "loss"] = Field("bleu", description="what makes a snapshot the best")
-    beam: int = Field(5, ge=1, description="beam of the search for BLEU and chrF")
+    beam: int = Field(5, ge=1, le=10_000, description="beam of the search for BLEU and chrF")
     max_sentences: int = Field(0, ge=0, description="pairs searched for BLEU and chrF; 0: all")
-    threads: int = Field(1, ge=1, description="intra-op threads of the scoring process")
+    threads: int = Field(1, ge=1, le=MOST_THREADS, description="intra-op threads of the scoring process")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="of the scoring process; auto: a GPU if it has one"
     )

@@ -21,7 +21,7 @@ from hpcasync.errors import UserError
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _NULL_WORDS = ("", "~", "null", "Null", "NULL")
-_MOST_SHOWN = 200  # characters of a value in a message
+_MOST_SHOWN = 300  # characters of a value in a message
 # Longest name of a file and of a path, in bytes, on every system that this runs on.
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 
@@ -242,7 +242,7 @@ def _explain(detail: Any, schema: type[BaseModel]) -> str:
         return f"unknown key {location}: {hint}"
     if detail["type"] == "missing":
         return f"{location} is required"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _shortened(detail["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
     shown = "" if detail["type"] == "value_error" else f" (given: {_shortened(repr(detail['input']))})"
     return f"{location}: {message}{shown}" if location else message

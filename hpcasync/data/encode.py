@@ -22,7 +22,10 @@ CHUNK_PAIRS = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """Which pairs are kept: 1 to `max_length` pieces on both sides, one at most `max_ratio` times the other."""
+    """Which pairs are kept: 1 to `max_length` pieces on both sides, one at most `max_ratio` times the other.
+
+    A `max_ratio` of infinity is none.
+    """
 
     max_length: int = 256
     max_ratio: float = 4.0
@@ -71,7 +74,7 @@ class PairEncoder:
         shorter, longer = np.minimum(source_lengths, target_lengths), np.maximum(source_lengths, target_lengths)
         empty = shorter == 0
         too_long = ~empty & (longer > self._limits.max_length)
-        unequal = ~empty & ~too_long & (longer > self._limits.max_ratio * shorter)
+        unequal = ~empty & ~too_long & (longer > self._limits.max_ratio * np.maximum(shorter, 1))
         kept = ~(empty | too_long | unequal)
         return EncodedChunk(
             source=_side(sources, source_lengths, kept, self._source),

@@ -55,7 +55,7 @@ class Options(_Record):
     byte_fallback: bool | None
     sample_sentences: int | None
     max_length: int
-    max_ratio: float
+    max_ratio: float | None = Field(description="null: no limit")
 
 
 class Manifest(_Record):

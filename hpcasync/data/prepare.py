@@ -1,5 +1,6 @@
 """From two text files to a prepared corpus."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import TracebackType
 import numpy as np
 import sentencepiece
 
+from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import EncodedSide, Limits, encode_pairs, token_dtype
 from hpcasync.data.manifest import (
     MANIFEST_NAME,
@@ -84,7 +86,17 @@ def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions
         )
         with HashedFile(partial / MANIFEST_NAME) as output:
             output.write(manifest.to_bytes())
+        _read_back(partial)
     return manifest
+
+
+def _read_back(directory: Path) -> None:
+    """Open what was written as training will, and compare every file with its digest."""
+    corpus = PreparedCorpus.open(directory)
+    corpus.verify()
+    assert len(corpus.train) == corpus.manifest.pairs.kept
+    assert len(corpus.source_vocabulary) == corpus.manifest.source.num_pieces
+    assert len(corpus.target_vocabulary) == corpus.manifest.target.num_pieces
 
 
 def _write_vocabularies(
@@ -212,5 +224,5 @@ def _recorded_options(options: PrepareOptions) -> Options:
         byte_fallback=subwords.byte_fallback if trained else None,
         sample_sentences=subwords.sample_sentences if trained else None,
         max_length=options.limits.max_length,
-        max_ratio=options.limits.max_ratio,
+        max_ratio=options.limits.max_ratio if math.isfinite(options.limits.max_ratio) else None,
     )

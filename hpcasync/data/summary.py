@@ -6,12 +6,13 @@ from hpcasync.data.manifest import Manifest
 def summarise(manifest: Manifest) -> str:
     """A table of what was kept and dropped and why, and of both sides."""
     pairs, options = manifest.pairs, manifest.options
+    ratio = "no limit" if options.max_ratio is None else f"{options.max_ratio:g}"
     rows = [
         ("pairs read", pairs.read, ""),
         ("kept", pairs.kept, _share(pairs.kept, pairs.read)),
         ("dropped: an empty side", pairs.dropped_empty, _share(pairs.dropped_empty, pairs.read)),
         (f"dropped: over {options.max_length} pieces", pairs.dropped_length, _share(pairs.dropped_length, pairs.read)),
-        (f"dropped: ratio over {options.max_ratio:g}", pairs.dropped_ratio, _share(pairs.dropped_ratio, pairs.read)),
+        (f"dropped: ratio over {ratio}", pairs.dropped_ratio, _share(pairs.dropped_ratio, pairs.read)),
     ]
     rows += [(f"{name} pairs (as text)", count, "") for name, count in sorted(manifest.held_out.items())]
     lines = [f"{label:<28}{count:>15,}{share:>10}" for label, count, share in rows]

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from hpcasync.config.section import Section
 from hpcasync.config.strict import UserPath, read_values, validate
 
 Settings = dict[str, Any]
@@ -13,18 +14,14 @@ Settings = dict[str, Any]
 Axis = list[Any] | dict[str, Settings]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class SlurmSection(_Section):
+class SlurmSection(Section):
     """How runs are submitted; `slurm/site.sh` has what belongs to the site."""
 
     nodes: int = Field(1, ge=1, description="nodes of each run")
     options: list[str] = Field([], description="further options of sbatch")
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """An experiment file. Keys of `set`, `axes`, `include` and `exclude` are dotted keys of the configuration, or
     `workers`, or names of axes; for simulated runs also dotted keys of the cluster after `cluster.`.
     """

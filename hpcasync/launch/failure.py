@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from hpcasync.deaths import lifeline
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, as_user_error
 from hpcasync.launch.ranks import JobRank, job_name, rank_from_environment
 
 # Before MPI has started, a mistake mostly meets all ranks, and rank 0 speaks for them. Another rank that is still alive
@@ -34,6 +34,7 @@ def end_process(error: BaseException) -> NoReturn:
     In a job of several ranks one rank reports and all end. Before MPI has started, rank 0 reports unless only others
     failed. A UserError raised everywhere is reported by rank 0, and MPI is finalised.
     """
+    error = as_user_error(error)
     exit_code = _exit_code(error)
     lifeline.leave(exit_code)
     if isinstance(error, SystemExit):

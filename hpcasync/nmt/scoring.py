@@ -1,6 +1,7 @@
 """Scores of translations by sacreBLEU (Post 2018), each with its signature, and the loss on untokenised pairs."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation_mode import evaluation_mode
 from hpcasync.nmt.model import TranslationModel
 
+_MOST_SEED_DIGITS = 1000
 METRICS: dict[str, type[Metric]] = {"bleu": BLEU, "chrf": CHRF, "ter": TER}
 
 
@@ -87,6 +89,7 @@ def paired_bootstrap(
     if len(systems) < 2:
         raise UserError("a comparison needs at least two systems with different names")
     check_lengths(systems, references)
+    _check_seed()
     test = PairedTest(
         list(systems.items()),
         {METRICS[name].__name__: METRICS[name]() for name in metrics},
@@ -107,6 +110,12 @@ def paired_bootstrap(
                 ComparedScore(name, result.score, str(signature), float(result.mean), float(result.ci), p_value)
             )
     return compared
+
+
+def _check_seed() -> None:
+    seed = os.environ.get("SACREBLEU_SEED", "12345")
+    if seed.lower() != "none" and not (seed.isascii() and seed.isdigit() and len(seed) < _MOST_SEED_DIGITS):
+        raise UserError(f"SACREBLEU_SEED={seed!r} is no seed: set it to a whole number, or to none for a random one")
 
 
 def check_lengths(systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]) -> None:

@@ -1,6 +1,7 @@
 """Translation of text: pieces, batches of similar length, beam search, and translations in the order of the input."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from hpcasync.nmt.evaluation_mode import evaluation_mode
 from hpcasync.nmt.model import TranslationModel
 
 logger = logging.getLogger(__name__)
+_MOST_DIGITS = 34.0  # of what log probabilities are divided by: the quotients are 32-bit numbers
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ class SearchSettings:
     def __post_init__(self) -> None:
         """Raises UserError for a value that is out of range."""
         for name, minimum in (("beam", 1), ("nbest", 1), ("length_penalty", 0), ("batch_tokens", 1)):
-            if getattr(self, name) < minimum:
+            if not getattr(self, name) >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
         if self.nbest > self.beam:
             raise UserError(f"nbest {self.nbest} is more than beam {self.beam} can find: raise beam or lower nbest")
-        if self.max_length_factor < 0 or self.max_length_extra < 1:
+        if not self.max_length_factor >= 0 or self.max_length_extra < 1:
             raise UserError("max_length_factor must be at least 0 and max_length_extra at least 1")
 
 
@@ -87,6 +89,12 @@ class Searcher:
         self._settings = settings
         self._max_length = max_length
         self._device = next(model.parameters()).device
+        if settings.length_penalty * math.log10(max_length) > _MOST_DIGITS:
+            most = _MOST_DIGITS / math.log10(max_length)
+            raise UserError(
+                f"length penalty {settings.length_penalty:g}: length ** penalty is beyond 32-bit numbers for "
+                f"translations of up to {max_length} pieces (model.max_length); give {most:.1f} at most"
+            )
         forbidden = (target_vocabulary.pad_id, target_vocabulary.bos_id, target_vocabulary.unk_id)
         self._beam_settings = BeamSettings(
             beam=settings.beam,
@@ -145,7 +153,7 @@ class Searcher:
 
     def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
         factor, extra = self._settings.max_length_factor, self._settings.max_length_extra
-        limits = [min(int(factor * len(ids)) + extra, self._max_length) for ids in sources]
+        limits = [int(min(factor * len(ids) + extra, self._max_length)) for ids in sources]
         source = collate_sources(sources, self._source_vocabulary).to(self._device)
         with torch.inference_mode(), evaluation_mode(self._model):
             nbest = beam_search(self._model, source, torch.tensor(limits, device=self._device), self._beam_settings)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from hpcasync.config.section import Section
 from hpcasync.config.strict import UserPath, apply_overrides, read_values, validate
 
 MOST_WORKERS = 4096
@@ -19,11 +20,7 @@ MEASURED = "measured"
 MOST_WORKERS_WITH_GRADIENTS = 64
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class StallsConfig(_Section):
+class StallsConfig(Section):
     """Times in which workers do not compute: other users, checkpoints of a file system, throttling."""
 
     every_seconds: float = Field(0.0, ge=0, description="from the start of a stall to that of the next; 0: none")
@@ -39,7 +36,7 @@ class StallsConfig(_Section):
         return self
 
 
-class ComputeConfig(_Section):
+class ComputeConfig(Section):
     """Forward and backward passes of a micro-batch on a worker."""
 
     seconds_per_batch: float = Field(0.0, ge=0, description="part of the time that does not depend on the batch")
@@ -71,7 +68,7 @@ class ComputeConfig(_Section):
         return self
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """Links that carry one transfer after the other in each direction."""
 
     latency_seconds: float = Field(5e-6, ge=0, description="of a message, one way")
@@ -83,7 +80,7 @@ class NetworkConfig(_Section):
     )
 
 
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """A server's work; an element is a parameter of its shard."""
 
     accumulate_seconds_per_element: float | Literal["measured"] = Field(
@@ -104,7 +101,7 @@ class ServerConfig(_Section):
         return self
 
 
-class ForcedStalenessConfig(_Section):
+class ForcedStalenessConfig(Section):
     """Staleness by decree in mode sync, to tell its effect on learning from everything else that asynchrony changes."""
 
     updates: int = Field(0, ge=0, description="sync: every gradient is computed from parameters so many updates old")
@@ -117,7 +114,7 @@ class ForcedStalenessConfig(_Section):
         return self
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """A cluster. Servers are those of the training configuration, all alike."""
 
     seed: int = Field(1, ge=0, description="of all random times; that of training is the configuration's")

@@ -49,7 +49,7 @@ def read_allocation(environment: Mapping[str, str] = os.environ) -> tuple[Alloca
         raise UserError("this is no job of SLURM (SLURM_JOB_ID is not set): start the script with sbatch")
     size = environment.get("SLURM_HET_SIZE", "")
     if not size.isdecimal():
-        return (_read_component(environment, "", int(environment.get("SLURM_GPUS_ON_NODE") or 0)),)
+        return (_read_component(environment, "", _count(environment, "SLURM_GPUS_ON_NODE")),)
     return tuple(_read_component(environment, f"_HET_GROUP_{index}", 0) for index in range(int(size)))
 
 
@@ -108,6 +108,13 @@ _LAUNCHERS = {
         "sbatch; for single processes that belong to no job, srun -n 1 each",
     ),
 }
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or "0"
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{name}={text!r} is not what SLURM sets in a batch script, for example 4")
+    return int(text)
 
 
 def _expand(environment: Mapping[str, str], name: str) -> tuple[int, ...]:

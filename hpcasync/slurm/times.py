@@ -5,9 +5,9 @@ import re
 from hpcasync.errors import UserError
 
 _FORMS = (
-    re.compile(r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"),
-    re.compile(r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"),
-    re.compile(r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"),
+    re.compile(r"(?P<minutes>\d{1,9})(:(?P<seconds>\d{1,9}))?"),
+    re.compile(r"(?P<hours>\d{1,9}):(?P<minutes>\d{1,9}):(?P<seconds>\d{1,9})"),
+    re.compile(r"(?P<days>\d{1,9})-(?P<hours>\d{1,9})(:(?P<minutes>\d{1,9})(:(?P<seconds>\d{1,9}))?)?"),
 )
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 _UNLIMITED = ("infinite", "UNLIMITED")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from hpcasync.config.strict import usable_path
 from hpcasync.errors import UserError
 
 
@@ -38,10 +39,13 @@ class Mirror:
         """
         if text is None:
             return cls()
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise UserError(f"--mirror {text}: {error}; give a directory or an http(s):// URL") from error
         if parts.scheme in ("http", "https") and parts.hostname:
             return cls(base_url=text.rstrip("/"))
-        directory = Path(unquote(parts.path) if parts.scheme == "file" else text)
+        directory = usable_path(Path(unquote(parts.path) if parts.scheme == "file" else text))
         if not directory.is_dir():
             raise UserError(f"--mirror {text} is neither a directory nor an http(s):// URL")
         return cls(directory=directory)
