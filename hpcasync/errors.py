@@ -1,4 +1,6 @@
-"""The one exception for what a user can cause and cure."""
+"""The one exception for what a user can cause and cure, and the words for what a file system refuses."""
+
+import errno
 
 
 class UserError(Exception):
@@ -34,3 +36,27 @@ def as_user_error(error: BaseException) -> BaseException:
             f"there is not enough memory: {first_line or 'for an object'}; ask for less, or use a larger machine"
         )
     return error
+
+
+# What a message about a file says of what to do, by the error number: a guess would mislead where it contradicts it.
+_CURES = {
+    errno.EACCES: "its permissions forbid it: ask the owner, or name a place of your own",
+    errno.EPERM: "its owner or its flags forbid it: ask the owner, or name a place of your own",
+    errno.EROFS: "name a place that may be written",
+    errno.ENOSPC: "make room, or name a place with room",
+    errno.EDQUOT: "your quota is used up: remove something, or name another place",
+    errno.EFBIG: "it would be larger than files may be here (ulimit -f)",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open: try again later",
+    errno.ENOMEM: "the machine is out of memory: try again where there is more",
+    errno.EIO: "the disk or file server fails: try again, or tell its administrator",
+    errno.ESTALE: "the file server has lost it: try again",
+    errno.ETIMEDOUT: "the file server does not answer: try again later",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a symbolic link leads back to itself: mend it",
+}
+
+
+def describe(error: OSError, otherwise: str) -> str:
+    """What the system said, and what to do; `otherwise` is the cure where the error number does not tell one."""
+    return f"{error.strerror or error}; {_CURES.get(error.errno or 0, otherwise)}"

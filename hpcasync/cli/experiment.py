@@ -11,6 +11,7 @@ import click
 
 from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
+from hpcasync.sole_writer import sole_writer
 
 if TYPE_CHECKING:
     from hpcasync.experiment.execute import Outcome
@@ -36,17 +37,26 @@ def experiment(file: Path, dry_run: bool, jobs: int, is_collecting: bool, slurm:
         raise click.UsageError("--dry-run, --collect and --slurm exclude each other")
     from hpcasync.experiment.plan import experiment_directory, plan_runs
     from hpcasync.experiment.schema import load_experiment
-    from hpcasync.experiment.status import Status, status_of
+    from hpcasync.experiment.status import status_of
 
     described = load_experiment(file)
     runs = plan_runs(described)
     if is_collecting:
         _finish(described, runs)
         return
-    work = [(run, status_of(run, split=described.evaluate)) for run in runs]
     if dry_run:
-        _list(work)
+        _list([(run, status_of(run, split=described.evaluate)) for run in runs])
         return
+    with sole_writer(experiment_directory(described), "wait until that has ended, or end it, or set another name"):
+        _carry_on(described, runs, jobs, slurm)
+
+
+def _carry_on(described: "Experiment", runs: "list[PlannedRun]", jobs: int, slurm: str | None) -> None:
+    """Start what has not ended."""
+    from hpcasync.experiment.plan import experiment_directory
+    from hpcasync.experiment.status import Status, status_of
+
+    work = [(run, status_of(run, split=described.evaluate)) for run in runs]
     todo = [(run, status) for run, status in work if status is not Status.FINISHED]
     click.echo(f"{described.name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     if slurm is not None:

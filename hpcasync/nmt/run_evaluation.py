@@ -1,8 +1,10 @@
 """Scores of the snapshots of a run, kept in RUN_DIR/evaluation-SPLIT.jsonl so that none is scored twice."""
 
+import fcntl
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +62,11 @@ def _identity(snapshot: Snapshot, corpus: PreparedCorpus, settings: EvaluationSe
 
 def _append(path: Path, record: Record) -> None:
     try:
-        content = path.read_bytes() if path.is_file() else b""
-        with path.open("r+b" if content else "wb") as file:
-            file.seek(content.rfind(b"\n") + 1)  # over what a crash left of a line
-            file.truncate()
+        with path.open("a+b") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX)  # another `evaluate` may be about to write, too
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # without what a crash left of a line
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

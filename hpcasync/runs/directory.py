@@ -1,16 +1,33 @@
 """The directory of a run: made new, or found again to go on from its newest checkpoint."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.runs.files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
 from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
+from hpcasync.sole_writer import LOCK_FILE, sole_writer
+
+
+@contextmanager
+def run_directory_locked(config: Config, *, must_exist: bool) -> Iterator[None]:
+    """Be the only one who writes the directory of a run: from before its newest checkpoint is looked for to the end.
+
+    Raises:
+        UserError: somebody else writes it, it cannot be written, or it holds no run and must.
+    """
+    run_dir = config.output_dir
+    if must_exist:
+        _check_holds_run(run_dir, "--resume")
+    with sole_writer(run_dir, "wait until that has ended, or end it, or set another name, seed or run_dir"):
+        yield
 
 
 def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:
@@ -27,8 +44,8 @@ def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: b
                     f"{run_dir} holds a run already: go on with --resume, replace it with --overwrite, or set name, "
                     "seed or run_dir"
                 )
-            shutil.rmtree(run_dir)
-        elif run_dir.exists() and any(run_dir.iterdir()):
+            _remove_run(run_dir)
+        elif any(path.name != LOCK_FILE for path in run_dir.iterdir()):
             raise UserError(f"{run_dir} is not empty and holds no run: choose another name or run_dir")
         (run_dir / "checkpoints").mkdir(parents=True)
         (run_dir / "snapshots").mkdir()
@@ -36,9 +53,7 @@ def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: b
             shutil.copyfile(corpus.path / vocabulary_file(side), run_dir / vocabulary_file(side))
         config.save(run_dir / "config.yaml")
     except OSError as error:
-        raise UserError(
-            f"cannot write the run directory {run_dir}: {error.strerror or error}; set run_dir to where there is room"
-        ) from error
+        raise _cannot_write(run_dir, error) from error
 
 
 def save_configuration(config: Config) -> None:
@@ -50,7 +65,7 @@ def save_configuration(config: Config) -> None:
     try:
         write_text_atomically(config.output_dir / "config.yaml", config.to_yaml())
     except OSError as error:
-        raise UserError(f"cannot write the run directory {config.output_dir}: {error.strerror or error}") from error
+        raise _cannot_write(config.output_dir, error) from error
 
 
 def find_checkpoint(run_dir: Path, option: str = "--resume") -> Path:
@@ -63,8 +78,7 @@ def find_checkpoint(run_dir: Path, option: str = "--resume") -> Path:
     Raises:
         UserError: there is no run, or none was saved.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{option}: {run_dir} holds no run; leave {option} out to start it")
+    _check_holds_run(run_dir, option)
     complete = list_complete(run_dir / "checkpoints")
     if not complete:
         raise UserError(f"{option}: {run_dir}/checkpoints holds no complete checkpoint; start anew with --overwrite")
@@ -112,6 +126,26 @@ def take_over(checkpoint: Path, run_dir: Path) -> None:
             f"--resume-from: cannot copy {error.filename or source} to {run_dir}: {error.strerror or error}; start "
             "again with --overwrite then"
         ) from error
+
+
+def _check_holds_run(run_dir: Path, option: str) -> None:
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{option}: {run_dir} holds no run; leave {option} out to start it")
+
+
+def _remove_run(run_dir: Path) -> None:
+    """Remove all but the lock, its mark last: what is left after a crash can be overwritten, too."""
+    mark = run_dir / "config.yaml"
+    for path in run_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != mark and path.name != LOCK_FILE:
+            path.unlink()
+    mark.unlink()
+
+
+def _cannot_write(run_dir: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the run directory {run_dir}: {describe(error, 'set another run_dir')}")
 
 
 def _copy_complete(directory: Path, parent: Path) -> None:

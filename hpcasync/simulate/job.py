@@ -13,7 +13,13 @@ from hpcasync.errors import UserError
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
-from hpcasync.runs.directory import create_run_directory, find_checkpoint, read_run_state, save_configuration
+from hpcasync.runs.directory import (
+    create_run_directory,
+    find_checkpoint,
+    read_run_state,
+    run_directory_locked,
+    save_configuration,
+)
 from hpcasync.runs.files import write_text_atomically
 from hpcasync.runs.run_state import RunState
 from hpcasync.simulate.asynchronous import AsynchronousCluster
@@ -86,13 +92,20 @@ def run_simulated_training(
     _check(config, cluster)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    setup = _set_up(config, cluster, resume=resume)
-    if resume:
-        save_configuration(config)
-    else:
-        check_overwrite(config.output_dir, overwrite=overwrite)
-        create_run_directory(config, setup.task.corpus, overwrite=overwrite)
-        write_text_atomically(config.output_dir / CLUSTER_FILE, cluster.to_yaml())
+    setup = _set_up(config, cluster)
+    with run_directory_locked(config, must_exist=resume):
+        if resume:
+            _go_on(setup)
+            save_configuration(config)
+        else:
+            check_overwrite(config.output_dir, overwrite=overwrite)
+            create_run_directory(config, setup.task.corpus, overwrite=overwrite)
+            write_text_atomically(config.output_dir / CLUSTER_FILE, cluster.to_yaml())
+        return _simulate(setup, make_times)
+
+
+def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
+    config, cluster = setup.config, setup.cluster
     writer = ShardWriter(config.output_dir / "checkpoints", len(setup.shards))
     supervisor = _make_supervisor(setup, writer)
     training = Training(setup.task, setup.shards, supervisor, writer, cluster.workers)
@@ -127,23 +140,26 @@ def _check(config: Config, cluster: ClusterConfig) -> None:
         )
 
 
-def _set_up(config: Config, cluster: ClusterConfig, *, resume: bool) -> _Setup:
+def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
     num_ranks = config.num_servers + cluster.workers
     roles = assign_roles(["simulated"] * num_ranks, config.num_servers)
     task = make_task(config, choose_device(config, roles, roles.worker_ranks[0]))
     # One per server; in sync the whole.
     shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
-    setup = _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
-    if resume:
-        checkpoint = find_checkpoint(config.output_dir)
-        check_same_run(config, cluster)
-        state, num_shards = read_run_state(checkpoint, task.layout, config.validation.metric)
-        shard_tensors = [read_shard(checkpoint, num_shards, shard) for shard in shards]
-        setup.saved = SavedSimulation(str(checkpoint), state.counters.num_updates, shard_tensors)
-        # The replay counts gradients and batches again, those left out that came after the last update.
-        setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts())
-        setup.saved.rejected()  # refuses what no simulation has written, before anything is
-    return setup
+    return _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
+
+
+def _go_on(setup: _Setup) -> None:
+    """Read the newest checkpoint of the run."""
+    config = setup.config
+    checkpoint = find_checkpoint(config.output_dir)
+    check_same_run(config, setup.cluster)
+    state, num_shards = read_run_state(checkpoint, setup.task.layout, config.validation.metric)
+    shard_tensors = [read_shard(checkpoint, num_shards, shard) for shard in setup.shards]
+    setup.saved = SavedSimulation(str(checkpoint), state.counters.num_updates, shard_tensors)
+    # The replay counts gradients and batches again, those left out that came after the last update.
+    setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts())
+    setup.saved.rejected()  # refuses what no simulation has written, before anything is
 
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:

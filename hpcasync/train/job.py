@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hpcasync.runs.directory import (
     create_run_directory,
     find_checkpoint_of,
     read_run_state,
+    run_directory_locked,
     save_configuration,
     take_over,
 )
@@ -94,15 +96,18 @@ def run_training(
     comm = MPI.COMM_WORLD
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
-    setup = collectively(comm, lambda: _set_up(config, comm, resume=resume, resume_from=resume_from))
-    with setup.deaths.explained():
+    setup = collectively(comm, lambda: _set_up(config, comm))
+    with setup.deaths.explained(), ExitStack() as stack:
+        require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
+        require_same(comm, setup.task.flat.digest, "the layout of the model")
+        locked = run_directory_locked(config, must_exist=resume and resume_from is None)
+        collectively(comm, lambda: _on_first(setup, lambda: stack.enter_context(locked)))
+        collectively(comm, lambda: _find_checkpoint(setup, resume=resume, resume_from=resume_from))
         return _train(setup, overwrite=overwrite)
 
 
 def _train(setup: _Setup, *, overwrite: bool) -> int:
     config, comm = setup.config, setup.comm
-    require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
-    require_same(comm, setup.task.flat.digest, "the layout of the model")
     collectives = start_collectives(config, comm, setup.resources.device) if config.mode == "sync" else None
     if setup.is_new:
         collectively(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
@@ -133,7 +138,7 @@ def _open_timeline(setup: _Setup) -> Timeline:
     )
 
 
-def _on_first(setup: _Setup, action: Callable[[], None]) -> None:
+def _on_first(setup: _Setup, action: Callable[[], object]) -> None:
     if setup.comm.rank == setup.roles.coordinator_rank:
         action()
 
@@ -144,18 +149,20 @@ def _resume(setup: _Setup) -> None:
         collectively(setup.comm, lambda: _on_first(setup, lambda: save_configuration(setup.config)))
 
 
-def _set_up(config: Config, comm: MPI.Intracomm, *, resume: bool, resume_from: Path | None) -> _Setup:
+def _set_up(config: Config, comm: MPI.Intracomm) -> _Setup:
     roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
     deaths = Deaths(comm, roles, config)
     resources = settle_resources(config, roles, comm)
     task = make_task(config, resources.device)
-    setup = _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
-    setup.checkpoint = find_checkpoint_of(config, resume=resume, resume_from=resume_from)
+    return _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
+
+
+def _find_checkpoint(setup: _Setup, *, resume: bool, resume_from: Path | None) -> None:
+    setup.checkpoint = find_checkpoint_of(setup.config, resume=resume, resume_from=resume_from)
     if setup.checkpoint is not None:
         setup.state, setup.num_checkpoint_shards = read_run_state(
-            setup.checkpoint, task.layout, config.validation.metric
+            setup.checkpoint, setup.task.layout, setup.config.validation.metric
         )
-    return setup
 
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window_bytes: int) -> Supervisor:

@@ -198,9 +198,9 @@ def test_a_read_only_run_directory(mpirun: MpiRunner, trainer: Trainer, tmp_path
         job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], check=False, timeout=JOB_SECONDS)
     refuse(
         job,
-        f"cannot write the run directory {disk}/runs",
+        f"cannot write {disk}/runs",
         "Read-only file system",
-        cure="set run_dir to where there is room",
+        cure="name a place that may be written",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"errors", "config", "exit_codes"}
+BASE = {"errors", "config", "exit_codes", "sole_writer"}
 TRAIN = {"train", "train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
 PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "extras": {"errors"},
     "timeline": set(),
     "config": {"errors"},
+    "sole_writer": {"errors"},
     "comm": {"errors"},
     "deaths": BASE | {"comm"},
     "data": BASE,
