@@ -16,16 +16,17 @@ docs/engine.md has a whole program.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import gather_hosts
+from hpcasync.comm.mpi import collectively, gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, make_progress, wait_for_all
+from hpcasync.errors import UserError
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.observer import Observer, ShardSaver
 from hpcasync.ps.protocol.staleness import StalenessPolicy, make_policy
@@ -37,8 +38,11 @@ from hpcasync.ps.server.follower import Follower
 from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_server import initial_shard
 from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
+from hpcasync.ps.start_checks import require_elementwise, require_same_training
 from hpcasync.ps.transport.link import Link, LinkOptions
+from hpcasync.ps.worker.buffers import Buffers
 from hpcasync.ps.worker.client import Client, PullPolicy
+from hpcasync.ps.worker.flat_parameters import owner_of
 from hpcasync.timeline import Timeline
 
 
@@ -97,7 +101,8 @@ class Engine:
         on_start: called when all ranks are ready, before anything is trained.
 
     Raises:
-        UserError: on every rank, if there are too few ranks or a host has too little memory for the windows.
+        UserError: on every rank, if there are too few ranks, a host has too little memory for the windows, ranks would
+            not train the same (`ps.start_checks`), or the optimizer cannot be cut in blocks.
     """
 
     def __init__(
@@ -121,6 +126,9 @@ class Engine:
         self._timeline = Timeline() if timeline is None else timeline
         self.counts = PushCounts() if counts is None else counts
         self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
+        require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
+        self._buffers = self._carried_buffers(parameters)
+        collectively(comm, lambda: self._check_optimizer(make_optimizer, server_device))
         self._link = Link(
             comm,
             self.roles,
@@ -192,6 +200,7 @@ class Engine:
             follower.timeline = self._timeline
             self.start()
             follower.run()
+            self._carry_buffers()
             return
         assert observer is not None
         decisions = UpdateState(
@@ -220,6 +229,7 @@ class Engine:
         coordinator.run()
         coordinator.save_last()
         coordinator.finish()
+        self._carry_buffers()
 
     def start(self) -> None:
         """Workers call this before their first pull; the servers have published the first version then."""
@@ -228,6 +238,8 @@ class Engine:
 
     def close(self, exit_code: int = 0) -> int:
         """Wait for all ranks without keeping a core busy, and free the windows (collective).
+
+        All ranks have the workers' buffers then (`ps.worker.buffers`), servers since `serve` returned.
 
         Where workers may die no rank waits for any other than the coordinator, and windows stay: freeing is collective.
 
@@ -239,9 +251,34 @@ class Engine:
         """
         if self._options.may_lose_workers:
             return self._hear_of_the_end(exit_code)
+        if self._client is not None:
+            self._carry_buffers()
         wait_for_all(self._comm)
         self._link.free()
         return int(self._comm.bcast(exit_code, root=self._link.coordinator_rank))
+
+    def _check_optimizer(self, make_optimizer: OptimizerFactory, device: torch.device | None) -> None:
+        if self._comm.rank in self.roles.server_ranks:
+            require_elementwise(make_optimizer, device or torch.device("cpu"))
+
+    def _carried_buffers(self, parameters: torch.Tensor) -> Buffers | None:
+        """The module's buffers, if it has any."""
+        owner = owner_of(parameters)
+        if owner is None or not owner.buffers.layout:
+            return None
+        if self._options.may_lose_workers and (layers := owner.buffers.statistics):
+            raise UserError(
+                f"{layers[0]} gathers statistics of its batches, which stay in the worker where workers may die "
+                "(may_lose_workers): take LayerNorm or GroupNorm, or track_running_stats=False",
+                everywhere=True,
+            )
+        return owner.buffers
+
+    def _carry_buffers(self) -> None:
+        """Bring the workers' buffers to all ranks (collective)."""
+        if self._buffers is not None and not self._options.may_lose_workers:
+            wait_for_all(self._comm)
+            self._buffers.average(self._comm, 0 if self._client is None else self._client.num_pushed)
 
     def _hear_of_the_end(self, exit_code: int) -> int:
         control, coordinator = self._link.control, self._link.coordinator_rank

@@ -1,10 +1,13 @@
 """The flat vectors: parameters and gradients are views of them, tied parameters are there once."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hpcasync.errors import UserError
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
@@ -90,6 +93,78 @@ def test_digest_tells_layouts_apart() -> None:
     assert FlatParameters(nn.Linear(2, 8, bias=False)).digest != FlatParameters(nn.Linear(8, 2, bias=False)).digest
 
 
-def test_a_module_without_trainable_parameters() -> None:
-    with pytest.raises(AssertionError, match="no trainable parameters"):
+def test_modules_that_cannot_move() -> None:
+    with pytest.raises(UserError, match="no trainable parameters"):
         FlatParameters(nn.ReLU())
+    with pytest.raises(
+        UserError, match=r"^bias is float64, and the engine trains float32: call module.float\(\) first"
+    ):
+        module = nn.Linear(3, 2)
+        module.bias = nn.Parameter(module.bias.double())
+        FlatParameters(module)
+    with pytest.raises(UserError, match=r"^bias is on meta and weight on cpu: bring all to one device"):
+        module = nn.Linear(3, 2)
+        module.bias = nn.Parameter(module.bias.to("meta"))
+        FlatParameters(module)
+
+
+def test_vectors_may_be_changed_in_place() -> None:
+    module, before, flat = make()
+    flat.gradient += 2
+    flat.parameters -= 0.5 * flat.gradient
+    assert torch.equal(module.output.bias, before["output.bias"] - 1)
+    with pytest.raises(AssertionError, match="copy into the vector"):
+        flat.gradient = torch.zeros(flat.num_elements)
+
+
+def assign(module: Tied) -> None:
+    module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda module: module.double().float(),
+            r"^embedding\.weight has left the vector of parameters, which happens",
+        ),
+        (lambda module: module.to("meta"), r"^embedding\.weight has been replaced by another parameter"),
+        (assign, r"^embedding\.weight has been replaced by another parameter"),
+        (
+            lambda module: setattr(module.output, "weight", nn.Parameter(torch.ones(5, 3))),
+            r"^output\.weight has been repl",
+        ),
+        (lambda module: module.frozen.requires_grad_(), r"^frozen has been made trainable after FlatParameters"),
+    ],
+    ids=["convert", "move", "assign", "untie", "unfreeze"],
+)
+def test_a_module_that_has_left_its_vectors(change: Callable[[Tied], object], said: str) -> None:
+    module, _, flat = make()
+    assert torch.equal(flat.parameters, flat.parameters)
+    change(module)
+    with pytest.raises(UserError, match=said):
+        flat.parameters.zero_()
+
+
+def test_what_is_added_to_a_module_is_found() -> None:
+    module, _, flat = make()
+    flat.parameters.zero_()
+    module.adapter = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"^adapter\.weight has been added after FlatParameters"):
+        for _ in range(100):
+            flat.parameters.zero_()
+
+
+@pytest.mark.parametrize("is_anew", [False, True])
+def test_gradients_that_have_left_their_vector(*, is_anew: bool) -> None:
+    module, _, flat = make()
+    module.zero_grad(set_to_none=False)
+    assert not flat.gradient.any()
+    module.zero_grad()
+    if is_anew:
+        module(torch.tensor([1])).sum().backward()
+    flat.parameters.zero_()  # which are where they were
+    with pytest.raises(
+        UserError, match=r"the gradient of embedding\.weight has left .* flat\.gradient\.zero_\(\) in place"
+    ):
+        flat.gradient.zero_()

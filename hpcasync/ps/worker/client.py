@@ -16,6 +16,7 @@ from hpcasync.ps.transport.record_codec import encode_record
 from hpcasync.ps.worker.device_copy import DeviceCopy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.gradient_ring import GradientRing
+from hpcasync.ps.worker.push_checks import PushWatch, require_vector
 
 PullPolicy = Literal["latest", "handled", "applied"]
 
@@ -46,6 +47,8 @@ class Client:
         self._num_rests = 0
         self._device_copy: DeviceCopy | None = None
         self._ring: GradientRing | None = None
+        self._watch = PushWatch()
+        self._num_elements = link.shards[-1].stop
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
@@ -91,6 +94,7 @@ class Client:
 
         Does nothing if `out` holds it already. On a GPU, no computation but that of the last push may be using `out`.
         """
+        require_vector(out, self._num_elements, "the vector to pull into")
         if self.is_on_host(out):
             return self._pull_to_host(out)
         before = self._version
@@ -136,18 +140,27 @@ class Client:
             backoff.wait()
         return answer
 
-    def push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
+    def push(self, gradient: torch.Tensor, record: PushRecord, *, is_checked: bool = False) -> bool:
         """Write a [num_elements] float32 gradient and its record to all servers, then announce it.
 
         The gradient of a record without tokens stays here: the servers only count it. After `place_gradients`, another
-        vector has then taken the gradient's place.
+        vector has then taken the gradient's place. A gradient that is not finite is pushed as one without tokens.
+
+        Args:
+            gradient: the sum over the record's tokens.
+            record: what travels with it.
+            is_checked: the caller has looked whether the gradient is finite.
 
         Returns:
             False if training has ended meanwhile: then nothing was pushed.
 
         Raises:
+            UserError: the vector is none of this layout, or a hundred gradients in a row had no weight.
             ValueError: the record has more tickets than `LinkOptions.max_tickets`.
         """
+        require_vector(gradient, self._num_elements, "the gradient")
+        if not is_checked:
+            record = self._watch.checked(gradient, record)
         if not self.begin_push():
             return False
         if record.num_tokens:

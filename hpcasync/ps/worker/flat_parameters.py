@@ -2,12 +2,19 @@
 
 import hashlib
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
+from hpcasync.ps.worker.buffers import Buffers
+from hpcasync.ps.worker.module_watch import ModuleWatch, require_flattenable
+
 # Every parameter starts on a 64-byte boundary.
 _ALIGNMENT = 16
+
+# By the address of the vector of parameters.
+_OWNERS: "WeakValueDictionary[int, FlatParameters]" = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -27,33 +34,67 @@ class FlatParameters:
     Tied parameters are stored once, under their first name. The module keeps working: its parameters and their `.grad`
     become views.
 
+    Reading `parameters` or `gradient` checks that they still are the module's (`ps.worker.module_watch`).
+
     Attributes:
-        parameters: [num_elements] float32, on the module's device.
-        gradient: [num_elements] float32, the same layout. Set it to zero before a backward pass, never to None.
+        buffers: what the module keeps beside its parameters.
+
+    Raises:
+        UserError: parameters are not float32, are on several devices, or there are none.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        assert trainable, "the module has no trainable parameters"
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        require_flattenable(trainable)
         self._slots: list[_Slot] = []
         num_elements = 0
-        for name, parameter in trainable:
+        for name, parameter in trainable.items():
             self._slots.append(_Slot(name, parameter.shape, num_elements))
             num_elements = -(-(num_elements + parameter.numel()) // _ALIGNMENT) * _ALIGNMENT
-        self.num_trainable = sum(parameter.numel() for _, parameter in trainable)
-        device = trainable[0][1].device
-        self.parameters = torch.zeros(num_elements, dtype=torch.float32, device=device)
-        self.gradient = torch.zeros(num_elements, dtype=torch.float32, device=device)
-        self._parameters = [parameter for _, parameter in trainable]
+        self.num_trainable = sum(parameter.numel() for parameter in trainable.values())
+        self._parameters = list(trainable.values())
+        device = self._parameters[0].device
+        vector = torch.zeros(num_elements, dtype=torch.float32, device=device)
         for slot, parameter in zip(self._slots, self._parameters, strict=True):
-            self.parameters[slot.start : slot.stop].view(slot.shape).copy_(parameter.detach())
-        self.use_parameters(self.parameters)
-        self.use_gradient(self.gradient)
+            vector[slot.start : slot.stop].view(slot.shape).copy_(parameter.detach())
+        self.buffers = Buffers(module)
+        self.use_parameters(vector)
+        self.use_gradient(torch.zeros_like(vector))
+        self._watch = ModuleWatch(module, trainable, [slot.start for slot in self._slots])
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """[num_elements] float32, on the module's device.
+
+        Raises:
+            UserError: the module does not compute with it any more, or more of it has become trainable.
+        """
+        self._watch.check(self._vector)
+        return self._vector
+
+    @parameters.setter
+    def parameters(self, vector: torch.Tensor) -> None:
+        # `flat.parameters -= step` changes the vector, then assigns it.
+        assert vector is self._vector, "copy into the vector, or call use_parameters"
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """[num_elements] float32, the same layout. Set it to zero before a backward pass, never to None.
+
+        Raises:
+            UserError: backward passes do not add to it any more.
+        """
+        self._watch.check_gradients(self._gradient)
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, vector: torch.Tensor) -> None:
+        assert vector is self._gradient, "copy into the vector, or call use_gradient"
 
     @property
     def num_elements(self) -> int:
         """Length of the vectors, alignment included."""
-        return self.parameters.numel()
+        return self._vector.numel()
 
     @property
     def bounds(self) -> list[tuple[torch.nn.Parameter, int]]:
@@ -62,7 +103,8 @@ class FlatParameters:
 
     def use_parameters(self, vector: torch.Tensor) -> None:
         """Let the module's parameters be views of another vector of this layout, with what it holds."""
-        self.parameters = vector
+        self._vector = vector
+        _OWNERS[vector.data_ptr()] = self
         for view, parameter in zip(self.views(vector), self._parameters, strict=True):
             parameter.data = view
 
@@ -72,16 +114,20 @@ class FlatParameters:
 
     def use_gradient(self, vector: torch.Tensor, views: list[torch.Tensor] | None = None) -> None:
         """Let gradients be summed into another vector of this layout; `views` are its own, if they are at hand."""
-        self.gradient = vector
+        self._gradient = vector
         views = self.views(vector) if views is None else views
         for view, parameter in zip(views, self._parameters, strict=True):
             parameter.grad = view
 
     @property
+    def layout(self) -> list[str]:
+        """Name, shape and position of every parameter."""
+        return [f"{slot.name}:{tuple(slot.shape)}@{slot.start}" for slot in self._slots]
+
+    @property
     def digest(self) -> str:
         """SHA-256 (16 hexadecimal digits) of names, shapes and positions."""
-        text = ";".join(f"{slot.name}:{tuple(slot.shape)}@{slot.start}" for slot in self._slots)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(";".join(self.layout).encode()).hexdigest()[:16]
 
     def named_arrays(self, vector: torch.Tensor) -> dict[str, np.ndarray]:
         """Views of a vector in this layout (CPU) by parameter name."""
@@ -101,3 +147,9 @@ class FlatParameters:
                 raise ValueError(f"{slot.name} has shape {arrays[slot.name].shape}, not {tuple(slot.shape)}")
             vector[slot.start : slot.stop] = torch.from_numpy(np.ascontiguousarray(arrays[slot.name])).flatten()
         return vector
+
+
+def owner_of(vector: torch.Tensor) -> FlatParameters | None:
+    """The `FlatParameters` whose parameters lie in this very vector, if any do."""
+    owner = _OWNERS.get(vector.data_ptr())
+    return owner if owner is not None and owner.parameters.data_ptr() == vector.data_ptr() else None

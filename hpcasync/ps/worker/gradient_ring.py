@@ -22,8 +22,9 @@ class GradientRing:
         self._flat = flat
         self._is_shared = bool(shared)
         self._sequence = sequence
-        others = [torch.empty_like(flat.gradient) for _ in range(num_private - 1)]
-        self._use_in_turn(list(shared) or [flat.gradient, *others])
+        self._in_place = flat.gradient
+        others = [torch.empty_like(self._in_place) for _ in range(num_private - 1)]
+        self._use_in_turn(list(shared) or [self._in_place, *others])
         self.end()
 
     def begin(self) -> int:
@@ -34,14 +35,15 @@ class GradientRing:
     def end(self) -> None:
         """Put the next push's vector in place."""
         index = self._sequence % len(self._vectors)
-        if self._vectors[index] is not self._flat.gradient:
-            self._flat.use_gradient(self._vectors[index], self._views[index])
+        if self._vectors[index] is not self._in_place:
+            self._in_place = self._vectors[index]
+            self._flat.use_gradient(self._in_place, self._views[index])
 
     def leave(self) -> None:
         """Put a vector in place that nobody else reads, and stay there."""
         if self._is_shared:
             self._is_shared = False
-            self._use_in_turn([torch.zeros_like(self._flat.gradient)])
+            self._use_in_turn([torch.zeros_like(self._in_place)])
             self.end()
 
     def _use_in_turn(self, vectors: list[torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.ps.worker.push_checks import is_finite
 from hpcasync.train.loop.exchange import Contribution
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,5 +78,4 @@ class GradientStep:
             self._carrier.param_groups[0]["params"][0].grad = self._flat.gradient
             self._scaler.unscale_(self._carrier)
             self._scaler.update()
-        # A norm is one pass over the gradient, and is not finite where any element is not.
-        return bool(torch.isfinite(torch.linalg.vector_norm(self._flat.gradient)))
+        return is_finite(self._flat.gradient)

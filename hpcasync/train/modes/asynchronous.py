@@ -70,7 +70,7 @@ class AsynchronousExchange:
             self._rest()
             return
         with self._timeline.span("push"):
-            is_pushed = self._client.push(gradient, self._record(contribution))
+            is_pushed = self._client.push(gradient, self._record(contribution), is_checked=True)
         self._go_on(is_pushed)
 
     def _rest(self) -> None:
