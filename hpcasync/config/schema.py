@@ -117,6 +117,13 @@ class StalenessConfig(Section):
         "update; 1: by all of it",
     )
 
+    fresh_start: float = Field(
+        0.0,
+        ge=0,
+        description="so many times the warm-up of the learning rate workers wait for the update that their gradient is "
+        "part of, as in sync: there learning is fastest, and staleness costs most; 0: never",
+    )
+
     @model_validator(mode="after")
     def _check_lookahead(self) -> "StalenessConfig":
         if self.lookahead and self.compensation:
@@ -325,6 +332,12 @@ class Config(Section):
             return self.accumulate.global_
         factor, _, _ = self.accumulate.global_.rpartition("*workers")
         return int(factor or 1) * num_workers
+
+    def fresh_updates(self, num_workers: int, tokens_per_batch: float) -> int:
+        """Updates of staleness.fresh_start, where a batch has so many target tokens on average."""
+        batches = self.accumulate.local * self.pushes_per_update(num_workers)
+        per_update = {"updates": 1.0, "batches": batches, "tokens": batches * tokens_per_batch}[self.schedule.unit]
+        return round(self.staleness.fresh_start * self.schedule.warmup / per_update)
 
     @property
     def output_dir(self) -> Path:

@@ -67,6 +67,7 @@ class EngineOptions:
         staleness_limit, staleness_policy: what is done about stale gradients (`ps.protocol.staleness`).
         compensation: strength of delay compensation (`ps.server.compensation`); needs a limit, policy wait or drop.
         lookahead: how far ahead workers compute, in parts of the mean staleness (`ps.protocol.lookahead`).
+        fresh_updates: so many updates long workers wait for the update that their push is part of.
         may_lose_workers: the job goes on without workers that die; MPI has to allow it (`deaths.host_watch`).
         link: what the windows hold.
     """
@@ -81,6 +82,7 @@ class EngineOptions:
     staleness_policy: StalenessPolicy = "wait"
     compensation: float = 0.0
     lookahead: float = 0.0
+    fresh_updates: int = 0
     may_lose_workers: bool = False
     link: LinkOptions = field(default_factory=LinkOptions)
 
@@ -207,6 +209,7 @@ class Engine:
             self._link.num_workers,
             options.pushes_per_update,
             pull_applied=options.pull == "applied",
+            fresh_updates=options.fresh_updates,
             staleness=make_policy(options.staleness_limit, options.staleness_policy),
             version=self._version,
             counts=self.counts,

@@ -69,12 +69,15 @@ def measure_throughput(
     return counter.result(config, cluster)
 
 
-def make_decisions(config: Config, num_workers: int, counts: PushCounts | None = None) -> UpdateState:
+def make_decisions(
+    config: Config, num_workers: int, counts: PushCounts | None = None, *, fresh_updates: int = 0
+) -> UpdateState:
     """The coordinator's decisions, as a real run makes them."""
     return UpdateState(
         num_workers,
         config.pushes_per_update(num_workers),
         pull_applied=config.exchange.pull == "applied",
+        fresh_updates=fresh_updates,
         staleness=make_policy(config.staleness.limit, config.staleness.policy),
         counts=counts,
     )

@@ -255,7 +255,7 @@ def _run_asynchronous(setup: _Setup) -> int:
         setup.comm,
         setup.task.flat.parameters,
         optimizer_factory(config.optimizer),
-        _engine_options(config, len(setup.roles.worker_ranks), may_lose_workers=setup.deaths.may_lose_workers),
+        _engine_options(setup),
         roles=setup.roles,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
@@ -273,7 +273,8 @@ def _run_asynchronous(setup: _Setup) -> int:
     return engine.close(exit_code)
 
 
-def _engine_options(config: Config, num_workers: int, *, may_lose_workers: bool) -> EngineOptions:
+def _engine_options(setup: _Setup) -> EngineOptions:
+    config, num_workers = setup.config, len(setup.roles.worker_ranks)
     exchange, staleness = config.exchange, config.staleness
     return EngineOptions(
         num_servers=config.num_servers,
@@ -286,7 +287,8 @@ def _engine_options(config: Config, num_workers: int, *, may_lose_workers: bool)
         staleness_policy=staleness.policy,
         compensation=staleness.compensation,
         lookahead=staleness.lookahead,
-        may_lose_workers=may_lose_workers,
+        fresh_updates=config.fresh_updates(num_workers, setup.task.tokens_per_batch),
+        may_lose_workers=setup.deaths.may_lose_workers,
         link=LinkOptions(
             num_slots=exchange.slots,
             max_tickets=config.accumulate.local,

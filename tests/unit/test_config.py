@@ -97,6 +97,20 @@ def test_values_that_do_not_fit(more: dict[str, Any], parts: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("{unit: updates, warmup: 100}", 150),
+        ("{unit: batches, warmup: 1200}", 300),
+        ("{unit: tokens, warmup: 80000}", 200),
+        ("{unit: tokens, warmup: 0}", 0),
+    ],
+)
+def test_the_fresh_start_follows_the_warm_up(schedule: str, expected: int, tmp_path: Path) -> None:
+    overrides = ("mode=async-combined", "accumulate.local=2", f"schedule={schedule}", "staleness.fresh_start=1.5")
+    assert load_config(write(tmp_path / "run.yaml"), overrides).fresh_updates(3, 100.0) == expected
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ((), 3),

@@ -102,6 +102,16 @@ def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int) -> N
     assert summary(together)["staleness"] == summary(waiting)["staleness"]
 
 
+def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simulator) -> None:
+    schedule = {"name": "constant", "unit": "updates", "warmup": 3}
+    together, fresh, stale = (
+        simulate(mode=mode, workers=2, accumulate={"global": 2}, schedule=schedule, staleness={"fresh_start": start})
+        for mode, start in (("sync", 0), ("async-global", 1), ("async-global", 0))
+    )
+    assert losses(fresh)[:4] == losses(together)[:4] != losses(stale)[:4]
+    assert summary(fresh)["staleness"]["max"] == 1 and losses(fresh) != losses(together)
+
+
 def test_servers_do_not_change_the_result(simulate: Simulator) -> None:
     one, three = (
         simulate(

@@ -157,6 +157,34 @@ def test_waiting_workers_complete_a_group() -> None:
     assert state.should_apply(), "both workers wait for an update of a group of 2 that could never be 4"
 
 
+def test_at_the_start_workers_wait_for_their_update_and_then_no_more() -> None:
+    state = UpdateState(3, 3, fresh_updates=1)
+    for worker in (0, 1):
+        state.receive(arrival(worker, 1))
+        assert state.tell() == [], "worker 2 computes still"
+    state.receive(arrival(2, 1, num_tokens=0))
+    assert state.tell() == [(2, 1)], "a rejected gradient is part of no update"
+    state.receive(arrival(2, 2))
+    assert state.apply().staleness == [0, 0, 0]
+    assert state.tell() == [(0, 1), (1, 1), (2, 2)]
+    state.receive(arrival(0, 2, version=1))
+    assert state.tell() == [(0, 2)], "that was the last of the fresh updates"
+
+
+def test_nobody_waits_at_the_start_for_an_update_that_nobody_would_complete() -> None:
+    state = UpdateState(2, 3, fresh_updates=5)
+    state.receive(arrival(0, 1))
+    assert state.tell() == []
+    state.receive(arrival(1, 1))
+    assert state.tell() == [(0, 1), (1, 1)], "two workers complete a group of three by computing on"
+    state.receive(arrival(0, 2))
+    assert state.apply().staleness == [0, 0, 0]
+    assert state.tell() == [(0, 2)]
+    state.receive(arrival(0, 3, version=1))
+    state.finish(1)
+    assert state.tell() == [(0, 3)], "worker 1 has nothing more to give"
+
+
 def test_a_rejected_gradient_is_counted_and_waits_for_nothing() -> None:
     state = UpdateState(1, 1, pull_applied=True)
     assert not state.receive(arrival(0, 1, num_tokens=0))

@@ -77,6 +77,8 @@ class UpdateState:
         num_workers: workers that push.
         pushes_per_update: accumulate.global.
         pull_applied: workers wait until their push has been applied, so that a group can be complete before it is full.
+        fresh_updates: up to this version a worker whose push is in the group waits for the update, while others still
+            compute: gradients are fresh where learning is fastest.
         staleness: what to do about stale gradients. With `Wait`, workers must pull only after their last push has been
             told as handled (`tell`).
         version: number of updates made before (resume).
@@ -89,6 +91,7 @@ class UpdateState:
         pushes_per_update: int,
         *,
         pull_applied: bool = False,
+        fresh_updates: int = 0,
         staleness: Unbounded | None = None,
         version: int = 0,
         counts: PushCounts | None = None,
@@ -96,6 +99,7 @@ class UpdateState:
         assert num_workers >= 1 and pushes_per_update >= 1
         self._pushes_per_update = pushes_per_update
         self._pull_applied = pull_applied
+        self._fresh_updates = fresh_updates
         self._version = version
         self._group: list[Arrival] = []
         self._active = set(range(num_workers))
@@ -163,11 +167,19 @@ class UpdateState:
         """
         if self._is_complete() and not self._is_stopping:
             return []
-        told = sorted(self._untold.items())
+        held = self._held_back()
+        told = sorted((worker, sequence) for worker, sequence in self._untold.items() if worker not in held)
         for worker, _ in told:
             self._basis[worker] = self._version
-        self._untold.clear()
+            del self._untold[worker]
         return told
+
+    def _held_back(self) -> set[int]:
+        """Workers that wait for the update that their push will be part of: none where nobody would complete it."""
+        if self._version >= self._fresh_updates or self._is_stopping:
+            return set()
+        waiting = self._untold.keys() & {push.worker for push in self._group}
+        return waiting if self._active - waiting else set()
 
     def should_apply(self) -> bool:
         """Whether the group is complete, and nobody has to be waited for.
