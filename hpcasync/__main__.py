@@ -5,10 +5,12 @@ import sys
 from hpcasync.deaths import lifeline
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.launch.ranks import rank_from_environment
+from hpcasync.launch.standard_input import take_input
 
 
 def main() -> None:
     """Run the command line; an error that nothing catches ends all ranks of the job."""
+    take_input()
     rank = rank_from_environment()
     lifeline.hold(rank.world_rank if rank else 0)
     from hpcasync.cli.main import cli

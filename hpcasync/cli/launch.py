@@ -1,4 +1,4 @@
-"""`hpcasync launch`: start an MPI job on this machine."""
+"""`hpcasync launch`: start an MPI job on this machine: a command of hpcasync, or any program."""
 
 import difflib
 import os
@@ -19,6 +19,7 @@ _OWN_OPTIONS_WITH_VALUE = ("-n", "-np", "--np", "--ranks", "--max-restarts")
 _OWN_FLAGS = ("--dry-run", "--survive-workers", "-h", "--help")
 _COMMAND_KEY = "hpcasync.launch.command"
 _OPTIONS_KEY = "hpcasync.launch.options"
+_WORDS_KEY = "hpcasync.launch.words"
 
 
 class LaunchCommand(click.Command):
@@ -28,6 +29,7 @@ class LaunchCommand(click.Command):
         """Keep the options of `launch` for click; see `split_arguments`."""
         own, options, command = split_arguments(args)
         ctx.meta[_OPTIONS_KEY], ctx.meta[_COMMAND_KEY] = options, command
+        ctx.meta[_WORDS_KEY] = ["launch", *(args[: args.index("--")] if "--" in args else args)]
         return super().parse_args(ctx, own)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -46,8 +48,9 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
     position = 0
     while position < len(head):
         option = head[position]
-        if option.partition("=")[0] in _OWN_OPTIONS_WITH_VALUE:
-            taken = 1 if "=" in option else 2
+        is_short = option.startswith("-n") and option[2:].isdecimal()  # -n5
+        if is_short or option.partition("=")[0] in _OWN_OPTIONS_WITH_VALUE:
+            taken = 1 if "=" in option or is_short else 2
             own += head[position : position + taken]
             position += taken
         else:
@@ -66,52 +69,60 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
               help="`train` only, Open MPI, one host: go on without workers that die.")  # fmt: skip
 @click.pass_context
 def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int, survive_workers: bool) -> int:
-    """Start an hpcasync command on several MPI ranks.
+    """Start an hpcasync command, or any program, on several MPI ranks.
 
     Finds the mpirun that belongs to mpi4py's MPI library, adds what one machine needs (more ranks than cores, running
     as root, no binding to single cores), prints the line, and passes signals and the exit code through. `train` saves
     a checkpoint when INT or TERM asks it to end. Other options before `--` go to mpirun.
 
-    Example: hpcasync launch -n 5 --max-restarts 3 -- train configs/multi30k.yaml mode=async-global
+    Examples: hpcasync launch -n 5 --max-restarts 3 -- train configs/multi30k.yaml mode=async-global;
+    hpcasync launch -n 3 -- python my.py, where an exception on one rank ends them all, as under `python -m mpi4py`.
     """
-    command = ctx.meta[_COMMAND_KEY]
-    _check_command(command)
-    if max_restarts and command[0] != "train":
-        raise UserError(f"--max-restarts goes on from checkpoints, and {command[0]} writes none: leave it out")
-    if survive_workers and command[0] != "train":
-        raise UserError(
-            f"--survive-workers is for train, whose workers may die; {command[0]} needs every rank: leave it out"
-        )
+    options = ctx.meta[_OPTIONS_KEY]
+    command, program = _resolve(ctx.meta[_COMMAND_KEY])
+    is_training = command[:1] == ["train"] and program is None
+    for option, is_given in (("--max-restarts", max_restarts), ("--survive-workers", survive_workers)):
+        if is_given and not is_training:
+            raise UserError(f"{option} is for `train`, which knows how to go on; {command[0]} does not: leave it out")
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.
     from hpcasync.deaths.lifeline_hub import Lifelines
     from hpcasync.launch.here import job_line_here
     from hpcasync.launch.mpirun import may_span_hosts
-    from hpcasync.launch.process import environment_of_ranks
+    from hpcasync.launch.process import environment_of_ranks, is_terminal
     from hpcasync.launch.restarts import run_with_restarts
+    from hpcasync.launch.standard_input import offered_input
     from hpcasync.launch.supervision import SupervisedJob, supervise
 
-    options = ctx.meta[_OPTIONS_KEY]
-
     def make_line(arguments: list[str], environment: dict[str, str]) -> "JobLine":
-        program = [sys.executable, "-m", "hpcasync", *arguments]
         line = job_line_here(
-            num_ranks, program, environment=environment, options=options, survive_workers=survive_workers
+            num_ranks,
+            program or [sys.executable, "-m", "hpcasync", *arguments],
+            environment=environment,
+            options=options,
+            survive_workers=survive_workers,
         )
         click.echo(line, err=True)
         return line
 
     def start(arguments: list[str]) -> SupervisedJob:
         lifelines = Lifelines(num_ranks, is_local=not may_span_hosts(options, os.environ))
-        environment = {**environment_of_ranks(), lifeline.VARIABLE: str(lifelines.address)}
-        return supervise(make_line(arguments, environment), environment, lifelines, saves_on_usr1=command[0] == "train")
+        environment = {**environment_of_ranks(), **offered_input(), lifeline.VARIABLE: str(lifelines.address)}
+        return supervise(
+            make_line(arguments, environment),
+            environment,
+            lifelines,
+            saves_on_usr1=is_training,
+            has_live_line=is_terminal() and program is None,
+        )
 
     if dry_run:
         make_line(command, environment_of_ranks())
         return 0
-    if command[0] != "train":
+    if not is_training:
         return start(command).exit_code
-    return run_with_restarts(start, command, _run_dir(command[1:]), max_restarts)
+    before = ["hpcasync", *ctx.meta[_WORDS_KEY], "--"]
+    return run_with_restarts(start, command, _run_dir(command[1:]), max_restarts, before)
 
 
 def _run_dir(arguments: list[str]) -> Path | None:
@@ -126,16 +137,28 @@ def _run_dir(arguments: list[str]) -> Path | None:
         return None
 
 
-def _check_command(command: list[str]) -> None:
-    from hpcasync.cli.main import COMMANDS
+def _resolve(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """The command of hpcasync that `words` are, and for any other program what each rank starts.
 
+    Raises:
+        UserError: they are neither.
+    """
+    from hpcasync.cli.main import COMMANDS
+    from hpcasync.launch.program import command_of_ranks
+
+    own = words[1:] if words[:1] == ["hpcasync"] else words
     example = "hpcasync launch -n 3 -- train configs/multi30k.yaml"
-    if not command:
-        raise UserError(f"launch needs `--` and an hpcasync command after its options, for example: {example}")
-    if command[0] not in COMMANDS:
-        near: list[Any] = difflib.get_close_matches(command[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"for example: {example}"
-        raise UserError(f"launch: {command[0]!r} after `--` is no hpcasync command; {hint}")
+    if not own:
+        raise UserError(f"launch needs `--` and a command after its options, for example: {example}")
+    if own[0] in COMMANDS:
+        return own, None
+    if own is words and (program := command_of_ranks(words)):
+        return words, program
+    near: list[Any] = difflib.get_close_matches(own[0], COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"for example: {example}"
+    if Path(own[0]).is_file():
+        hint = f"it cannot be executed; for Python: python {own[0]}"
+    raise UserError(f"launch: {own[0]!r} after `--` is no command of hpcasync and no program on PATH; {hint}")
 
 
 def _check_not_inside_a_job() -> None:

@@ -25,9 +25,14 @@ _CONNECT_SECONDS = 3.0
 _GRACE_SECONDS = 1.0
 # For `launch` to end the job where one rank's error may come of another's death.
 _VERDICT_SECONDS = 5.0
+# Signals and lines come by different ways.
+_TELLING_SECONDS = 0.5
 # A host that has lost its power says nothing: its silence is noticed after 10 + 3 · 5 seconds.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
+# What `launch` says before it hands on a signal, maybe USR1 in the place of another: that one's name.
+_told_signal = ""
+_has_been_told = threading.Event()
 _held: socket.socket | None = None
 _is_released = False
 _sending = threading.Lock()
@@ -83,6 +88,13 @@ def is_held() -> bool:
     return _held is not None and not _is_released
 
 
+def told_signal() -> str:
+    """Name of the signal that `launch` was sent, which may have sent USR1 in its place; empty: none."""
+    if is_held():
+        _has_been_told.wait(_TELLING_SECONDS)
+    return _told_signal
+
+
 def introduce(name: str) -> None:
     """Tell `launch` what this rank is to people, for example "server 0"."""
     _say(name=name)
@@ -131,9 +143,12 @@ def _say(**message: Any) -> None:
 
 
 def _wait_for_hangup(connection: socket.socket) -> None:
-    """Wait until `launch` is gone. It says nothing as long as it lives."""
+    """Hear which signals `launch` was sent, until it is gone."""
+    global _told_signal
     with contextlib.suppress(OSError):
-        connection.recv(1)
+        while said := connection.recv(64):
+            _told_signal = said.decode().split()[-1]
+            _has_been_told.set()
     time.sleep(_GRACE_SECONDS)
     os._exit(RANK_LOST)
 

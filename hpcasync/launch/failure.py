@@ -28,18 +28,27 @@ _KILLED_SECONDS = 10.0
 _held_names: list[socket.socket] = []
 
 
-def end_process(error: BaseException) -> NoReturn:
+def end_process(error: BaseException, *, aborts_on_exit: bool = False) -> NoReturn:
     """Report an error that nothing caught and exit: with a message for users' mistakes, with a traceback otherwise.
 
     In a job of several ranks one rank reports and all end. Before MPI has started, rank 0 reports unless only others
     failed. A UserError raised everywhere is reported by rank 0, and MPI is finalised.
+
+    Args:
+        error: what nothing caught.
+        aborts_on_exit: sys.exit with another code than 0 on one rank ends all, which may be waiting for it.
     """
     error = as_user_error(error)
     exit_code = _exit_code(error)
     lifeline.leave(exit_code)
-    if isinstance(error, SystemExit):
-        raise error
     mpi = _running_mpi()
+    if isinstance(error, SystemExit):
+        if aborts_on_exit and exit_code and mpi is not None:
+            if not isinstance(error.code, int):
+                print(error.code, file=sys.stderr, flush=True)
+            time.sleep(_RELAY_SECONDS)
+            mpi.COMM_WORLD.Abort(exit_code)
+        raise error
     if mpi is not None:
         _end_running_job(mpi, error, exit_code)
     elif rank := rank_from_environment():

@@ -132,12 +132,17 @@ def exit_code(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
+def is_terminal() -> bool:
+    """Whether standard output is a terminal that can move its cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def environment_of_ranks() -> dict[str, str]:
     """This process's environment for a job whose output goes where ours goes.
 
     mpirun gives ranks pseudo-terminals of no size, whatever its own output is; here it is known.
     """
-    if not sys.stdout.isatty():
+    if not is_terminal():
         return {**os.environ, "HPCASYNC_TERMINAL": "0"}
     columns = str(shutil.get_terminal_size().columns)
     return {**os.environ, "HPCASYNC_TERMINAL": "1", "COLUMNS": columns}

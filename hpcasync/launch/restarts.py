@@ -1,5 +1,6 @@
 """Starting a training job again when it dies, as long as it gets forward."""
 
+import shlex
 import signal
 import sys
 import time
@@ -32,7 +33,11 @@ class Attempt:
 
 
 def run_with_restarts(
-    start: Callable[[list[str]], SupervisedJob], command: Sequence[str], run_dir: Path | None, max_restarts: int
+    start: Callable[[list[str]], SupervisedJob],
+    command: Sequence[str],
+    run_dir: Path | None,
+    max_restarts: int,
+    launch: Sequence[str] = (),
 ) -> int:
     """Run `train`, and again with --resume when it dies; returns the exit code of the last start.
 
@@ -41,6 +46,7 @@ def run_with_restarts(
         command: `train` and its arguments.
         run_dir: the run directory; None: the arguments are wrong.
         max_restarts: most starts after the first.
+        launch: what stands before the command, to say how to go on.
     """
     arguments, number = list(command), 0
     began = time.time()
@@ -49,6 +55,9 @@ def run_with_restarts(
         before = newest_checkpoint(run_dir)
         job = start(arguments)
         attempt = Attempt(job, number, before, newest_checkpoint(run_dir))
+        if _is_interrupted(job) and job.exit_code:
+            _say(_how_to_go_on([*launch, *arguments_to_go_on(command, run_dir, began)], attempt.after))
+            return job.exit_code
         reason = reason_to_end(attempt, max_restarts)
         if reason is not None:
             if reason:
@@ -65,7 +74,7 @@ def reason_to_end(attempt: Attempt, max_restarts: int) -> str | None:
     if code in (0, _USER_ERROR, PREEMPTED, DIVERGED):
         return ""
     died = f"the job ended with code {code}"
-    if any(number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for number in attempt.job.signals):
+    if _is_interrupted(attempt.job):
         return f"{died} after a signal to end it"
     if attempt.number > max_restarts:
         return f"{died}, after {max_restarts} restart(s)" if max_restarts else died
@@ -91,6 +100,16 @@ def newest_checkpoint(run_dir: Path | None) -> str:
         return ""
     found = [path.parent.name for path in (run_dir / "checkpoints").glob("u*/state.json")]
     return max((name for name in found if name[1:].isdecimal()), default="")
+
+
+def _is_interrupted(job: SupervisedJob) -> bool:
+    return any(number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for number in job.signals)
+
+
+def _how_to_go_on(command: Sequence[str], checkpoint: str) -> str:
+    if "--resume" in command and checkpoint:
+        return f"interrupted; go on with: {shlex.join(command)}"
+    return f"interrupted before the first checkpoint; begin again with: {shlex.join(command)}"
 
 
 def _is_newer(path: Path, began: float) -> bool:

@@ -2,10 +2,9 @@
 
 import signal
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 
@@ -13,6 +12,7 @@ from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.launch.mpirun import JobLine
 from hpcasync.launch.process import JOB_VARIABLE, clean_up, end_with_parent, exit_code
+from hpcasync.launch.relay import Relay
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Those that ask for a checkpoint where the job saves, and those that always end it.
@@ -38,7 +38,12 @@ class SupervisedJob:
 
 
 def supervise(
-    line: JobLine, environment: Mapping[str, str], lifelines: Lifelines, *, saves_on_usr1: bool = False
+    line: JobLine,
+    environment: Mapping[str, str],
+    lifelines: Lifelines,
+    *,
+    saves_on_usr1: bool = False,
+    has_live_line: bool = False,
 ) -> SupervisedJob:
     """Run a job on this terminal and hand signals on to mpirun. The death of a rank ends the job.
 
@@ -48,9 +53,11 @@ def supervise(
         lifelines: what the ranks hold on to.
         saves_on_usr1: the job saves and ends on USR1. The first INT or TERM is then handed on as such, for mpirun gives
             ranks no time to save on others; it follows itself after SAVE_SECONDS, or at once if it comes again.
+        has_live_line: the ranks mark progress for a live line on this terminal.
     """
     job, started_at = uuid.uuid4().hex, time.time()
-    supervision = _Supervision(saves_on_usr1)
+    relay = Relay(has_live_line=has_live_line)
+    supervision = _Supervision(saves_on_usr1, lifelines.tell, relay.say)
     numbers = (*_FORWARDED_SIGNALS, signal.SIGALRM)
     previous = {number: signal.signal(number, supervision.forward) for number in numbers}
     try:
@@ -58,9 +65,14 @@ def supervise(
         process = subprocess.Popen(
             line.argv,
             env={**environment, **line.variables, JOB_VARIABLE: job},
+            # mpirun reads all there is, for a rank that may read nothing; see `hpcasync.launch.standard_input`.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if has_live_line else None,
+            stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=end_with_parent(),
         )
+        relay.begin(process.stdout, process.stderr)
         with lifelines.watched(supervision.lose):
             supervision.begin(process)
             code = exit_code(process.wait())
@@ -69,6 +81,7 @@ def supervise(
         for number, handler in previous.items():
             signal.signal(number, handler)
         clean_up(supervision.process, job, started_at)
+        relay.end(is_explained=lifelines.has_report or supervision.is_told_to_end)
     return SupervisedJob(
         supervision.judge(code, lifelines.missed, has_report=lifelines.has_report), tuple(supervision.received)
     )
@@ -77,13 +90,20 @@ def supervise(
 class _Supervision:
     """What happens to a job from outside, and what is done then."""
 
-    def __init__(self, saves_on_usr1: bool) -> None:
+    def __init__(self, saves_on_usr1: bool, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.received: list[int] = []
+        self._tell = tell
+        self._say = say
         self._saves_on_usr1 = saves_on_usr1
         self._early: list[int] = []
         self._has_lost = False
         self._has_ended = False
+
+    @property
+    def is_told_to_end(self) -> bool:
+        """Whether a signal has come that ends the job."""
+        return any(number in _ENDING_SIGNALS for number in self.received)
 
     def begin(self, process: "subprocess.Popen[bytes]") -> None:
         """The job runs: what came before goes to it."""
@@ -99,18 +119,21 @@ class _Supervision:
         is_first = not any(other in _ASKING_SIGNALS for other in self.received)
         self.received.append(number)
         if self._saves_on_usr1 and number in _ASKING_SIGNALS and is_first:
-            print("hpcasync: saving a checkpoint; once more to end at once", file=sys.stderr, flush=True)
+            self._say("saving a checkpoint; once more to end at once")
             signal.alarm(SAVE_SECONDS)
+            self._tell(signal.Signals(number).name)
             number = signal.SIGUSR1
+        elif number in (signal.SIGUSR1, signal.SIGUSR2):
+            self._tell(signal.Signals(number).name)
         self._send(number)
 
     def lose(self, dead: list[Rank]) -> None:
         """Ranks have died: say so, and see to it that the job ends, which is left to mpirun first."""
         is_early = bool(self.received) and not any(rank.name for rank in dead)  # the signal killed them
-        if is_early or any(number in _ENDING_SIGNALS for number in self.received):
+        if is_early or self.is_told_to_end:
             return
         self._has_lost = True
-        print(f"hpcasync: {describe_deaths(dead)}", file=sys.stderr, flush=True)
+        self._say(describe_deaths(dead))
         assert self.process is not None
         for end in (self.process.terminate, self.process.kill):
             try:
@@ -129,12 +152,12 @@ class _Supervision:
         if code == 0 and missed and not self._has_lost:
             self._has_lost = True
             names = ", ".join(map(str, sorted(missed, key=lambda rank: rank.rank)))
-            print(f"hpcasync: mpirun has ended before the ranks had: {names}", file=sys.stderr, flush=True)
+            self._say(f"mpirun has ended before the ranks had: {names}")
         # The kernel may cut a dying process's line after mpirun has seen it die, and ended the others and itself.
         is_unexplained = not (has_report or self._has_lost or self.received)
         if missed and is_unexplained and self.process is not None and self.process.returncode > 0:
             self._has_lost = True
-            print(f"hpcasync: {describe_deaths(missed)}", file=sys.stderr, flush=True)
+            self._say(describe_deaths(missed))
         is_told = 128 < code < 128 + signal.NSIG and not self._has_ended
         return RANK_LOST if self._has_lost and not is_told else code
 

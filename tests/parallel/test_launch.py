@@ -1,6 +1,7 @@
 """`hpcasync launch` and what it is made of, with real jobs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,3 +117,72 @@ def test_horovod_allreduces(mpirun: MpiRunner) -> None:
         "assert hvd.size() == 2 and x.tolist() == [0.0, 3.0, 6.0, 9.0, 12.0], x"
     )
     mpirun.python(2, program)
+
+
+MY_PROGRAM = """
+import sys
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+what = sys.argv[1]
+if what == "read":
+    print(world.rank, repr(sys.stdin.read()), flush=True)
+if world.rank == 1 and what == "raise":
+    raise ValueError("mine")
+if world.rank == 1 and what == "exit":
+    sys.exit(5)
+if world.rank == 1 and what == "die":
+    import os
+    os.kill(os.getpid(), 9)
+print(world.allreduce(1), sys.argv, flush=True)
+"""
+
+
+def launch_my_program(directory: Path, what: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    (directory / "my.py").write_text(MY_PROGRAM)
+    command = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", "--", sys.executable, "my.py", what]
+    return subprocess.run(command, cwd=directory, input=text, text=True, capture_output=True, timeout=120)
+
+
+def test_any_python_program_is_a_job(tmp_path: Path) -> None:
+    job = launch_my_program(tmp_path, "go", "not asked for")
+    assert (job.returncode, job.stdout) == (0, "3 ['my.py', 'go']\n" * 3)
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [("raise", 1, "ValueError: mine"), ("exit", 5, ""), ("die", 137, "rank 1 on .* has died")],
+)
+def test_what_happens_to_one_rank_of_any_program_ends_the_others(
+    tmp_path: Path, what: str, code: int, said: str
+) -> None:
+    """They wait for it, for ever."""
+    job = launch_my_program(tmp_path, what)
+    assert job.returncode == code, job.stderr
+    _line, *rest = job.stderr.splitlines(keepends=True)
+    assert re.search(said, "".join(rest)) and "launch/program.py" not in "".join(rest)
+    assert "non-zero status" not in job.stderr and "MPI_ABORT" not in job.stderr
+
+
+def test_rank_0_reads_standard_input_if_it_reads(tmp_path: Path) -> None:
+    job = launch_my_program(tmp_path, "read", "a\nb\n")
+    read = sorted(line for line in job.stdout.splitlines() if "my.py" not in line)
+    assert read == ["0 'a\\nb\\n'", "1 ''", "2 ''"]
+
+
+def test_a_loop_over_lines_keeps_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text(MY_PROGRAM)
+    launch = f"{sys.executable} -m hpcasync launch -n 2 --"
+    loop = f"while read s; do {launch} {sys.executable} my.py $s; {launch} train no.yaml seed=$s; echo $s: $?; done"
+    (tmp_path / "seeds.txt").write_text("1\n2\n")
+    with (tmp_path / "seeds.txt").open() as seeds:
+        done = subprocess.run(
+            ["bash", "-c", loop], cwd=tmp_path, stdin=seeds, capture_output=True, text=True, timeout=240
+        )
+    assert done.stdout.split("\n") == ["2 ['my.py', '1']"] * 2 + ["1: 2"] + ["2 ['my.py', '2']"] * 2 + ["2: 2", ""]
+
+
+def test_a_mistake_is_followed_by_nothing(run_cli: CliRunner) -> None:
+    result = run_cli("launch", "-n", "2", "--", "train", "no-such-file.yaml")
+    _line, message = result.stderr.strip().splitlines()
+    assert message.startswith("hpcasync: error: cannot read the configuration no-such-file.yaml")
+    assert result.stdout == ""

@@ -49,7 +49,7 @@ def test_a_signal_saves_and_the_run_goes_on(
     num_updates = check_consistent(job)
     assert num_updates >= 25
     assert job.records("end")[-1]["num_updates"] == num_updates, "the checkpoint is of the last update"
-    assert f"stopped (preempted by SIGUSR1): {num_updates} updates" in job.output
+    assert f"stopped (preempted by {number.name}): {num_updates} updates" in job.output
     assert f"exit code {PREEMPTED}; the newest checkpoint is " in job.output
     assert "Traceback" not in job.output and "killed" not in job.output.lower()
 

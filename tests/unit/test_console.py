@@ -4,10 +4,9 @@ import io
 from typing import Any
 
 import pytest
-from rich.console import Console as RichConsole
 
 from hpcasync.config.schema import StopConfig
-from hpcasync.train.records import console as module
+from hpcasync.live_line import LiveLine
 from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
 
 
@@ -93,17 +92,38 @@ def test_validation(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == second + "  best so far"
 
 
-def test_a_terminal_has_one_live_line_and_lines_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_at_the_terminal_of_launch_mark_progress(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     monkeypatch.setenv(TERMINAL_VARIABLE, "1")
-    shown = io.StringIO()
-    monkeypatch.setattr(module, "RichConsole", lambda **options: RichConsole(file=shown, width=160, **options))
     console = Console(StopConfig(updates=240), 20)
+    outdated = [console.is_outdated]
     console.update(fields(num_updates=60))
-    console.line("[not markup] a line")
+    assert [*outdated, console.is_outdated] == [True, False]
+    console.line("a line")
     console.update(fields())
     console.close()
-    assert "[not markup] a line" in shown.getvalue()
-    assert "update 120 loss" in shown.getvalue() and "tok/s" in shown.getvalue()
+    first, line, second, end = capfdbinary.readouterr().out.splitlines()
+    assert first.startswith(b"\x1e[##--------] update 60 loss 3.250 ") and second.startswith(
+        b"\x1e[#####-----] update 120 "
+    )
+    assert (line, end) == (b"a line", b"\x1e")
+
+
+def test_lines_stand_above_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    terminal, errors = io.BytesIO(), io.BytesIO()
+    live = LiveLine(terminal)
+    live.write(b"first\n", terminal)
+    live.show(b"progress 1 of 2")
+    live.write(b"second\n", terminal)
+    live.write(b"error\n", errors)
+    live.show(b"progress 2")
+    live.close()
+    erase = b"\r\x1b[2K"
+    shown = [b"first\n", erase, b"progress 1 ", erase, b"second\n", b"progress 1 ", erase, b"progress 1 "]
+    assert terminal.getvalue() == b"".join([*shown, erase, b"progress 2", b"\n"])
+    assert errors.getvalue() == b"error\n"
 
 
 def test_ranks_of_mpirun_are_no_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from hpcasync.launch.shared_memory import remove_left_segments
         ("-genv A b -n 3 --dry-run -- train -n 9 -- y", "-n 3 --dry-run", "-genv A b", "train -n 9 -- y"),
         ("--ranks=4 --mca osc rdma", "--ranks=4", "--mca osc rdma", ""),
         ("-n", "-n", "", ""),
+        ("-n5 -x A -- train", "-n5", "-x A", "train"),
     ],
 )
 def test_arguments_are_told_apart(given: str, own: str, options: str, command: str) -> None:
@@ -32,9 +34,11 @@ def test_arguments_are_told_apart(given: str, own: str, options: str, command: s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "2"], "needs `--` and an hpcasync command"),
+        (["-n", "2"], "needs `--` and a command"),
         (["-n", "2", "--", "trian"], "did you mean train?"),
-        (["-n", "2", "--", "/bin/ls"], "is no hpcasync command"),
+        (["-n", "2", "--", "hpcasync", "ls"], "'ls' after `--` is no command of hpcasync"),
+        (["-n", "2", "--", __file__], f"for Python: python {__file__}"),
+        (["-n", "2", "--max-restarts", "1", "--", "ls"], "--max-restarts is for `train`"),
     ],
 )
 def test_a_command_is_required(arguments: list[str], message: str) -> None:
@@ -53,6 +57,23 @@ def test_dry_run_prints_the_line_only() -> None:
     result = ClickRunner().invoke(launch, ["-n", "7", "--dry-run", "--", "train", "x.yaml"])
     assert result.exit_code == 0
     assert " -n 7 " in result.output and result.output.endswith("-m hpcasync train x.yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "started"),
+    [
+        ("hpcasync train x.yaml", "{python} -m hpcasync train x.yaml"),
+        ("{python} my.py a", "{python} -m hpcasync.launch.program my.py a"),
+        ("{python} -u -W ignore -m my -c", "{python} -u -W ignore -m hpcasync.launch.program -m my -c"),
+        ("ls -l", "{python} -m hpcasync.launch.program --execute ls -l"),
+        ("{python} -i", "{python} -m hpcasync.launch.program --execute {python} -i"),
+    ],
+)
+def test_any_program_is_started(command: str, started: str) -> None:
+    words = command.format(python=sys.executable).split()
+    result = ClickRunner().invoke(launch, ["-n", "2", "--dry-run", "--", *words])
+    assert result.exit_code == 0, result.output
+    assert result.output.rstrip("\n").endswith(f" {started.format(python=sys.executable)}")
 
 
 def fake_mpirun(directory: Path, answer: str) -> Path:

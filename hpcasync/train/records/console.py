@@ -2,15 +2,17 @@
 
 import os
 import sys
+import time
 from typing import Any
 
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn
-
 from hpcasync.config.schema import StopConfig
+from hpcasync.live_line import PROGRESS_MARK, LiveLine
 
 # mpirun gives ranks pseudo-terminals whatever its own output is; `hpcasync launch` knows and says so here.
 TERMINAL_VARIABLE = "HPCASYNC_TERMINAL"
+
+_BAR_CELLS = 10
+_REFRESH_SECONDS = 1.0
 
 
 class Console:
@@ -25,15 +27,22 @@ class Console:
         self._stop = stop
         self._batches_per_epoch = batches_per_epoch
         self._started_at: tuple[float, float] | None = None
-        self._live: Progress | None = None
-        self._rich = RichConsole(force_terminal=True, highlight=False, soft_wrap=True) if _is_terminal() else None
+        self._is_terminal = _is_terminal()
+        # Without `launch`, which has the terminal otherwise.
+        self._live = LiveLine(sys.stdout.buffer) if self._is_terminal and TERMINAL_VARIABLE not in os.environ else None
+        self._shown_at = -_REFRESH_SECONDS
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether somebody at a terminal has seen no progress for a while."""
+        return self._is_terminal and time.monotonic() - self._shown_at >= _REFRESH_SECONDS
 
     def line(self, text: str) -> None:
         """Print a line."""
-        if self._rich is None:
+        if self._live is None:
             print(text, flush=True)
         else:
-            self._rich.print(text, markup=False)
+            self._live.write(text.encode(errors="replace") + b"\n", sys.stdout.buffer)
 
     def update(self, fields: dict[str, Any]) -> None:
         """Show progress."""
@@ -43,7 +52,7 @@ class Console:
             f"lr {fields['learning_rate']:.2e}  {fields['target_tokens_per_second']:8,.0f} tok/s  "
             f"staleness {fields['staleness_mean']:4.2f} (max {fields['staleness_max']})  left {_duration(left_seconds)}"
         )
-        if self._rich is None:
+        if not self._is_terminal:
             print(text, flush=True)
             return
         # One line: a terminal too narrow for all of it still shows what matters most.
@@ -51,12 +60,13 @@ class Console:
             f"update {fields['num_updates']} loss {fields['loss']:.3f} {fields['target_tokens_per_second']:,.0f} tok/s "
             f"left {_duration(left_seconds)} epoch {fields['data_epoch']:.2f} staleness {fields['staleness_mean']:.2f}"
         )
-        if self._live is None:
-            columns = BarColumn(bar_width=10), TextColumn("{task.description}")
-            self._live = Progress(*columns, console=self._rich, refresh_per_second=2)
-            self._live.add_task(text, total=1.0)
-            self._live.start()
-        self._live.update(self._live.task_ids[0], description=text, completed=done)
+        self._shown_at = time.monotonic()
+        bar = round(done * _BAR_CELLS)
+        shown = f"[{'#' * bar}{'-' * (_BAR_CELLS - bar)}] {text}".encode()
+        if self._live is not None:
+            self._live.show(shown)
+        else:
+            self._mark(shown)
 
     def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
         """Show the scores of a snapshot."""
@@ -68,9 +78,15 @@ class Console:
         )
 
     def close(self) -> None:
-        """End the live line."""
+        """No progress any more: what is printed from now on stands below the live line."""
         if self._live is not None:
-            self._live.stop()
+            self._live.close()
+        elif self._is_terminal:
+            self._mark(b"")
+
+    def _mark(self, progress: bytes) -> None:
+        sys.stdout.buffer.write(PROGRESS_MARK + progress + b"\n")
+        sys.stdout.buffer.flush()
 
     def _progress(self, fields: dict[str, Any]) -> tuple[float, float]:
         """Fraction done in [0, 1], and seconds left at the pace so far; the limit that is nearest counts."""

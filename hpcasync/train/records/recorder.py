@@ -78,7 +78,7 @@ class Recorder:
     def update(
         self, counters: Counters, loss_sum: float, target_tokens: int, learning_rate: float, staleness: Sequence[int]
     ) -> None:
-        """Take note of an update; write a record every so often."""
+        """Take note of an update; write a record every so often, and show progress at a terminal more often."""
         if self._window_started is None:
             # The first update's time includes starting up: throughput is counted from its end.
             self._window_started = counters.wall_seconds
@@ -87,7 +87,8 @@ class Recorder:
         self._loss_sum += loss_sum
         self._tokens += target_tokens
         self._staleness.extend(staleness)
-        if counters.num_updates % self._every:
+        is_due = counters.num_updates % self._every == 0
+        if not (is_due or self._console.is_outdated):
             return
         seconds = counters.wall_seconds - self._window_started
         fields: dict[str, Any] = {
@@ -99,8 +100,10 @@ class Recorder:
             "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),
             "staleness_max": max(self._staleness, default=0),
         }
-        self.event("update", **fields)
         self._console.update(fields)
+        if not is_due:
+            return
+        self.event("update", **fields)
         keys = ("loss", "learning_rate", "target_tokens_per_second", "staleness_mean", "staleness_max")
         self._scalars("train", keys, fields)
         self._loss_sum, self._tokens = 0.0, 0
@@ -116,6 +119,10 @@ class Recorder:
     def checkpoint(self, name: str) -> None:
         """A checkpoint is complete."""
         self.event("checkpoint", name=name)
+
+    def end_progress(self) -> None:
+        """Training is over: results follow."""
+        self._console.close()
 
     def close(self) -> None:
         """Flush and close."""

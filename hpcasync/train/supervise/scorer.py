@@ -74,7 +74,7 @@ class Scorer:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            # mpirun hands signals on to a rank's process group: what asks the job to save would end this process.
+            # mpirun and terminals send signals to the process group: what asks the job to save would end this process.
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)

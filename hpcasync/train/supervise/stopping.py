@@ -67,8 +67,8 @@ class StopRules:
 
     def check_signals(self) -> None:
         """End where a signal asks for it."""
-        if name := stop_signals.received():
-            self._end(f"preempted by {name}", PREEMPTED)
+        if self._ending is None and (reason := stop_signals.reason()):
+            self._end(reason, PREEMPTED)
 
     def lose_all(self) -> None:
         """Every worker has died."""

@@ -230,10 +230,11 @@ class Supervisor:
         self._snapshots.wait_for_scores(lambda: self.ending.is_preempted or bool(stop_signals.received()))
         self._snapshots.end_scoring()
         if self._snapshots.num_unscored and not self.ending.is_preempted:
-            self._rules.interrupt(f"{stop_signals.received()} while the last snapshots were scored")
+            self._rules.interrupt(f"{stop_signals.reason()} while the last snapshots were scored")
 
     def report_end(self, summary: dict[str, Any]) -> None:
         """Write RUN_DIR/summary.json, tell what came out, and close the records."""
+        self._recorder.end_progress()
         try:
             write_text_atomically(self._run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
         except OSError as error:
