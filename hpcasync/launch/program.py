@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.launch.ranks import rank_from_environment

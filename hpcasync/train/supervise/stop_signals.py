@@ -6,7 +6,7 @@ Every rank notes them, so that none dies of one; the rank that decides when trai
 import signal
 from types import FrameType
 
-from hpcasync import lifeline
+from hpcasync.deaths import lifeline
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 _received: list[int] = []
