@@ -2,8 +2,10 @@
 
 import json
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
+from hpcasync.config.schema import Config, Tokenizer, load_config
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ _RUN_OPTIONS = (
     "is_all", "split", "data", "beam", "length_penalty", "max_sentences", "batch_tokens", "device", "threads",
 )  # fmt: skip
 _MOST_SAMPLES = 1_000_000  # each is held in memory
+_NO_BLANKS = (
+    "note: the references have no blanks, by which 13a tells words apart, so that BLEU says little: see --tokenize"
+)
+TOKENIZERS = typing.get_args(Tokenizer)
 _METRICS = ("bleu", "chrf", "ter")
 
 
@@ -35,6 +42,8 @@ _METRICS = ("bleu", "chrf", "ter")
     "--samples", default=1000, show_default=True, type=Count(2, _MOST_SAMPLES), help="Resamples of the comparison."
 )
 @click.option("--metrics", default=",".join(_METRICS), show_default=True, help="Scores of files, by commas.")
+@click.option("--tokenize", type=click.Choice(TOKENIZERS), help="Tokeniser of BLEU, as sacreBLEU's; default: 13a, of "
+              "a run its validation.tokenize.")  # fmt: skip
 @click.option("--all", "is_all", is_flag=True, help="Score all snapshots of the run, not the best alone.")
 @click.option("--split", default="valid", show_default=True, type=click.Choice(["valid", "test"]))
 @click.option("--data", type=FILE, metavar="DIR", help="The prepared corpus; default: where the run says it was.")
@@ -50,6 +59,7 @@ def evaluate(
     systems: tuple[Path, ...],
     samples: int,
     metrics: str,
+    tokenize: str | None,
     is_all: bool,
     split: Literal["valid", "test"],
     data: Path | None,
@@ -62,7 +72,7 @@ def evaluate(
 ) -> None:
     """Score translations or a trained model.
 
-    HYP REF...: BLEU (cased, 13a), chrF and TER of the file HYP against one or several references, by sacreBLEU, with
+    HYP REF...: BLEU (cased), chrF and TER of the file HYP against one or several references, by sacreBLEU, with
     its signatures. Files are plain or .gz, one sentence a line; - is standard input. --system HYP2 compares HYP2 with
     HYP by paired bootstrap.
 
@@ -72,7 +82,7 @@ def evaluate(
     """
     if not paths[0].is_dir():
         _refuse(_RUN_OPTIONS, "a run directory, but the first path is no directory")
-        _evaluate_files(paths, systems, _parse_metrics(metrics), samples, is_json=is_json)
+        _evaluate_files(paths, systems, _parse_metrics(metrics), samples, tokenize, is_json=is_json)
         return
     _refuse(_FILE_OPTIONS, "files, but the first path is a directory")
     if len(paths) > 1:
@@ -83,14 +93,21 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    settings = EvaluationSettings(split, beam, length_penalty, max_sentences, batch_tokens)
+    settings = EvaluationSettings(split, beam, length_penalty, max_sentences, tokenize or "", batch_tokens)
     _evaluate_run(paths[0], data, settings, device, is_all=is_all, is_json=is_json)
 
 
 def _evaluate_files(
-    paths: tuple[Path, ...], systems: tuple[Path, ...], metrics: list[str], num_samples: int, *, is_json: bool
+    paths: tuple[Path, ...],
+    systems: tuple[Path, ...],
+    metrics: list[str],
+    num_samples: int,
+    tokenize: str | None,
+    *,
+    is_json: bool,
 ) -> None:
     from hpcasync.cli.evaluate_text import comparison_lines, score_lines
+    from hpcasync.data.languages import AUTO, DEFAULT, lacks_blanks
     from hpcasync.nmt.line_streams import read_documents
     from hpcasync.nmt.scoring import check_lengths, corpus_score, paired_bootstrap
 
@@ -104,12 +121,15 @@ def _evaluate_files(
     references = documents[1 : len(paths)]
     outputs = dict(zip(names, [documents[0], *documents[len(paths) :]], strict=True))
     check_lengths({**outputs, **dict(zip(map(str, paths[2:]), references[1:], strict=True))}, references[:1])
+    if tokenize in (None, AUTO) and "bleu" in metrics and lacks_blanks(references[0]):
+        click.echo(_NO_BLANKS, err=True)
+    tokenizer = DEFAULT if tokenize in (None, AUTO) else tokenize
     if systems:
-        compared = paired_bootstrap(outputs, references, metrics, num_samples)
+        compared = paired_bootstrap(outputs, references, metrics, num_samples, tokenizer)
         content: Any = [{"system": name, "scores": [vars(s) for s in scores]} for name, scores in compared.items()]
         lines = comparison_lines(compared)
     else:
-        scores = [corpus_score(name, documents[0], references) for name in metrics]
+        scores = [corpus_score(name, documents[0], references, tokenizer) for name in metrics]
         content = {"system": names[0], "scores": [vars(score) for score in scores]}
         lines = score_lines(scores)
     _write([json.dumps(content, indent=1)] if is_json else lines)
@@ -122,10 +142,12 @@ def _evaluate_run(
     from hpcasync.data.corpus import PreparedCorpus
     from hpcasync.nmt.load import choose_device
     from hpcasync.nmt.run_evaluation import evaluate_snapshots
-    from hpcasync.runs.snapshots import find_run_dir
+    from hpcasync.runs.snapshots import CONFIG_FILE, find_run_dir
 
     run_dir = find_run_dir(path)
-    corpus = PreparedCorpus.open(data or _corpus_path(run_dir))
+    config = load_config(run_dir / CONFIG_FILE)
+    corpus = PreparedCorpus.open(data or _corpus_path(run_dir, config))
+    settings = replace(settings, tokenize=settings.tokenize or config.validation.tokenize)
     snapshots = _snapshots(path, run_dir, is_all=is_all)
     records = []
     if not is_json:
@@ -136,6 +158,8 @@ def _evaluate_run(
             if not is_json:
                 _write([record_line(record)])
             advance()
+    if len(records) > 2 and len({round(record["bleu"], 2) for record in records}) == 1:
+        click.echo("note: BLEU is the same for all snapshots and cannot tell them apart; see --tokenize", err=True)
     _write([json.dumps(records, indent=1)] if is_json else signature_lines(records[-1]))
 
 
@@ -153,11 +177,8 @@ def _snapshots(path: Path, run_dir: Path, *, is_all: bool) -> "list[Snapshot]":
     return snapshots
 
 
-def _corpus_path(run_dir: Path) -> Path:
-    from hpcasync.config.schema import load_config
-    from hpcasync.runs.snapshots import CONFIG_FILE
-
-    path = load_config(run_dir / CONFIG_FILE).data.path
+def _corpus_path(run_dir: Path, config: Config) -> Path:
+    path = config.data.path
     if not path.exists():
         raise UserError(f"{path}, the corpus that {run_dir} was trained on, is not here: say where with --data DIR")
     return path

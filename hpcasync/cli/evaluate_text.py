@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcasync.nmt.scoring import ComparedScore, Score
+from hpcasync.nmt.scoring import BleuScore, ComparedScore, Score
 
 _COLUMNS = (
     # title, key, width, decimals (0: an integer with separators)
@@ -15,13 +15,26 @@ _COLUMNS = (
     ("perplexity", "perplexity", 12, 2),
     ("BLEU", "bleu", 8, 2),
     ("chrF", "chrf", 8, 2),
+    ("BP", "bleu_brevity_penalty", 7, 3),
+    ("ratio", "bleu_length_ratio", 7, 3),
 )
 _NAME_WIDTH = 12
 
 
 def score_lines(scores: Sequence[Score]) -> list[str]:
-    """One line per score, with its signature."""
-    return [f"{score.name:6} {score.value:7.2f}  {score.signature}" for score in scores]
+    """One line per score, with its signature, and one more for what BLEU is made of."""
+    lines = []
+    for score in scores:
+        lines.append(f"{score.name:6} {score.value:7.2f}  {score.signature}")
+        if isinstance(score, BleuScore):
+            lines.append(f"{'':16}{bleu_parts(score.precisions, score.brevity_penalty, score.length_ratio)}")
+    return lines
+
+
+def bleu_parts(precisions: Sequence[float], brevity_penalty: float, length_ratio: float) -> str:
+    """What BLEU is made of."""
+    shown = " / ".join(f"{precision:.1f}" for precision in precisions)
+    return f"precisions {shown}, brevity penalty {brevity_penalty:.3f}, length ratio {length_ratio:.3f}"
 
 
 def comparison_lines(systems: Mapping[str, Sequence[ComparedScore]]) -> list[str]:
@@ -54,9 +67,11 @@ def record_line(record: Mapping[str, Any]) -> str:
 def signature_lines(record: Mapping[str, Any]) -> list[str]:
     """What the scores of a table mean."""
     settings = record["settings"]
+    parts = bleu_parts(record["bleu_precisions"], record["bleu_brevity_penalty"], record["bleu_length_ratio"])
     return [
         "",
         f"BLEU  {record['bleu_signature']}",
+        f"      {parts}, of the last line",
         f"chrF  {record['chrf_signature']}",
         f"beam {settings['beam']}, length penalty {settings['length_penalty']}, {record['num_sentences']} sentences; "
         "loss in nats per target token; seconds of training",

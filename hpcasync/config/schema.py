@@ -22,6 +22,9 @@ GradientFormat = Literal["fp32", "bf16", "topk"]
 Overlap = Literal["none", "push", "full"]
 ParameterFormat = Literal["fp32", "bf16"]
 StalenessPolicy = Literal["wait", "drop", "scale"]
+Tokenizer = Literal[
+    "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
+]
 Precision = Literal["fp32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 
@@ -233,6 +236,10 @@ class ValidationConfig(Section):
         True, description="score snapshots during the run; else later with `hpcasync evaluate RUN_DIR --all`"
     )
     metric: Literal["bleu", "chrf", "loss"] = Field("bleu", description="what makes a snapshot the best")
+    tokenize: Tokenizer = Field(
+        "auto",
+        description="of BLEU, as sacreBLEU's; auto: by the corpus's target language: zh, ja-mecab, ko-mecab, else 13a",
+    )
     beam: int = Field(5, ge=1, le=10_000, description="beam of the search for BLEU and chrF")
     max_sentences: int = Field(0, ge=0, description="pairs searched for BLEU and chrF; 0: all")
     threads: int = Field(1, ge=1, le=MOST_THREADS, description="intra-op threads of the scoring process")

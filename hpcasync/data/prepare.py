@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,7 @@ import sentencepiece
 
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import EncodedSide, Limits, encode_pairs, token_dtype
+from hpcasync.data.languages import AUTO, DEFAULT, choose_tokenizer, lacks_blanks
 from hpcasync.data.manifest import (
     MANIFEST_NAME,
     SIDES,
@@ -31,6 +33,7 @@ from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 
 Pair = tuple[Path, Path]
+_NUM_LOOKED_AT = 1000  # lines
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions
         with HashedFile(partial / MANIFEST_NAME) as output:
             output.write(manifest.to_bytes())
         _read_back(partial)
+    _warn_of_no_blanks(manifest, target)
     return manifest
 
 
@@ -135,6 +139,15 @@ def _warn_of_overlap(train: Pair, held_out: dict[str, Pair]) -> None:
     for name, pair in held_out.items():
         if any(is_same_file(ours, other) for ours, other in zip(pair, train, strict=True)):
             say(f"Warning: the {name} text is the training text; its scores will say nothing about other text.")
+
+
+def _warn_of_no_blanks(manifest: Manifest, target: Path) -> None:
+    first = islice(read_lines(target), _NUM_LOOKED_AT)
+    if choose_tokenizer(AUTO, manifest.target_language) == DEFAULT and lacks_blanks(line.decode() for line in first):
+        say(
+            "Warning: the target text has no blanks between words, and BLEU by the tokeniser 13a will be near 0: give "
+            "--target-language (zh, ja, ko), or train with validation.tokenize=char or validation.metric=chrf."
+        )
 
 
 def _copy_held_out(partial: Path, name: str, pair: Pair, files: dict[str, FileRecord]) -> None:

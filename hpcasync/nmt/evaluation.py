@@ -3,12 +3,13 @@
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.data.languages import AUTO, choose_tokenizer
 from hpcasync.nmt.load import TrainedModel
-from hpcasync.nmt.scoring import Loss, corpus_loss, corpus_score
+from hpcasync.nmt.scoring import BleuScore, Loss, corpus_loss, corpus_score
 from hpcasync.nmt.search import Searcher, SearchSettings
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class EvaluationSettings:
         split: text of the corpus.
         beam, length_penalty: as in hpcasync.nmt.search.SearchSettings.
         max_sentences: the first so many pairs are searched for BLEU and chrF; 0: all. The loss is that of all pairs.
+        tokenize: the tokeniser of BLEU; "auto": by the target language of the corpus.
         batch_tokens: padded tokens per batch, bounds the memory; does not change the scores.
     """
 
@@ -31,11 +33,16 @@ class EvaluationSettings:
     beam: int = 5
     length_penalty: float = SearchSettings.length_penalty
     max_sentences: int = 0
+    tokenize: str = AUTO
     batch_tokens: int = SearchSettings.batch_tokens
 
     def search_settings(self) -> SearchSettings:
         """For hpcasync.nmt.search.Searcher."""
         return SearchSettings(beam=self.beam, length_penalty=self.length_penalty, batch_tokens=self.batch_tokens)
+
+    def for_corpus(self, corpus: PreparedCorpus) -> "EvaluationSettings":
+        """With the tokeniser that suits the corpus."""
+        return replace(self, tokenize=choose_tokenizer(self.tokenize, corpus.manifest.target_language))
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on."""
@@ -45,6 +52,7 @@ class EvaluationSettings:
             "beam": self.beam,
             "length_penalty": self.length_penalty,
             "max_sentences": self.max_sentences,
+            "tokenize": self.tokenize,
             "max_length_factor": search.max_length_factor,
             "max_length_extra": search.max_length_extra,
         }
@@ -58,6 +66,7 @@ class Scores:
         loss: nats per target token, ends of sentence included, without label smoothing.
         perplexity: exp(loss).
         bleu, chrf: 0 to 100, with sacreBLEU's signatures.
+        bleu_brevity_penalty, bleu_length_ratio, bleu_precisions: see hpcasync.nmt.scoring.BleuScore.
         num_sentences: pairs searched for BLEU and chrF.
         num_tokens: target tokens that the loss is averaged over.
         seconds: time that scoring took.
@@ -69,6 +78,9 @@ class Scores:
     chrf: float
     bleu_signature: str
     chrf_signature: str
+    bleu_brevity_penalty: float
+    bleu_length_ratio: float
+    bleu_precisions: list[float]
     num_sentences: int
     num_tokens: int
     seconds: float
@@ -93,7 +105,9 @@ def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: Ev
     )
     num_searched = settings.max_sentences or len(sources)
     hypotheses = _translate(trained, sources[:num_searched], loss, settings)
-    bleu, chrf = (corpus_score(name, hypotheses, [targets[:num_searched]]) for name in ("bleu", "chrf"))
+    tokenize = settings.for_corpus(corpus).tokenize
+    bleu, chrf = (corpus_score(name, hypotheses, [targets[:num_searched]], tokenize) for name in ("bleu", "chrf"))
+    assert isinstance(bleu, BleuScore)
     return Scores(
         loss=loss.per_token,
         perplexity=loss.perplexity,
@@ -101,6 +115,9 @@ def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: Ev
         chrf=chrf.value,
         bleu_signature=bleu.signature,
         chrf_signature=chrf.signature,
+        bleu_brevity_penalty=bleu.brevity_penalty,
+        bleu_length_ratio=bleu.length_ratio,
+        bleu_precisions=bleu.precisions,
         num_sentences=len(hypotheses),
         num_tokens=loss.num_tokens,
         seconds=time.perf_counter() - start_seconds,

@@ -33,6 +33,7 @@ def evaluate_snapshots(
     Raises:
         UserError: a snapshot cannot be loaded, the corpus has no such text, or the file cannot be written.
     """
+    settings = settings.for_corpus(corpus)
     path = run_dir / evaluation_file(settings.split)
     known = read_records(path)
     trained = None

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, Result
 
 from hpcasync.data.collate import Batch, collate
+from hpcasync.data.languages import DEFAULT, check_tokenizer
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation_mode import evaluation_mode
@@ -63,16 +64,39 @@ class Loss:
         return math.exp(self.per_token) if self.per_token < 700 else math.inf
 
 
-def corpus_score(name: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
-    """Score a corpus with "bleu" (cased, tokenised by 13a), "chrf" or "ter"; `references` holds whole documents.
+@dataclass(frozen=True)
+class BleuScore(Score):
+    """BLEU with what it is made of: the geometric mean of the precisions times the brevity penalty.
+
+    Attributes:
+        brevity_penalty: 1 where translations are no shorter than references.
+        length_ratio: tokens of the translations over those of the references.
+        precisions: of n-grams, n from 1 to 4, in per cent.
+    """
+
+    brevity_penalty: float
+    length_ratio: float
+    precisions: list[float]
+
+
+def corpus_score(
+    name: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = DEFAULT
+) -> Score:
+    """Score a corpus with "bleu" (cased), "chrf" or "ter"; `references` holds whole documents.
+
+    Args:
+        tokenize: the tokeniser of BLEU.
 
     Raises:
-        UserError: there is no sentence, or a reference has another number of sentences.
+        UserError: there is no sentence, a reference has another number of sentences, or the tokeniser cannot be used.
     """
     check_lengths({"the hypotheses": hypotheses}, references)
-    metric = METRICS[name]()
+    metric = _metric(name, tokenize)
     result = metric.corpus_score(hypotheses, references)
-    return Score(result.name, result.score, str(metric.get_signature()))
+    score = result.name, result.score, str(metric.get_signature())
+    if isinstance(result, BLEUScore):
+        return BleuScore(*score, result.bp, result.ratio, list(result.precisions))
+    return Score(*score)
 
 
 def paired_bootstrap(
@@ -80,6 +104,7 @@ def paired_bootstrap(
     references: Sequence[Sequence[str]],
     metrics: Sequence[str] = ("bleu", "chrf", "ter"),
     num_samples: int = 1000,
+    tokenize: str = DEFAULT,
 ) -> dict[str, list[ComparedScore]]:
     """Compare systems with the first of them by sacreBLEU's paired bootstrap resampling; its seed is in the signatures.
 
@@ -92,7 +117,7 @@ def paired_bootstrap(
     _check_seed()
     test = PairedTest(
         list(systems.items()),
-        {METRICS[name].__name__: METRICS[name]() for name in metrics},
+        {METRICS[name].__name__: _metric(name, tokenize) for name in metrics},
         references,
         test_type="bs",
         n_samples=num_samples,
@@ -110,6 +135,20 @@ def paired_bootstrap(
                 ComparedScore(name, result.score, str(signature), float(result.mean), float(result.ci), p_value)
             )
     return compared
+
+
+def _metric(name: str, tokenize: str) -> Metric:
+    """The metric; a tokeniser may need packages, or a model from the network."""
+    if name != "bleu":
+        return METRICS[name]()
+    check_tokenizer(tokenize)
+    try:
+        return BLEU(tokenize=tokenize)
+    except (RuntimeError, OSError, SystemExit) as error:  # sacreBLEU exits where it cannot fetch a model
+        raise UserError(
+            f"sacreBLEU has no tokeniser {tokenize} here ({error or 'see above'}): flores and spBLEU need the network "
+            "once, or their model in ~/.sacrebleu; or choose another, such as char"
+        ) from error
 
 
 def _check_seed() -> None:

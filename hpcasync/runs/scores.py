@@ -7,6 +7,7 @@ from typing import Any
 
 # Of BLEU and chrF, as they are shown: what differs less is a tie.
 _DECIMALS = 2
+_NUM_BLIND = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class BestScore:
         self._best = _Standing()
         self._best_validation = _Standing()
         self.num_stalled = 0  # validations since the best of them
+        self._last = math.nan
+        self._num_equal = 1  # validations in a row with the last one's score
 
     @property
     def name(self) -> str:
@@ -50,12 +53,19 @@ class BestScore:
         is_best = self._is_better(standing, self._best)
         if is_best:
             self._best = standing
+        self._num_equal = self._num_equal + 1 if standing.rank[0] == self._last else 1
+        self._last = standing.rank[0]
         if scores.get("is_due", True):
             if self._is_better(standing, self._best_validation):
                 self._best_validation, self.num_stalled = standing, 0
             else:
                 self.num_stalled += 1
         return is_best
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the score has just come out the same for the third time in a row, whatever the model has learned."""
+        return self._metric != "loss" and self._num_equal == _NUM_BLIND
 
     @classmethod
     def of_records(cls, validations: Iterable[Mapping[str, Any]], metric: str, num_updates: int) -> "BestScore":

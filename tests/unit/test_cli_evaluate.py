@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> Path:
 
 def test_scores_of_a_file(files: Path) -> None:
     lines = lines_of(run(files / "good", files / "reference"))
-    assert [line.split()[0] for line in lines] == ["BLEU", "chrF2", "TER"]
+    assert [line.split()[0] for line in lines] == ["BLEU", "precisions", "chrF2", "TER"]
     bleu = corpus_score("bleu", GOOD, [REFERENCE])
     assert lines[0].split() == ["BLEU", f"{bleu.value:.2f}", bleu.signature]
     content = json_of(run(files / "good", files / "reference", files / "other", "--json", "--metrics", "bleu,ter"))
@@ -103,7 +103,7 @@ def test_the_best_snapshot_of_a_run(tiny_run: TinyRun, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(tiny_run.run_dir, tmp_path / "run"))
     lines = lines_of(run(run_dir, "--device", "cpu"))
     (line,) = [line for line in lines if line.startswith("u0")]
-    assert line.split()[:2] == [NAMES[2], "250"] and line.split()[-2:] == ["100.00", "100.00"]
+    assert line.split()[:2] == [NAMES[2], "250"] and line.split()[-4:] == ["100.00", "100.00", "1.000", "1.000"]
     assert any(line.startswith("BLEU  nrefs:1|case:mixed|") for line in lines)
     content = json_of(run(run_dir / "snapshots" / NAMES[0], "--json", "--split", "test", "--max-sentences", 4))
     assert isinstance(content, list) and content[0]["snapshot"] == NAMES[0] and content[0]["num_sentences"] == 4

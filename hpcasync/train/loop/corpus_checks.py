@@ -2,6 +2,7 @@
 
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.data.languages import check_tokenizer, choose_tokenizer
 from hpcasync.errors import UserError
 
 
@@ -9,8 +10,8 @@ def open_corpus(config: Config) -> PreparedCorpus:
     """Open the corpus that a run is to be trained on.
 
     Raises:
-        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text where some is needed, or
-            sentences that the model cannot hold.
+        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text or no tokeniser where
+            some is needed, or sentences that the model cannot hold.
     """
     corpus = PreparedCorpus.open(config.data.path)
     if config.validation.score and not corpus.has_split("valid"):
@@ -18,6 +19,8 @@ def open_corpus(config: Config) -> PreparedCorpus:
             f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
             "validation.score=false"
         )
+    if config.validation.score:
+        check_tokenizer(choose_tokenizer(config.validation.tokenize, corpus.manifest.target_language))
     longest = 1 + max(corpus.manifest.source.max_length, corpus.manifest.target.max_length)
     limit = config.model.max_length
     if longest > limit:

@@ -35,7 +35,9 @@ def main(run_dir: Path) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     corpus = PreparedCorpus.open(config.data.path)
-    settings = EvaluationSettings(split="valid", beam=validation.beam, max_sentences=validation.max_sentences)
+    settings = EvaluationSettings(
+        split="valid", beam=validation.beam, max_sentences=validation.max_sentences, tokenize=validation.tokenize
+    )
     trained = build_untrained(run_dir, torch.device(device))
     for name in _names():
         directory = run_dir / "snapshots" / name

@@ -1,7 +1,7 @@
 """The snapshots of a run: written beside the training, scored, the best and the last named, old ones removed."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,18 @@ from hpcasync.runs.retention import superseded
 from hpcasync.runs.scores import BestScore
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise.scorer import Scorer
+
+
+def blind_score(metric: str, scores: Mapping[str, Any]) -> str:
+    """What to say of a score that has come out the same three times."""
+    cure = (
+        f" It was made with {scores['bleu_signature']}: for a target language without blanks between words choose "
+        "another tokeniser (validation.tokenize)."
+        if metric == "bleu" and scores.get("bleu_signature")
+        else ""
+    )
+    name = {"bleu": "BLEU", "chrf": "chrF"}[metric]
+    return f"{name} is {scores[metric]:.2f} three times in a row and tells no snapshots apart: the loss decides.{cure}"
 
 
 class Snapshots:
@@ -140,4 +152,6 @@ class Snapshots:
             if is_best:
                 self._point("best", scores["name"])
             self._recorder.validation(scores, is_best=is_best)
+            if self._best.is_blind:
+                self._recorder.note(blind_score(self._config.metric, scores))
         return bool(results)

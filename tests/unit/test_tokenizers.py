@@ -1,0 +1,130 @@
+"""BLEU of languages without blanks: the tokeniser goes by the target language, and is in the signature."""
+
+import importlib.util
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from bad_input import PATIENCE_SECONDS
+from forked_commands import ForkedCommands
+
+from hpcasync.data.languages import check_tokenizer, choose_tokenizer, lacks_blanks
+from hpcasync.errors import UserError
+from hpcasync.nmt.scoring import BleuScore, corpus_score
+from hpcasync.runs.records import read_validations
+from hpcasync.runs.scores import BestScore
+
+LETTERS = dict(zip("abcdefghijklmno", "天地人山水火木金土日月星风雨云", strict=True))
+
+
+def pairs(number: int, seed: int) -> tuple[list[str], list[str]]:
+    """Nine letters with blanks, and the same as nine characters and a full stop."""
+    draw = random.Random(seed)
+    sources = ["".join(draw.choice("abcdefghijklmno") for _ in range(9)) for _ in range(number)]
+    return [" ".join(source) for source in sources], ["".join(LETTERS[x] for x in source) + "。" for source in sources]
+
+
+def write_text(directory: Path) -> None:
+    for name, number, seed in (("train", 500, 1), ("valid", 20, 2)):
+        for side, lines in zip(("src", "tgt"), pairs(number, seed), strict=True):
+            (directory / f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
+        yield forked
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        ("zh", "zh"), ("zh-TW", "zh"), ("zho_Hans", "zh"), ("ZH", "zh"), ("cmn", "zh"), ("ja", "ja-mecab"),
+        ("jpn_Jpan", "ja-mecab"), ("ko", "ko-mecab"), ("de", "13a"), ("th", "13a"), ("", "13a"), (None, "13a"),
+    ],
+)  # fmt: skip
+def test_the_tokenizer_of_a_language(language: str | None, tokenizer: str) -> None:
+    assert choose_tokenizer("auto", language) == tokenizer
+    assert choose_tokenizer("char", language) == "char"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MeCab") is not None, reason="the packages are there")
+def test_missing_packages_are_named_with_the_cure() -> None:
+    with pytest.raises(UserError, match=r"ja-mecab of BLEU needs MeCab and ipadic.*pip install 'sacrebleu\[ja\]'"):
+        check_tokenizer("ja-mecab")
+    with pytest.raises(UserError, match="mecab_ko"):
+        corpus_score("bleu", ["x"], [["x"]], "ko-mecab")
+
+
+def test_text_without_blanks() -> None:
+    sources, targets = pairs(20, 3)
+    assert lacks_blanks(targets) and not lacks_blanks(sources) and not lacks_blanks([])
+    assert not lacks_blanks(["Donaudampfschifffahrt", "ein Satz mit Worten", "noch einer, auch mit Worten"])
+
+
+def test_scores_of_half_right_translations() -> None:
+    _, targets = pairs(50, 4)
+    hypotheses = [target[:6] + target[:3] + "。" for target in targets]
+    assert corpus_score("bleu", hypotheses, [targets]).value < 1e-3
+    by_characters = corpus_score("bleu", hypotheses, [targets], "zh")
+    assert by_characters.value > 40 and "|tok:zh|" in by_characters.signature
+    assert isinstance(by_characters, BleuScore)
+    assert by_characters.brevity_penalty == 1 and by_characters.length_ratio == 1 and len(by_characters.precisions) == 4
+
+
+def test_a_score_that_cannot_tell_snapshots_apart() -> None:
+    best = BestScore("bleu")
+    blind = []
+    for number, (bleu, loss) in enumerate([(0.0, 3.0), (0.001, 2.0), (0.0, 1.0), (0.0, 1.5), (5.0, 1.0)]):
+        best.update({"name": f"u{number}", "bleu": bleu, "loss": loss, "chrf": 1.0})
+        blind.append(best.is_blind)
+    assert blind == [False, False, True, False, False] and best.name == "u4"
+
+
+def test_training_towards_chinese(tmp_path: Path, commands: ForkedCommands) -> None:
+    write_text(tmp_path)
+    sizes = {"dim": 64, "ffn_dim": 128, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+    values = {
+        "mode": "sync",
+        "model": {**sizes, "tie": "none"},
+        "data": {"path": "corpus", "batch_tokens": 600},
+        "schedule": {"warmup": 10},
+        "stop": {"updates": 6},
+        "validation": {"every": 2, "beam": 1},
+    }
+    (tmp_path / "q.yaml").write_text(yaml.safe_dump(values))
+    said = {}
+    for name, options in (("chinese", ("--target-language", "zh")), ("unknown", ())):
+        prepared = commands(
+            *("data", "prepare", "train.src", "train.tgt", "--out", "corpus", "--overwrite", "--vocab-size", "48"),
+            *("--valid", "valid.src", "valid.tgt", "--processes", "1", "--max-ratio", "inf", *options),
+            cwd=tmp_path,
+            timeout=PATIENCE_SECONDS,
+        )
+        assert prepared.returncode == 0, prepared.stderr
+        assert ("no blanks" in prepared.stderr) == (name == "unknown")
+        trained = commands("train", "q.yaml", f"name={name}", cwd=tmp_path, timeout=PATIENCE_SECONDS)
+        assert trained.returncode == 0, trained.stderr
+        said[name] = trained.stdout + trained.stderr
+    for name, tokenizer in (("chinese", "zh"), ("unknown", "13a")):
+        records = read_validations(tmp_path / "runs" / f"{name}-sync-seed1")
+        assert len(records) == 3 and all(f"|tok:{tokenizer}|" in record["bleu_signature"] for record in records)
+    unknown = read_validations(tmp_path / "runs" / "unknown-sync-seed1")
+    assert {record["bleu"] for record in unknown} == {0.0}
+    lowest = min(unknown, key=lambda record: float(record["loss"]))
+    best = (tmp_path / "runs" / "unknown-sync-seed1" / "best").read_text()
+    assert best == f"snapshots/{lowest['name']}\n"
+    assert "tells no snapshots apart" in said["unknown"] and "validation.tokenize" in said["unknown"]
+    run = "runs/unknown-sync-seed1"
+    evaluated = commands(
+        "evaluate", run, "--tokenize", "zh", "--json", "--threads", "1", cwd=tmp_path, timeout=PATIENCE_SECONDS
+    )
+    (record,) = json.loads(evaluated.stdout)
+    assert "|tok:zh|" in record["bleu_signature"] and len(record["bleu_precisions"]) == 4
+    (tmp_path / "hypothesis").write_text((tmp_path / "valid.tgt").read_text().replace("天", "地"))
+    scores = commands("evaluate", "hypothesis", "valid.tgt", cwd=tmp_path, timeout=PATIENCE_SECONDS)
+    assert "see --tokenize" in scores.stderr and "|tok:13a|" in scores.stdout
+    assert "brevity penalty 1.000, length ratio 1.000" in scores.stdout
