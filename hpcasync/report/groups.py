@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from hpcasync.config.schema import Mode
 from hpcasync.report.run import Run
+from hpcasync.report.wording import setting_words
 from hpcasync.runs.records import Record
 
 # Where a run was put and how it was watched is no part of what it was.
@@ -57,7 +58,7 @@ def compared_settings(run: Run) -> dict[str, Any]:
     }
     if run.mode == "sync":
         settings = {key: value for key, value in settings.items() if not _is_ignored_by_sync(key)}
-    settings[_WORKERS] = run.num_workers
+    settings[_WORKERS] = run.workers_text if len(run.worker_counts) > 1 else run.num_workers
     if run.cluster is not None:
         settings.update({f"cluster.{key}": value for key, value in flatten(run.cluster).items() if key != _WORKERS})
     settings["time"] = "real" if run.cluster is None else "simulated"
@@ -93,7 +94,5 @@ def _is_ignored_by_sync(key: str) -> bool:
 
 
 def _label(run: Run, keys: Sequence[str]) -> str:
-    named = [
-        f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key in keys if (value := setting(run, key)) != _ABSENT
-    ]
-    return ", ".join([run.mode, *named])
+    settings = compared_settings(run)
+    return ", ".join([run.mode, *(setting_words(key, settings[key]) for key in keys if key in settings)])

@@ -53,6 +53,9 @@ def write_image(report: Report, path: Path) -> None:
         _draw_curves(report, axes)
         _draw_thresholds(report.results, axes[2])
         _draw_bars(report, axes[4], axes[5])
+        for plot in axes:
+            if not plot.has_data():
+                plot.text(0.5, 0.5, "nothing recorded", ha="center", va="center", transform=plot.transAxes)
         if timeline:
             _draw_timeline(figure.add_subplot(grid[3, :]), *timeline)
         handles = [

@@ -18,8 +18,20 @@ from hpcasync.report.report import Report
 from hpcasync.report.results import BASELINE_MODE, Result
 from hpcasync.report.run import Run
 from hpcasync.report.spans import Spans, read_timelines
-from hpcasync.report.table import MISSING, TIMES, result_cells, setting_cells, time_cells
+from hpcasync.report.table import TIMES, result_cells, setting_cells, time_cells
 from hpcasync.report.timeline_view import pack_timeline
+from hpcasync.report.wording import end_words
+
+_SECTIONS = {
+    "results": "Results",
+    "scores": "BLEU",
+    "times": "Time to BLEU",
+    "throughput-section": "Throughput",
+    "staleness-section": "Staleness",
+    "learning": "Learning curves",
+    "timeline": "Timeline",
+    "configurations": "Configurations",
+}
 
 
 def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: float | None = None) -> str:
@@ -39,6 +51,8 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         figures[f"worker-staleness-{index}"] = plots.worker_staleness_figure(histograms)
     packed = [pack_timeline(name, ranks, timeline_from, timeline_to) for name, ranks in timelines.items()]
     has_scores = any(run.validations for run in report.runs)
+    has_learning = any(name in figures for name in ("loss-train", "loss-valid", "learning-rate"))
+    has_throughput = any(name in figures for name in ("throughput", "throughput-time"))
     has_staleness = any(run.staleness_histogram for run in report.runs)
     page = _template().render(
         title=report.title,
@@ -48,7 +62,18 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         plotly=Markup(get_plotlyjs()),
         figures=_script_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
         timelines=_script_json(packed),
-        sections=_sections(report, has_scores=has_scores, has_staleness=has_staleness, has_timeline=bool(packed)),
+        sections=_sections(
+            {
+                "results": True,
+                "scores": has_scores,
+                "times": has_scores and report.threshold is not None,
+                "throughput-section": has_throughput,
+                "staleness-section": has_staleness,
+                "learning": has_learning,
+                "timeline": bool(packed),
+                "configurations": True,
+            }
+        ),
         facts=_facts(report),
         notes=_notes(report),
         results=result_cells(report.results, report.threshold),
@@ -63,7 +88,10 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         ],
         worker_staleness=[(f"worker-staleness-{index}", name) for index, (name, _) in enumerate(worker_staleness)],
         has_scores=has_scores,
+        has_learning=has_learning,
+        has_throughput=has_throughput,
         has_staleness=has_staleness,
+        drawn=figures.keys(),
         has_timeline=bool(packed),
         footer=f"Made by hpcasync {__version__}. BLEU as each run recorded it; signatures are in its summary.json.",
     )
@@ -81,18 +109,8 @@ def _figures(report: Report) -> dict[str, Any]:
     return {name: figure for name, figure in figures.items() if figure.data}
 
 
-def _sections(report: Report, *, has_scores: bool, has_staleness: bool, has_timeline: bool) -> list[tuple[str, str]]:
-    sections = [
-        ("results", "Results", True),
-        ("scores", "BLEU", has_scores),
-        ("times", "Time to BLEU", report.threshold is not None),
-        ("throughput-section", "Throughput", True),
-        ("staleness-section", "Staleness", has_staleness),
-        ("learning", "Learning curves", True),
-        ("timeline", "Timeline", has_timeline),
-        ("configurations", "Configurations", True),
-    ]
-    return [(name, text) for name, text, is_shown in sections if is_shown]
+def _sections(is_shown: dict[str, bool]) -> list[tuple[str, str]]:
+    return [(name, text) for name, text in _SECTIONS.items() if is_shown[name]]
 
 
 def _lead(report: Report) -> str:
@@ -136,6 +154,14 @@ def _notes(report: Report) -> list[str]:
         notes.append("Mean ± sample standard deviation over seeds.")
     if any(run.cluster is not None for run in report.runs):
         notes.append("Times of simulated runs are those of the simulated cluster.")
+    notes += [
+        f"{run.path.name} was resumed with another number of workers: {run.workers_text}. Its times are not those of "
+        "one job."
+        for run in report.runs
+        if len(run.worker_counts) > 1
+    ]
+    if not any(run.updates for run in report.runs):
+        notes.append("No update has been recorded: there are no curves of the training loss or the throughput.")
     if not any(run.validations for run in report.runs):
         notes.append("No snapshot has been scored: `hpcasync evaluate RUN_DIR --all` does it afterwards.")
     if not any(group.mode == BASELINE_MODE for group in report.groups):
@@ -154,10 +180,10 @@ def _run_cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
                 run.mode,
                 str(run.seed),
                 str(run.num_servers),
-                MISSING if run.num_workers is None else str(run.num_workers),
+                run.workers_text,
                 f"{last.get('num_updates', 0):,}",
                 f"{last.get('target_tokens', 0):,}",
-                "not yet" if run.summary is None else str(run.summary.get("stop_reason", "")),
+                "not yet" if run.summary is None else end_words(str(run.summary.get("stop_reason", ""))),
                 "" if run.summary is None else str(run.summary.get("configuration_digest", "")),
             ]
         )

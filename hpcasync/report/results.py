@@ -10,6 +10,7 @@ from hpcasync.runs.records import Record
 
 BASELINE_MODE = "sync"
 _MAX_THRESHOLDS = 8
+_FINEST_STEP = 0.5
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,18 @@ def time_to(threshold: float, validations: Sequence[Record]) -> float | None:
 
 
 def default_thresholds(runs: Sequence[Run]) -> tuple[float, ...]:
-    """Round BLEU scores below the best of all runs: the coarsest steps that give three of them, at most eight."""
+    """Round BLEU scores below the best of all runs: the coarsest steps that give three of them, at most eight.
+
+    Of scores that every run reached with the same snapshot, or never did, the highest alone is left: the others would
+    tell the same. Below a BLEU of 1 none is told.
+    """
     best = max((score for run in runs if (score := _best(run)) is not None), default=0.0)
-    for step in (5.0, 2.0, 1.0, 0.5, 0.1):
+    for step in (5.0, 2.0, 1.0, 0.5):
         highest = int(best / step)
-        if highest >= 3:
-            return tuple(round(step * n, 1) for n in range(max(1, highest - _MAX_THRESHOLDS + 1), highest + 1))
+        if highest >= 3 or (step == _FINEST_STEP and highest * step >= 1):
+            round_scores = [step * n for n in range(max(1, highest - _MAX_THRESHOLDS + 1), highest + 1)]
+            by_times = {tuple(time_to(score, run.validations) for run in runs): score for score in round_scores}
+            return tuple(by_times.values())
     return ()
 
 

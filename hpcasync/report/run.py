@@ -1,5 +1,6 @@
 """A run as its directory tells it."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Run:
         tests: the same on the test text.
         summary: summary.json; None before the end.
         cluster: that the run was simulated on (its times are virtual); None of a real run.
+        worker_counts: workers of each start, without repetitions.
     """
 
     path: Path
@@ -33,6 +35,13 @@ class Run:
     tests: tuple[Record, ...]
     summary: Record | None
     cluster: Record | None
+    worker_counts: tuple[int, ...] = ()
+
+    @property
+    def workers_text(self) -> str:
+        """Workers, one number after the other where a resumption changed it; a dash where nothing tells."""
+        counts = self.worker_counts or (() if self.num_workers is None else (self.num_workers,))
+        return ", then ".join(map(str, counts)) or "\N{EN DASH}"
 
     @property
     def mode(self) -> str:
@@ -100,7 +109,13 @@ def load_run(path: Path) -> Run:
         _newest(read_records(path / evaluation_file("test"))),
         _read_summary(path / "summary.json"),
         _read_mapping(cluster) if cluster.is_file() else None,
+        _worker_counts(record for record in records if record.get("event") == "start"),
     )
+
+
+def _worker_counts(starts: Iterable[Record]) -> tuple[int, ...]:
+    counts = (int(record["workers"]) for record in starts if "workers" in record)
+    return tuple(count for count, _ in itertools.groupby(counts))
 
 
 def _newest(records: Iterable[Record]) -> tuple[Record, ...]:

@@ -174,7 +174,13 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
         recorder.say("  workers that die: the others take over their batches")
     if setup.checkpoint is not None:
         recorder.note(f"resuming from {setup.checkpoint}")
-    recorder.event("start", configuration=config.to_dict(), versions=collect_versions(), roles=setup.roles.describe())
+    recorder.event(
+        "start",
+        configuration=config.to_dict(),
+        versions=collect_versions(),
+        roles=setup.roles.describe(),
+        workers=len(setup.roles.worker_ranks),
+    )
     if config.straggler.worker is not None:
         recorder.note(f"worker {config.straggler.worker} is slowed down {config.straggler.slowdown:g} times")
     return Supervisor(config, config.output_dir, task.flat, num_shards, writer, recorder, setup.state, task.layout)

@@ -63,7 +63,19 @@ def test_every_update(tmp_path: Path) -> None:
     update(recorder, 1, 5.0, loss=300.0, tokens=100, stale=[0])
     update(recorder, 2, 6.0, loss=100.0, tokens=100, stale=[0])
     recorder.close()
-    assert [record["target_tokens_per_second"] for record in records(tmp_path, "update")] == [0.0, 100.0]
+    assert [record["target_tokens_per_second"] for record in records(tmp_path, "update")] == [20.0, 100.0]
+
+
+def test_a_run_shorter_than_a_window_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = make(tmp_path, every=50)
+    update(recorder, 1, 5.0, loss=300.0, tokens=100, stale=[0])
+    update(recorder, 2, 7.0, loss=100.0, tokens=100, stale=[1])
+    recorder.complete()
+    recorder.complete()  # nothing is left
+    recorder.close()
+    (record,) = records(tmp_path, "update")
+    assert (record["num_updates"], record["loss"], record["target_tokens_per_second"]) == (2, 2.0, 50.0)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_notes_rejections_validations_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

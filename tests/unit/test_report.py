@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from recorded_runs import make_run, write_timeline
 from hpcasync.cli.report import report as report_command
 from hpcasync.errors import UserError
 from hpcasync.report.groups import differing_keys, group_runs
+from hpcasync.report.page import render_page
 from hpcasync.report.report import make_report
 from hpcasync.report.results import Spread, default_thresholds, make_results, time_to
 from hpcasync.report.run import load_run
 from hpcasync.report.spans import read_timelines
 from hpcasync.report.table import markdown, result_cells, time_cells
 from hpcasync.report.timeline_view import pack_timeline
+from hpcasync.report.wording import end_words, setting_words
 from hpcasync.report.write import as_json, as_markdown, write_report
 
 
@@ -171,11 +174,22 @@ def test_ratio_is_to_the_fastest_synchronous_group_and_needs_all_seeds(tmp_path:
         (63.0, (25, 30, 35, 40, 45, 50, 55, 60)),
         (7.0, (2, 4, 6)),
         (1.7, (0.5, 1.0, 1.5)),
+        (1.2, (0.5, 1.0)),
+        (0.9, ()),
         (0.0, ()),
     ],
 )
 def test_default_thresholds(tmp_path: Path, best: float, expected: tuple[float, ...]) -> None:
-    assert default_thresholds([load_run(make_run(tmp_path, "sync", scores=(best,)))]) == expected
+    # Every score between is reached by a snapshot of its own.
+    scores = [best * part / 100 for part in range(101)]
+    assert default_thresholds([load_run(make_run(tmp_path, "sync", scores=scores))]) == expected
+
+
+def test_thresholds_that_tell_the_same_are_told_once(tmp_path: Path) -> None:
+    runs = [load_run(make_run(tmp_path, "sync", scores=(0.2, 41.0, 41.5)))]
+    assert default_thresholds(runs) == (40,)
+    runs.append(load_run(make_run(tmp_path, "async", scores=(12.0, 30.5))))
+    assert default_thresholds(runs) == (10, 30, 40)
 
 
 def test_the_table_tells_times_for_the_highest_score_that_all_reached(tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_the_table_tells_times_for_the_highest_score_that_all_reached(tmp_path: 
     assert [row[-2:] for row in rows] == [["3.00 min", "1.00"], ["4.00 min", "0.75"]]
     assert rows[0][2:4] == ["31.00", "31.00"] and rows[1][2:4] == ["25.50", "25.50"]
     titles, rows = time_cells(made.results)
-    assert titles == ["run", *(f"BLEU {n}" for n in (5, 10, 15, 20, 25, 30))]
+    assert titles == ["run", *(f"BLEU {n}" for n in (10, 20, 25, 30))]
     assert rows[1][-1] == "not reached"
 
 
@@ -254,7 +268,48 @@ def test_a_page_and_a_picture_of_runs_with_and_without_records(tmp_path: Path) -
     bare = make_report([make_run(tmp_path / "bare", "async", scores=())])
     write_report(bare, tmp_path / "bare.html", "html")
     write_report(bare, tmp_path / "bare.png", "png")
-    assert "No snapshot has been scored" in (tmp_path / "bare.html").read_text()
+    page = (tmp_path / "bare.html").read_text()
+    assert "No snapshot has been scored" in page and "No update has been recorded" in page
+
+
+@pytest.mark.parametrize("scores", [(), (0.5,), (10.0, 20.0)])
+def test_a_page_has_no_empty_boxes(tmp_path: Path, scores: tuple[float, ...]) -> None:
+    made = make_report([make_run(tmp_path, "async", scores=scores, is_finished=bool(scores))])
+    page = render_page(made)
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    body = page.split("<main>")[1].split("</main>")[0]
+    assert set(re.findall(r'<div id="([^"]+)"></div>', body)) == figures.keys()
+    assert set(re.findall(r'<a href="#([^"]+)"', page)) == set(re.findall(r'<h2 id="([^"]+)"', body))
+
+
+def test_a_run_that_was_resumed_with_other_workers_says_so(tmp_path: Path) -> None:
+    path, other = make_run(tmp_path, "async", workers=4), make_run(tmp_path, "async", seed=2, workers=4)
+    starts = [json.dumps({"event": "start", "workers": workers}) + "\n" for workers in (2, 2, 4)]
+    metrics = path / "metrics.jsonl"
+    metrics.write_text("".join(starts) + metrics.read_text())
+    run = load_run(path)
+    assert run.worker_counts == (2, 4) and run.workers_text == "2, then 4"
+    made = make_report([path, other])
+    assert [group.label for group in made.groups] == ["async, workers 2, then 4", "async, 4 workers"]
+    assert f"{path.name} was resumed with another number of workers: 2, then 4." in render_page(made)
+
+
+def test_settings_and_ends_are_told_in_words(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / str(seconds), "async-global", accumulate={"global": pushes}, stop={"seconds": seconds})
+        for seconds, pushes in ((150, 1), (1500, 2))
+    ]
+    groups = group_runs([load_run(path) for path in paths])
+    assert [group.label for group in groups] == [
+        "async-global, 1 push per update, 150 seconds of training",
+        "async-global, 2 pushes per update, 1,500 seconds of training",
+    ]
+    assert setting_words("optimizer.nesterov", False) == "no nesterov"
+    assert setting_words("staleness.limit", None) == "no staleness limit"
+    assert setting_words("accumulate.global", "workers") == "pushes per update workers"
+    assert end_words("stop.tokens=6000000 reached") == "after 6,000,000 target tokens"
+    assert end_words("all workers have died") == "all workers have died"
+    assert "after 400 updates" in render_page(make_report(paths))
 
 
 def test_spans_beyond_what_a_page_bears_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

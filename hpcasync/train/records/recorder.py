@@ -43,6 +43,7 @@ class Recorder:
         self._num_rejected = 0
         self._window_started: float | None = None
         self._window_tokens = 0
+        self._last: dict[str, Any] | None = None
 
     def _open_board(self, directory: Path) -> None:
         try:
@@ -87,28 +88,42 @@ class Recorder:
         self._loss_sum += loss_sum
         self._tokens += target_tokens
         self._staleness.extend(staleness)
-        is_due = counters.num_updates % self._every == 0
-        if not (is_due or self._console.is_outdated):
-            return
-        seconds = counters.wall_seconds - self._window_started
-        fields: dict[str, Any] = {
-            **counters.to_dict(),
-            "data_epoch": counters.num_batches / self._batches_per_epoch,
+        self._last = {**counters.to_dict(), "learning_rate": learning_rate}
+        if counters.num_updates % self._every == 0:
+            self._write_window()
+        elif self._console.is_outdated:
+            self._console.update(self._summed_up(self._last))
+
+    def _summed_up(self, last: dict[str, Any]) -> dict[str, Any]:
+        """What the updates since the last record came to."""
+        assert self._window_started is not None
+        seconds = last["wall_seconds"] - self._window_started
+        # Of a window of the first update alone nothing better is known.
+        mean_speed = last["target_tokens"] / last["wall_seconds"] if last["wall_seconds"] else 0.0
+        return {
+            **last,
+            "data_epoch": last["num_batches"] / self._batches_per_epoch,
             "loss": self._loss_sum / max(1, self._tokens),
-            "learning_rate": learning_rate,
-            "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else 0.0,
+            "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else mean_speed,
             "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),
             "staleness_max": max(self._staleness, default=0),
         }
+
+    def _write_window(self) -> None:
+        assert self._last is not None
+        fields, self._last = self._summed_up(self._last), None
         self._console.update(fields)
-        if not is_due:
-            return
         self.event("update", **fields)
         keys = ("loss", "learning_rate", "target_tokens_per_second", "staleness_mean", "staleness_max")
         self._scalars("train", keys, fields)
         self._loss_sum, self._tokens = 0.0, 0
-        self._window_tokens, self._window_started = 0, counters.wall_seconds
+        self._window_tokens, self._window_started = 0, fields["wall_seconds"]
         self._staleness.clear()
+
+    def complete(self) -> None:
+        """Training has ended: sum up the updates since the last record, however few."""
+        if self._last is not None:
+            self._write_window()
 
     def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
         """The scores of a snapshot have come."""

@@ -222,6 +222,7 @@ class Supervisor:
 
         Scores are not waited for where the run goes on later: it has them made then.
         """
+        self._recorder.complete()
         for saved in self._writer.wait():
             self.shard_saved(saved)
         self._snapshots.wait_for_files()
