@@ -71,7 +71,7 @@ def _summary(config: Config, workers: int, histogram: dict[int, int], counters: 
             "max": max(histogram),
             "histogram": {str(staleness): count for staleness, count in histogram.items()},
         },
-        "stop_reason": "stop.updates reached",
+        "stop_reason": "stop.updates=400 reached",
         "configuration_digest": config.digest,
     }
 
