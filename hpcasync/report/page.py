@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from typing import Any
 
@@ -50,10 +50,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
     for index, (_, histograms) in enumerate(worker_staleness):
         figures[f"worker-staleness-{index}"] = plots.worker_staleness_figure(histograms)
     packed = [pack_timeline(name, ranks, timeline_from, timeline_to) for name, ranks in timelines.items()]
-    has_scores = any(run.validations for run in report.runs)
-    has_learning = any(name in figures for name in ("loss-train", "loss-valid", "learning-rate"))
-    has_throughput = any(name in figures for name in ("throughput", "throughput-time"))
-    has_staleness = any(run.staleness_histogram for run in report.runs)
+    is_shown = _shown_sections(report, figures.keys()) | {"timeline": bool(packed)}
     page = _template().render(
         title=report.title,
         lead=_lead(report),
@@ -62,18 +59,7 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
         plotly=Markup(get_plotlyjs()),
         figures=_script_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
         timelines=_script_json(packed),
-        sections=_sections(
-            {
-                "results": True,
-                "scores": has_scores,
-                "times": has_scores and report.threshold is not None,
-                "throughput-section": has_throughput,
-                "staleness-section": has_staleness,
-                "learning": has_learning,
-                "timeline": bool(packed),
-                "configurations": True,
-            }
-        ),
+        sections=[(name, text) for name, text in _SECTIONS.items() if is_shown.get(name, True)],
         facts=_facts(report),
         notes=_notes(report),
         results=result_cells(report.results, report.threshold),
@@ -87,12 +73,8 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
             for group in report.groups
         ],
         worker_staleness=[(f"worker-staleness-{index}", name) for index, (name, _) in enumerate(worker_staleness)],
-        has_scores=has_scores,
-        has_learning=has_learning,
-        has_throughput=has_throughput,
-        has_staleness=has_staleness,
+        is_shown=is_shown,
         drawn=figures.keys(),
-        has_timeline=bool(packed),
         footer=f"Made by hpcasync {__version__}. BLEU as each run recorded it; signatures are in its summary.json.",
     )
     return str(page)
@@ -109,8 +91,16 @@ def _figures(report: Report) -> dict[str, Any]:
     return {name: figure for name, figure in figures.items() if figure.data}
 
 
-def _sections(is_shown: dict[str, bool]) -> list[tuple[str, str]]:
-    return [(name, text) for name, text in _SECTIONS.items() if is_shown[name]]
+def _shown_sections(report: Report, drawn: Collection[str]) -> dict[str, bool]:
+    """Sections that have nothing to show are left out."""
+    has_scores = any(run.validations for run in report.runs)
+    return {
+        "scores": has_scores,
+        "times": has_scores and bool(report.threshold),
+        "throughput-section": any(name in drawn for name in ("throughput", "throughput-time")),
+        "staleness-section": any(run.staleness_histogram for run in report.runs),
+        "learning": any(name in drawn for name in ("loss-train", "loss-valid", "learning-rate")),
+    }
 
 
 def _lead(report: Report) -> str:
