@@ -11,7 +11,7 @@ help: ## list the targets
 setup: ## make .venv: pinned packages, MPI, Horovod; what is there already is kept
 	@.ci/setup
 
-demo: setup ## train sync and async-global on a small corpus and compare them; DATA=multi30k: on Multi30k
+demo: setup ## train sync and async-global on a small corpus, on even and uneven workers, and compare; DATA=multi30k: on Multi30k
 	@$(VENV)/bin/hpcasync demo $(if $(DATA),--data $(DATA)) $(if $(MIRROR),--mirror $(MIRROR))
 
 # Two processes; tests/conftest.py says what each of them runs.

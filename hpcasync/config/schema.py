@@ -101,7 +101,7 @@ class ExchangeConfig(Section):
 
 
 class StalenessConfig(Section):
-    """What is done about gradients computed from old parameters; asynchronous modes only. Off by default."""
+    """What is done about gradients computed from old parameters; asynchronous modes only."""
 
     limit: int | None = Field(None, ge=0, description="most updates that a gradient may be behind; default: any number")
     policy: StalenessPolicy = Field(
@@ -114,7 +114,7 @@ class StalenessConfig(Section):
     )
 
     lookahead: float = Field(
-        0.0,
+        1.0,
         ge=0,
         description="workers compute with parameters that are ahead by so much of the mean staleness, along the last "
         "update; 1: by all of it",
@@ -130,7 +130,7 @@ class StalenessConfig(Section):
     @model_validator(mode="after")
     def _check_lookahead(self) -> "StalenessConfig":
         if self.lookahead and self.compensation:
-            raise ValueError("lookahead and compensation both correct for staleness: set one of them to 0")
+            raise ValueError("lookahead and compensation both correct for staleness: set lookahead to 0")
         return self
 
     @model_validator(mode="after")
@@ -179,7 +179,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="of all parameters")
     nesterov: bool = Field(
-        False,
+        True,
         description="step along b1 * m + (1 - b1) * gradient, not along the mean m alone: stale gradients do less harm",
     )
     clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")

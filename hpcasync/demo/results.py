@@ -1,7 +1,7 @@
 """What the demonstration shows at the end: translations, and a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -29,35 +29,42 @@ def show_translations(runs: Sequence[Config]) -> None:
         print(flush=True)
 
 
-def compare(runs: Sequence[Config]) -> None:
-    """Print a table of the runs: BLEU, throughput, time to a BLEU that all reached, staleness, where they are."""
-    validations = [read_validations(run.output_dir) for run in runs]
-    threshold = common_threshold(validations)
+def compare(runs: Mapping[str, Sequence[Config]]) -> None:
+    """Print a table of the runs: BLEU, throughput, staleness, time to a BLEU that all reached, and the ratio to sync.
+
+    Args:
+        runs: by how fast the workers are; one of each group is in mode sync.
+    """
+    validations = {run.output_dir: read_validations(run.output_dir) for group in runs.values() for run in group}
+    threshold = common_threshold(list(validations.values()))
     table = Table(box=None, pad_edge=False)
-    for heading in (
-        "mode",
-        "BLEU valid",
-        "BLEU test",
-        "target tokens/s",
-        f"time to BLEU {threshold}",
-        "staleness",
-        "run",
-    ):
-        table.add_column(heading, justify="left" if heading in ("mode", "run") else "right", no_wrap=True)
-    for run, scores in zip(runs, validations, strict=True):
-        summary = json.loads((run.output_dir / "summary.json").read_text())
-        seconds = time_to(threshold, scores)
-        test = read_records(run.output_dir / evaluation_file("test"))
-        table.add_row(
-            run.mode,
-            f"{summary['best']['bleu']:.2f}" if summary["best"] else "-",
-            f"{test[-1]['bleu']:.2f}" if test else "-",
-            f"{summary['target_tokens_per_second']:,.0f}",
-            "not reached" if seconds is None else f"{seconds:.0f} s",
-            f"{summary['staleness']['mean']:.2f}",
-            str(run.output_dir),
-        )
+    for heading in ("workers", "mode", "BLEU valid", "BLEU test", "target tokens/s", "staleness"):
+        table.add_column(heading, justify="left" if heading in ("workers", "mode") else "right", no_wrap=True)
+    table.add_column(f"time to BLEU {threshold}", justify="right", no_wrap=True)
+    table.add_column("x sync", justify="right", no_wrap=True)
+    for workers, group in runs.items():
+        times = {run.mode: time_to(threshold, validations[run.output_dir]) for run in group}
+        for run in group:
+            table.add_row(workers, run.mode, *_scores(run), *_against_sync(times[run.mode], times["sync"]))
     Console(width=140).print(table)
+
+
+def _scores(run: Config) -> tuple[str, str, str, str]:
+    summary = json.loads((run.output_dir / "summary.json").read_text())
+    test = read_records(run.output_dir / evaluation_file("test"))
+    return (
+        f"{summary['best']['bleu']:.2f}" if summary["best"] else "-",
+        f"{test[-1]['bleu']:.2f}" if test else "-",
+        f"{summary['target_tokens_per_second']:,.0f}",
+        f"{summary['staleness']['mean']:.2f}",
+    )
+
+
+def _against_sync(seconds: float | None, of_sync: float | None) -> tuple[str, str]:
+    """A time, and how many times as fast that is as sync."""
+    if seconds is None:
+        return "not reached", "-"
+    return f"{seconds:.0f} s", f"{of_sync / seconds:.2f}" if of_sync and seconds else "-"
 
 
 def common_threshold(validations: Sequence[Sequence[dict[str, Any]]]) -> int:

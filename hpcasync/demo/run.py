@@ -10,8 +10,13 @@ from hpcasync.config.schema import Config, load_config
 from hpcasync.demo.results import compare, show_translations
 from hpcasync.errors import UserError
 
-# Horovod's two ranks are both workers; the asynchronous run has a server beside its two.
+# Two ranks of sync are both workers; the asynchronous run has a server beside its two.
 _RANKS = {"sync": 2, "async-global": 3}
+# How fast the two workers are: the end of the run's name, and settings.
+_WORKERS = {
+    "even": ("", ()),
+    "one takes twice as long": ("-slow", ("straggler.worker=1", "straggler.slowdown=2")),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class DemoPlan:
     Attributes:
         corpus: a name that `hpcasync data fetch` knows.
         config: training configuration; its data.path is where the corpus is prepared.
-        seconds: training time of each mode; 0: as the configuration says.
+        seconds: training time of each of the four runs; 0: as the configuration says.
         mirror: directory or URL to fetch the corpus from; empty: its home.
     """
 
@@ -32,24 +37,34 @@ class DemoPlan:
 
 
 def run_demo(plan: DemoPlan) -> None:
-    """Fetch, prepare, train in both modes, translate, compare.
+    """Fetch, prepare, train in both modes, with even workers and with one that is slow; translate, compare, report.
 
     Raises:
         UserError: one of the commands failed.
     """
-    overrides = [f"stop.seconds={plan.seconds:g}"] if plan.seconds else []
-    configs = {mode: load_config(plan.config, (f"mode={mode}", *overrides)) for mode in _RANKS}
-    _prepare(plan, configs["async-global"].data.path)
-    for mode, config in configs.items():
-        _heading(f"Training: {mode}")
-        train = ["train", str(plan.config), f"mode={mode}", *overrides, "--overwrite"]
-        _hpcasync("launch", "-n", str(_RANKS[mode]), "--", *train)
-        _hpcasync("evaluate", str(config.output_dir), "--split", "test")
-    runs: list[Config] = list(configs.values())
+    base = load_config(plan.config)
+    _prepare(plan, base.data.path)
+    runs: dict[str, list[Config]] = {}
+    for workers, (suffix, settings) in _WORKERS.items():
+        name = base.name + suffix
+        runs[workers] = [_train(plan, mode, workers, (f"name={name}", *settings)) for mode in _RANKS]
     _heading("A few sentences of the test set")
-    show_translations(runs)
+    show_translations(runs["even"])
     _heading("Comparison")
     compare(runs)
+    _heading("Report")
+    directories = [str(run.output_dir) for group in runs.values() for run in group]
+    _hpcasync("report", *directories, "-o", str(base.run_dir / f"{base.name}.html"))
+
+
+def _train(plan: DemoPlan, mode: str, workers: str, settings: tuple[str, ...]) -> Config:
+    _heading(f"Training: {mode}, workers: {workers}")
+    seconds = (f"stop.seconds={plan.seconds:g}",) if plan.seconds else ()
+    overrides = (f"mode={mode}", *settings, *seconds)
+    _hpcasync("launch", "-n", str(_RANKS[mode]), "--", "train", str(plan.config), *overrides, "--overwrite")
+    config = load_config(plan.config, overrides)
+    _hpcasync("evaluate", str(config.output_dir), "--split", "test")
+    return config
 
 
 def _prepare(plan: DemoPlan, prepared: Path) -> None:

@@ -17,6 +17,7 @@ from tiny_training import Run, TinyCorpus, Trainer
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 NUM_UPDATES = 12
 STOP = f"stop={{updates: {NUM_UPDATES}}}"
@@ -47,7 +48,7 @@ def local_training(config: Config, corpus: TinyCorpus, delay: int = 0) -> tuple[
     model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
     older, history = copy.deepcopy(model), [copy.deepcopy(model.state_dict())]
     settings = config.optimizer
-    optimizer = torch.optim.Adam(model.parameters(), betas=settings.betas, eps=settings.eps)
+    optimizer = optimizer_factory(settings)(list(model.parameters()))
     averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     losses = []
     for number in range(1, NUM_UPDATES + 1):
@@ -100,7 +101,8 @@ def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) 
 
 @pytest.mark.usefixtures("one_thread")
 def test_overlap_of_pull_and_push_is_training_one_update_late(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
-    late = trainer(3, "mode=async", "exchange.overlap=full", "exchange.slots=1", "roles.servers=2", "name=late", STOP)
+    overlap = "exchange.overlap=full", "exchange.slots=1", "staleness.lookahead=0"
+    late = trainer(3, "mode=async", *overlap, "roles.servers=2", "name=late", STOP)
     assert late.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
     losses, parameters = local_training(late.config, tiny_corpus, delay=1)
     assert_same(late, losses, parameters)

@@ -170,7 +170,7 @@ def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> 
         {"exchange": {"gradients": "topk", "topk": 0.1}},
         {"staleness": {"limit": 1, "policy": "drop"}},
         {"staleness": {"limit": 1, "policy": "scale"}},
-        {"staleness": {"limit": 2, "policy": "wait", "compensation": 0.5}},
+        {"staleness": {"limit": 2, "policy": "wait", "compensation": 0.5, "lookahead": 0.0}},
     ],
     ids=lambda more: str(next(iter(more.values()))),
 )
