@@ -14,7 +14,7 @@ from hpcasync.launch.mpirun import JobLine, Launcher
 from hpcasync.launch.process import FinishedJob, capture
 
 # Ranks of a test share few cores: more threads would only slow each other down.
-_RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}
+RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}
 
 
 class MpiRunner:
@@ -85,7 +85,7 @@ class MpiRunner:
         options: Sequence[str],
         check: bool,
     ) -> FinishedJob:
-        environment = {**os.environ, **_RANK_ENVIRONMENT, **self._environment, **(env or {})}
+        environment = {**os.environ, **RANK_ENVIRONMENT, **self._environment, **(env or {})}
         if self._hosts is not None:
             options = (*self._hosts.mpirun_options(self.launcher.flavour, num_ranks), *options)
         line = job_line_here(num_ranks, program, environment=environment, options=options, launcher=self.launcher)

@@ -80,12 +80,18 @@ class _Setup:
 
 
 def run_training(
-    config: Config, *, resume: bool = False, resume_from: Path | None = None, overwrite: bool = False
+    config: Config,
+    *,
+    comm: MPI.Intracomm = MPI.COMM_WORLD,
+    resume: bool = False,
+    resume_from: Path | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Train on all ranks of MPI_COMM_WORLD (collective); returns the exit code of all ranks (hpcasync.exit_codes).
+    """Train on all ranks of a communicator (collective); returns the exit code of all ranks (hpcasync.exit_codes).
 
     Args:
         config: of the run.
+        comm: whose ranks train.
         resume: go on from the newest checkpoint of the run.
         resume_from: directory of another run to go on from, unless `resume` finds a checkpoint of this one.
         overwrite: remove what the run has left before, if it begins anew or from another one.
@@ -93,8 +99,7 @@ def run_training(
     Raises:
         UserError: on every rank, for anything that a user can cause.
     """
-    comm = MPI.COMM_WORLD
-    check_world_size(comm.size)
+    check_world_size(MPI.COMM_WORLD.size)
     require_same(comm, config.digest, "the configuration")
     setup = collectively(comm, lambda: _set_up(config, comm))
     with setup.deaths.explained(), ExitStack() as stack:

@@ -27,7 +27,7 @@ from bad_input import (
 )
 from forked_commands import ForkedCommands
 from runners import MpiRunner
-from tiny_training import TinyCorpus, Trainer
+from tiny_training import Trainer
 
 from hpcasync.launch.process import FinishedJob
 
@@ -36,11 +36,6 @@ NUM_UPDATES = 2
 JOB_SECONDS = 240.0
 CHECKPOINT = f"checkpoints/u{NUM_UPDATES:08d}"
 PROGRAMS = Path(__file__).parent / "programs"
-
-
-@pytest.fixture(scope="module")
-def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path_factory.mktemp("bad-input"), tiny_corpus)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
 from hpcasync.config.schema import Config
@@ -24,11 +23,6 @@ STOP = f"stop={{updates: {NUM_UPDATES}}}"
 SNAPSHOT = f"u{NUM_UPDATES:08d}"
 # fp32, with sums in another order.
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
-
-
-@pytest.fixture(scope="module")
-def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path_factory.mktemp("equivalence"), tiny_corpus)
 
 
 @pytest.fixture(scope="module")

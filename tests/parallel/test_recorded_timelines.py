@@ -1,27 +1,20 @@
 """What ranks do when, as real jobs record it (logging.timeline)."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from runners import MpiRunner
-from tiny_training import TinyCorpus, Trainer
+from tiny_training import Trainer
 
 from hpcasync.report.spans import ACTIVITIES, Spans, read_timelines
-
-
-@pytest.fixture
-def train(mpirun: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path, tiny_corpus)
 
 
 def counts(spans: Spans) -> Counter[str]:
     return Counter(ACTIVITIES[index] for index in spans.activity)
 
 
-def test_asynchronous_ranks_record_every_push_and_every_update(train: Trainer) -> None:
-    run = train(4, "logging.timeline=true", "roles.servers=2", "accumulate.global=2")
+def test_asynchronous_ranks_record_every_push_and_every_update(trainer: Trainer) -> None:
+    run = trainer(4, "logging.timeline=true", "roles.servers=2", "accumulate.global=2")
     coordinator, follower, *workers = read_timelines(run.path)
     summary = run.summary
     assert coordinator.is_server and follower.is_server and [w.is_server for w in workers] == [False, False]
@@ -40,12 +33,12 @@ def test_asynchronous_ranks_record_every_push_and_every_update(train: Trainer) -
         assert (worker.start[1:] >= (worker.start + worker.duration)[:-1] - 2e-6).all()
 
 
-def test_synchronous_ranks_record_allreduces_and_a_resumed_run_goes_on(train: Trainer) -> None:
+def test_synchronous_ranks_record_allreduces_and_a_resumed_run_goes_on(trainer: Trainer) -> None:
     pytest.importorskip("horovod.torch", reason="mode sync needs Horovod")
     settings = ("mode=sync", "logging.timeline=true", "stop.epochs=0")
-    first = train(2, *settings, "stop.updates=4")
+    first = trainer(2, *settings, "stop.updates=4")
     before = [spans.end for spans in read_timelines(first.path)]
-    run = train(2, *settings, "stop.updates=7", flags=["--resume"])
+    run = trainer(2, *settings, "stop.updates=7", flags=["--resume"])
     ranks = read_timelines(run.path)
     assert len(ranks) == 2
     for spans, end in zip(ranks, before, strict=True):
@@ -55,6 +48,6 @@ def test_synchronous_ranks_record_allreduces_and_a_resumed_run_goes_on(train: Tr
         assert (spans.start >= end).sum() >= 9 and np.all(np.diff(spans.start) >= 0)
 
 
-def test_nothing_is_recorded_unless_asked_for(train: Trainer) -> None:
-    run = train(2, "mode=async", "stop.epochs=0", "stop.updates=2")
+def test_nothing_is_recorded_unless_asked_for(trainer: Trainer) -> None:
+    run = trainer(2, "mode=async", "stop.epochs=0", "stop.updates=2")
     assert list(run.path.glob("timeline-*")) == []

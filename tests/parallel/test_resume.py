@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
@@ -13,11 +12,6 @@ from hpcasync.ps.protocol.tickets import TicketLedger
 
 MIDDLE, END = 10, 20
 AT_MIDDLE, AT_END = f"u{MIDDLE:08d}", f"u{END:08d}"
-
-
-@pytest.fixture(scope="module")
-def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path_factory.mktemp("resume"), tiny_corpus)
 
 
 def stop(updates: int) -> str:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from runners import MpiRunner
-from tiny_training import Run, TinyCorpus, Trainer
+from tiny_training import Run, Trainer
 
 from hpcasync.cli.main import cli
 from hpcasync.config.schema import load_config
@@ -21,11 +20,6 @@ SNAPSHOT = f"u{NUM_UPDATES:08d}"
 ONE_WORKER = "mode=async", "roles.worker_threads=1"
 # Horovod sums in another order.
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
-
-
-@pytest.fixture(scope="module")
-def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path_factory.mktemp("simulated"), tiny_corpus)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 """Every mode from end to end through `hpcasync train`, and what a run leaves behind."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
 from hpcasync.config.schema import load_config
@@ -33,11 +30,6 @@ SUMMARY_KEYS = {
     "configuration_digest",
     "stop_reason",
 }
-
-
-@pytest.fixture
-def trainer(mpirun: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path, tiny_corpus)
 
 
 def check_every_run(run: Run, corpus: TinyCorpus, num_epochs: int) -> None:
@@ -92,7 +84,7 @@ def check_files(run: Run) -> None:
 
 
 def test_sync(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
-    run = trainer(2, "mode=sync", "accumulate.local=2")
+    run = trainer.command(2, "mode=sync", "accumulate.local=2")
     check_every_run(run, tiny_corpus, 2)
     assert run.summary["roles"]["servers"] == 0 and run.summary["roles"]["workers"] == 2
     assert run.summary["staleness"]["max"] == 0 and run.summary["gradients_dropped"] == 0
@@ -117,7 +109,7 @@ def test_async_local_in_bf16(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
 
 def test_async_global_with_scores(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
     overrides = "mode=async-global", "accumulate.global=3", "roles.servers=2", "logging.tensorboard=true"
-    run = trainer(4, *overrides, "validation.score=true", "validation.every=5", "validation.beam=2")
+    run = trainer.command(4, *overrides, "validation.score=true", "validation.every=5", "validation.beam=2")
     check_scores(run)
     # 14 groups of 3, and what is left.
     assert run.summary["num_updates"] == 15 and run.summary["gradients_pushed"] == NUM_BATCHES
@@ -133,7 +125,7 @@ def check_scores(run: Run) -> None:
     assert {path.name for path in (run.path / "checkpoints").iterdir()} == set(names)
     assert validations[-1]["loss"] < validations[0]["loss"]
     summary = run.summary
-    best: dict[str, Any] = max(validations, key=lambda record: (record["bleu"], -record["num_updates"]))
+    best: dict[str, Any] = max(validations, key=lambda record: (record["bleu"], -record["loss"]))
     assert summary["best"] == best and summary["final"] == validations[-1]
     assert summary["final"]["bleu_signature"].startswith("nrefs:1|case:mixed|")
     assert (run.path / "best").read_text() == f"snapshots/{best['name']}\n"
@@ -151,6 +143,6 @@ def test_async_combined_in_fp16(trainer: Trainer, tiny_corpus: TinyCorpus) -> No
 
 
 def test_a_time_limit(trainer: Trainer) -> None:
-    summary = trainer(3, "mode=async", "stop={seconds: 1}", "logging.every=1000").summary
+    summary = trainer(3, "mode=async", "name=limited", "stop={seconds: 1}", "logging.every=1000").summary
     assert summary["stop_reason"] == "stop.seconds=1 reached"
     assert summary["gradients_pushed"] == summary["gradients_applied"] + summary["gradients_dropped"]

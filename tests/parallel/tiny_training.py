@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from runners import MpiRunner
 from safetensors.numpy import load_file
+from warm_job import NUM_RANKS, WarmJob
 
 from hpcasync.config.schema import Config, load_config
 from hpcasync.data.batches import BatchPlan
@@ -103,16 +104,32 @@ class Run:
 
 
 class Trainer:
-    """Trains tiny models with `hpcasync train` in a directory of its own."""
+    """Trains tiny models in a directory of its own.
 
-    def __init__(self, mpirun: MpiRunner, directory: Path, corpus: TinyCorpus) -> None:
+    Args:
+        mpirun: for `hpcasync train` in jobs of their own.
+        directory: for configuration and runs.
+        corpus: to train on.
+        warm: ranks that are there already, for what does not need a job of its own.
+    """
+
+    def __init__(self, mpirun: MpiRunner, directory: Path, corpus: TinyCorpus, warm: WarmJob | None = None) -> None:
         self._mpirun = mpirun
+        self._warm = warm
         self._corpus = corpus
         self.path = directory / "config.yaml"
         values = {**CONFIG, "run_dir": str(directory / "runs"), "data": {**CONFIG["data"], "path": str(corpus.path)}}
         self.path.write_text(yaml.safe_dump(values))
 
     def __call__(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
-        """Train on `num_ranks` ranks."""
+        """Train on `num_ranks` ranks; with `check=False`, by the command, whose exit code is to be looked at."""
+        if self._warm is not None and check and num_ranks <= NUM_RANKS and "--resume-from" not in flags:
+            job = self._warm.train(num_ranks, self.path, overrides, flags=flags, timeout=_TIMEOUT_SECONDS)
+            assert job.returncode == 0, job.stderr
+            return Run(load_config(self.path, overrides), job)
+        return self.command(num_ranks, *overrides, flags=flags, check=check)
+
+    def command(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
+        """`hpcasync train` in a job of its own."""
         job = self._mpirun(num_ranks, ["train", *flags, self.path, *overrides], timeout=_TIMEOUT_SECONDS, check=check)
         return Run(load_config(self.path, overrides), job)

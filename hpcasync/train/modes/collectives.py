@@ -69,7 +69,10 @@ class HorovodCollectives:
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         # It says nothing of a rank whose whole process is stopped; `RankWatch` does.
         os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
-        hvd.init()
+        if MPI.Comm.Compare(comm, MPI.COMM_WORLD) == MPI.IDENT:
+            hvd.init()
+        else:
+            hvd.init(comm=comm)
         if hvd.size() != comm.size:
             raise UserError(
                 f"Horovod sees {hvd.size()} ranks and MPI {comm.size}: see `hpcasync doctor`", everywhere=True
