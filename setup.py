@@ -1,10 +1,12 @@
 """Install the package: `pip install .`; MPI, Horovod and the rest are extras (docs/install.md)."""
 
+import hashlib
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
+FUSED_APPLY = "hpcasync/ps/server/fused_apply.c"
 
 HOROVOD = "horovod==0.28.1"
 
@@ -38,6 +40,16 @@ EXTRAS = {
     ],
 }
 
+# A library for ctypes: needs a C compiler, not Python.h. Without one the package is installed as well, and says so
+# (`hpcasync doctor`, the header of a run).
+KERNEL = Extension(
+    "hpcasync.ps.server._fused_apply",
+    [FUSED_APPLY],
+    define_macros=[("SOURCE_DIGEST", f'"{hashlib.sha256((HERE / FUSED_APPLY).read_bytes()).hexdigest()}"')],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+    optional=True,
+)
+
 setup(
     name="hpcasync",
     version="0.1.0",
@@ -46,7 +58,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["hpcasync", "hpcasync.*"]),
-    package_data={"hpcasync": ["py.typed"], "hpcasync.report": ["page.*"]},
+    package_data={"hpcasync": ["py.typed"], "hpcasync.ps.server": ["*.c"], "hpcasync.report": ["page.*"]},
     install_requires=[
         "click>=8.1",
         "mpi4py>=4.0",
@@ -61,5 +73,6 @@ setup(
         "torch>=2.4",
     ],
     extras_require=EXTRAS,
+    ext_modules=[KERNEL],
     entry_points={"console_scripts": ["hpcasync = hpcasync.__main__:main"]},
 )

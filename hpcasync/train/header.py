@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from hpcasync.comm.mpi import library_name, thread_level
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
+from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.train.loop.task import Task
 from hpcasync.train.machine.resources import Resources
 
@@ -33,13 +34,14 @@ def title_lines(config: Config, kind: str = "") -> Iterator[str]:
 
 
 def task_lines(task: Task, num_workers: int) -> Iterator[str]:
-    """Sizes of model and corpus, and the effective batch."""
+    """Sizes of model and corpus, how updates are made, and the effective batch."""
     config, flat, plan = task.config, task.flat, task.plan
     model = config.model
     yield (
         f"  model: {model.architecture}, {model.encoder_layers}+{model.decoder_layers} layers of {model.dim}, "
         f"{flat.num_trainable:,} parameters, {config.precision} on {flat.parameters.device.type}"
     )
+    yield f"  updates on CPU: {describe_updates()}"
     per_batch = task.tokens_per_batch
     yield (
         f"  corpus: {len(task.corpus.train):,} pairs, {plan.num_batches():,} batches per epoch of {per_batch:,.0f} "

@@ -16,6 +16,7 @@ from hpcasync.config.schema import Config
 from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import LinkOptions
@@ -105,6 +106,7 @@ def run_training(
     with setup.deaths.explained(), ExitStack() as stack:
         require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
         require_same(comm, setup.task.flat.digest, "the layout of the model")
+        require_same(comm, describe_updates(), "how updates are computed")
         locked = run_directory_locked(config, must_exist=resume and resume_from is None)
         collectively(comm, lambda: _on_first(setup, lambda: stack.enter_context(locked)))
         collectively(comm, lambda: _find_checkpoint(setup, resume=resume, resume_from=resume_from))

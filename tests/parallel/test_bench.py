@@ -13,6 +13,7 @@ from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 from hpcasync.bench.rows import Row, print_rows, rate_row, time_row
 from hpcasync.cli.bench import bench
 from hpcasync.errors import UserError
+from hpcasync.ps.server import fused_apply
 
 ROW = {"name", "value", "unit", "limit", "ratio", "goal", "met", "spread", "note"}
 
@@ -28,7 +29,8 @@ def rows_of(*arguments: str) -> list[dict[str, object]]:
 
 def test_apply() -> None:
     rows = rows_of("apply", "--elements", "300000", "--rounds", "2")
-    assert [row["goal"] for row in rows] == [0.8, 0.8]
+    # With a compiled kernel a row on its time beside torch's follows each.
+    assert [row["goal"] for row in rows] == ([0.9, None, 0.9, None] if fused_apply.is_available() else [0.9, 0.9])
 
 
 def test_transport() -> None:

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "experiment": BASE | {"report", "runs", "simulate"},
     "launch": BASE | {"deaths", "live_line"},
     "slurm": BASE | {"launch"},
-    "doctor": BASE | TRAIN | {"comm", "launch", "slurm"},
+    "doctor": BASE | TRAIN | {"comm", "launch", "ps.server", "slurm"},
     "simulate": BASE | TRAIN | PS | {"comm", "data", "nmt", "runs", "timeline"},
     "demo": BASE | TRAIN | {"comm", "data", "nmt", "runs", "launch", "report"},
     "bench": BASE | TRAIN | PS | {"comm", "launch", "timeline"},

@@ -8,7 +8,14 @@ import pytest
 from rich.console import Console
 
 from hpcasync.doctor.check import Check, can_run_main_job
-from hpcasync.doctor.machine import check_compiler, check_cores, check_futexes, check_shared_memory, check_slurm
+from hpcasync.doctor.machine import (
+    check_compiler,
+    check_cores,
+    check_futexes,
+    check_kernel,
+    check_shared_memory,
+    check_slurm,
+)
 from hpcasync.doctor.mpi import check_horovod, check_library, check_rma, check_threads
 from hpcasync.doctor.packages import check_cuda, check_package, check_torch
 from hpcasync.doctor.report import as_json, print_table
@@ -65,6 +72,14 @@ def test_a_compiler_that_does_not_run_is_missing(monkeypatch: pytest.MonkeyPatch
     check = check_compiler()
     assert (check.status, check.detail) == ("missing", "/no/such/compiler does not run")
     assert "Horovod" in check.disables and "apt-get install g++" in check.cure
+
+
+@pytest.mark.parametrize("reason", ["", "not compiled when hpcasync was installed"])
+def test_updates_without_a_compiled_kernel_are_a_limit(reason: str) -> None:
+    check = check_kernel(reason)
+    assert check.status == ("limited" if reason else "ok")
+    assert bool(check.cure) == bool(check.disables) == bool(reason)
+    assert reason in check.detail
 
 
 def test_without_slurm_its_scripts_are_disabled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def by_formula(name: str, decay: float, factor: float) -> torch.Tensor:
     return w
 
 
-def trained(settings: OptimizerConfig) -> torch.Tensor:
-    state = ShardState(torch.linspace(-1, 1, NUM_ELEMENTS), optimizer_factory(settings))
+def trained(settings: OptimizerConfig, *, fused: bool) -> torch.Tensor:
+    state = ShardState(torch.linspace(-1, 1, NUM_ELEMENTS), optimizer_factory(settings), fused=fused)
     for version, (rate, gradient) in enumerate(zip(RATES, gradients(), strict=True), start=1):
         state.apply(blocks_of(gradient), scale=1.0, learning_rate=rate, version=version)
     return state.parameters
@@ -51,9 +51,10 @@ def trained(settings: OptimizerConfig) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_the_numerator_is_that_of_the_formula(name: str, decay: float, nesterov: bool) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_numerator_is_that_of_the_formula(name: str, decay: float, nesterov: bool, fused: bool) -> None:
     expected = by_formula(name, decay, BETAS[0] if nesterov else 1.0)
-    actual = trained(config(name, decay, nesterov=nesterov))
+    actual = trained(config(name, decay, nesterov=nesterov), fused=fused)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -45,8 +45,9 @@ def plain_torch(config: OptimizerConfig, num_updates: int) -> tuple[torch.Tensor
     return parameter.detach(), average
 
 
-def make(config: OptimizerConfig, shard: Shard) -> ShardState:
-    return ShardState(initial()[shard.start : shard.stop].clone(), optimizer_factory(config), ema_decay=EMA_DECAY)
+def make(config: OptimizerConfig, shard: Shard, *, fused: bool = True) -> ShardState:
+    parameters = initial()[shard.start : shard.stop].clone()
+    return ShardState(parameters, optimizer_factory(config), ema_decay=EMA_DECAY, fused=fused)
 
 
 def update_all(states: list[ShardState], shards: list[Shard], first: int, last: int) -> None:
@@ -72,12 +73,13 @@ def whole(states: list[ShardState]) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("config", [ADAM, ADAMW], ids=lambda config: config.name)
 @pytest.mark.parametrize("num_servers", [1, 3])
 @pytest.mark.parametrize("block_elements", [7, 16, 1 << 18])
+@pytest.mark.parametrize("fused", [False, True])
 def test_shards_and_blocks_make_the_step_of_plain_torch(
-    config: OptimizerConfig, num_servers: int, block_elements: int, monkeypatch: pytest.MonkeyPatch
+    config: OptimizerConfig, num_servers: int, block_elements: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_state, "BLOCK_ELEMENTS", block_elements)
     shards = cut_shards(NUM_ELEMENTS, num_servers)
-    states = [make(config, shard) for shard in shards]
+    states = [make(config, shard, fused=fused) for shard in shards]
     update_all(states, shards, 0, 5)
     parameters, average = whole(states)
     expected, expected_average = plain_torch(config, 5)

@@ -4,8 +4,11 @@ Threads of our own and not torch's: those meet after every operation on a block,
 they spin on a core that a worker may need.
 """
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 
 class BlockThreads:
@@ -49,3 +52,24 @@ class BlockThreads:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.num_threads - 1, "blocks")
         return self._executor
+
+
+class ThreadBlock:
+    """A block of float32 for each thread that asks for one.
+
+    Args:
+        size: elements of the largest block.
+        device: of the blocks.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size = size
+        self._device = device
+        self._local = threading.local()
+
+    def first(self, num_elements: int) -> torch.Tensor:
+        """That many elements of this thread's block, as its last user left them."""
+        block: torch.Tensor | None = getattr(self._local, "block", None)
+        if block is None:
+            block = self._local.block = torch.empty(self._size, dtype=torch.float32, device=self._device)
+        return block[:num_elements]

@@ -4,13 +4,13 @@ Gradients stay in their slots until the update that applies them reads each bloc
 each as it arrives would read and write the whole sum every time.
 """
 
-import threading
 from collections.abc import Callable
 
 import torch
 
-from hpcasync.ps.server.block_threads import BlockThreads
-from hpcasync.ps.server.shard_state import BLOCK_ELEMENTS
+from hpcasync.ps.server import fused_apply
+from hpcasync.ps.server.block_threads import BlockThreads, ThreadBlock
+from hpcasync.ps.server.shard_state import BLOCK_ELEMENTS, squared_norm
 from hpcasync.ps.transport.gradient_formats import Wire
 
 
@@ -22,15 +22,23 @@ class GroupSum:
         wire: how gradients lie in slots.
         device: of the sum; slots are in host memory.
         threads: that share the blocks; default: the caller's alone.
+        fused: sum by `fused_apply` where it can.
     """
 
     def __init__(
-        self, size: int, wire: Wire, device: torch.device | None = None, threads: BlockThreads | None = None
+        self,
+        size: int,
+        wire: Wire,
+        device: torch.device | None = None,
+        threads: BlockThreads | None = None,
+        *,
+        fused: bool = True,
     ) -> None:
         self._wire = wire
         self._threads = BlockThreads() if threads is None else threads
+        self._is_fused = fused and fused_apply.is_available()
         self._vector = torch.zeros(size, dtype=torch.float32, device=device)
-        self._scratch = threading.local()  # a block for each thread
+        self._own_block = ThreadBlock(min(size, BLOCK_ELEMENTS), self._vector.device)
         self._has_vector = False
         self._slots: list[torch.Tensor] = []
 
@@ -68,34 +76,39 @@ class GroupSum:
         squares: dict[int, float] = {}
 
         def add_square(start: int, stop: int, block: torch.Tensor) -> None:
+            parts = self._parts(start, stop)
+            if self._slots and parts is not None and self._is_fused:
+                squares[start] = fused_apply.sum_of_squares(parts, block)
+                return
             if self._slots:
                 self._sum_block(start, stop, block)
-            squares[start] = float(block.dot(block))
+            squares[start] = squared_norm(block)
 
         self._for_all_blocks(add_square)
         self._has_vector = True
         self._slots.clear()
         return sum((squares[start] for start in sorted(squares)), 0.0)
 
-    def block(self, start: int, stop: int, scale: float) -> torch.Tensor:
-        """`scale` times the sum of elements [start, stop), at most a block; to be used before this thread's next call.
-
-        Once only: gradients that have been added together before are scaled where they are.
-        """
-        if not self._slots:
-            return self._vector[start:stop].mul_(scale)
-        block = self._own_block()[: stop - start]
+    def block(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Vectors whose sum is elements [start, stop), at most a block; to be used before this thread's next call."""
+        parts = self._parts(start, stop)
+        if parts is not None:
+            return parts
+        block = self._own_block.first(stop - start)
         if self._has_vector:
-            torch.mul(self._vector[start:stop], scale, out=block)
-        self._sum_block(start, stop, block, scale)
-        return block
+            block.copy_(self._vector[start:stop])
+        self._sum_block(start, stop, block)
+        return [block]
 
-    def _own_block(self) -> torch.Tensor:
-        block: torch.Tensor | None = getattr(self._scratch, "block", None)
-        if block is None:
-            size = min(self._vector.numel(), BLOCK_ELEMENTS)
-            block = self._scratch.block = torch.empty(size, dtype=torch.float32, device=self._vector.device)
-        return block
+    def _parts(self, start: int, stop: int) -> list[torch.Tensor] | None:
+        """What has been added, where it lies, if it can be added up from there."""
+        parts = [self._vector[start:stop]] if self._has_vector else []
+        for slot in self._slots:
+            view = self._wire.view(slot, start, stop - start)
+            if view is None or self._vector.device.type != "cpu":
+                return None
+            parts.append(view)
+        return parts
 
     def _for_all_blocks(self, work: Callable[[int, int, torch.Tensor], None]) -> None:
         """Do work(start, stop, the vector's elements) for each block."""
@@ -108,12 +121,16 @@ class GroupSum:
 
         self._threads.run(len(starts), work_on)
 
-    def _sum_block(self, start: int, stop: int, block: torch.Tensor, scale: float = 1.0) -> None:
-        """Add `scale` times all slots to a block that holds the vector's part, if there is a vector."""
+    def _sum_block(self, start: int, stop: int, block: torch.Tensor) -> None:
+        """Add all slots to a block that holds the vector's part, if there is a vector."""
+        parts = self._parts(start, stop)
+        if parts is not None and self._is_fused:
+            fused_apply.sum_of_squares(parts, block)
+            return
         first, *others = self._slots
         if self._has_vector:
-            self._wire.add(block, first, start, scale)
+            self._wire.add(block, first, start)
         else:
-            self._wire.copy(block, first, start, scale)
+            self._wire.copy(block, first, start)
         for slot in others:
-            self._wire.add(block, slot, start, scale)
+            self._wire.add(block, slot, start)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.server.block_threads import BlockThreads
+from hpcasync.ps.server import fused_apply
+from hpcasync.ps.server.block_threads import BlockThreads, ThreadBlock
+from hpcasync.ps.server.block_update import BlockUpdate
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-# Elements [start, stop) of a summed gradient times a factor, to be overwritten at will.
-GradientBlocks = Callable[[int, int, float], torch.Tensor]
+# Vectors whose sum is elements [start, stop) of a gradient; they may lie where workers put them, and stay as they are.
+GradientBlocks = Callable[[int, int], list[torch.Tensor]]
 
 # Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
 # and a server can serve MPI between blocks.
@@ -28,6 +30,7 @@ class ShardState:
         ema_decay: decay of the averaged parameters per update; 0 for none.
         between_blocks: called between blocks of an update.
         threads: that share the blocks; default: the caller's alone.
+        fused: step by `fused_apply` where it can.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class ShardState:
         ema_decay: float = 0.0,
         between_blocks: Callable[[], None] = lambda: None,
         threads: BlockThreads | None = None,
+        fused: bool = True,
     ) -> None:
         assert parameters.dim() == 1 and parameters.dtype == torch.float32
         self.parameters = parameters
@@ -48,6 +52,8 @@ class ShardState:
         self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, BLOCK_ELEMENTS)]
         self._optimizers = [make_optimizer([block]) for block in self._blocks]
         starts = range(0, parameters.numel(), BLOCK_ELEMENTS)
+        self._scratch = ThreadBlock(min(parameters.numel(), BLOCK_ELEMENTS), parameters.device)
+        self._is_fused = fused and fused_apply.is_available()
         self._bounds = [(start, min(start + BLOCK_ELEMENTS, parameters.numel())) for start in starts]
 
     @property
@@ -68,7 +74,7 @@ class ShardState:
         """Make one optimizer step.
 
         Args:
-            gradient: gives the summed gradient, scaled, block by block; in order, but called by all threads.
+            gradient: gives the summed gradient, block by block; in order, but called by all threads.
             scale: factor on the gradient (one over the target tokens, times clipping).
             learning_rate: of this update.
             version: number of updates, this one included.
@@ -80,17 +86,21 @@ class ShardState:
 
         def step(index: int) -> None:
             (start, stop), block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
-            block.grad = gradient(start, stop, scale)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            target = None if publish is None else publish[start:stop]
-            begun = _begin_publishing(block.detach(), target) if lookahead and target is not None else None
-            optimizer.step()
-            block.grad = None
-            if self.ema is not None:
-                self.ema[start:stop].lerp_(block.detach(), 1 - decay)
-            if target is not None:
-                target.copy_(block.detach() if begun is None else begun.lerp_(block.detach(), 1 + lookahead))
+            update = BlockUpdate(
+                gradient(start, stop),
+                scale,
+                scratch=self._scratch.first(stop - start),
+                average=None if self.ema is None else self.ema[start:stop],
+                average_weight=1 - decay,
+                published=None if publish is None else publish[start:stop],
+                lookahead=lookahead,
+            )
+            if self._is_fused and fused_apply.can_make(update, optimizer, block):
+                fused_apply.make(update, optimizer, block)
+            else:
+                update.make(optimizer, block)
 
         self.threads.run(len(self._blocks), step, self._between_blocks)
 
@@ -126,20 +136,18 @@ class ShardState:
             }
 
 
-def _begin_publishing(before: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The parameters of a block before a step, where they can be moved on after it: in place, if they fit there."""
-    is_alike = target.dtype == before.dtype and target.device == before.device
-    return target.copy_(before) if is_alike else before.clone()
-
-
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:
-    """The blocks of a [size] gradient, scaled in place."""
-    return lambda start, stop, scale: vector[start:stop].mul_(scale)
+    """The blocks of a [size] gradient."""
+    return lambda start, stop: [vector[start:stop]]
 
 
 def squared_norm(vector: torch.Tensor) -> float:
     """Sum of squares of a vector, accumulated over blocks in float64."""
-    return sum((float(block.dot(block)) for block in torch.split(vector, BLOCK_ELEMENTS)), 0.0)
+    is_fused = fused_apply.is_available() and fused_apply.is_plain(vector)
+    square = (
+        (lambda block: fused_apply.sum_of_squares([block])) if is_fused else (lambda block: float(block.dot(block)))
+    )
+    return sum(map(square, torch.split(vector, BLOCK_ELEMENTS)), 0.0)
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:

@@ -46,14 +46,17 @@ class Wire(Protocol):
         With `has_blocks` also a `part` of the shard, in its place.
         """
 
-    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
-        """Add the gradient in a slot (uint8), `scale` times, to the sum of a shard, or of its elements from `start`.
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
+        """Add the gradient in a slot (uint8) to the sum of a shard, or of its elements from `start`.
 
         The sum is [size] float32. The slot is in host memory; the sum may be on another device.
         """
 
-    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Like `add` to a sum of zeros, whatever `total` holds."""
+
+    def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
+        """Elements of the gradient in a slot where they lie, if that is how they are added."""
 
 
 def make_wire(gradient_format: GradientFormat, fraction: float) -> Wire:
@@ -97,17 +100,17 @@ class DenseWire:
             piece.copy_(values[start : start + num_elements])
             window.write(rank, offset + self.slot_bytes(start), piece)
 
-    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Element by element."""
-        total.add_(self._part(slot, start, total.numel()).to(total.device), alpha=scale)
+        total.add_(self._part(slot, start, total.numel()).to(total.device))
 
-    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Element by element."""
-        part = self._part(slot, start, total.numel())
-        if part.dtype == total.dtype and part.device == total.device:
-            torch.mul(part, scale, out=total)
-        else:
-            total.copy_(part).mul_(scale)  # a product of bfloat16 would be rounded to it
+        total.copy_(self._part(slot, start, total.numel()))
+
+    def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
+        """Those of a float32 gradient."""
+        return self._part(slot, start, num_elements) if self._dtype == torch.float32 else None
 
     def _part(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor:
         return slot[self.slot_bytes(start) : self.slot_bytes(start + num_elements)].view(self._dtype)
@@ -150,17 +153,21 @@ class TopKWire:
         staged = self._staged[address.rank] = self._encode(positions.cpu(), values.cpu(), self._capacity(shard.size))
         address.window.write(address.rank, address.offset, staged)
 
-    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
+    def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Only what was sent is touched."""
         assert start == 0
         num_sent = int(slot[:8].view(torch.int64))
         positions = slot[_HEADER_BYTES : _HEADER_BYTES + 4 * num_sent].view(torch.int32)
         values = slot[_HEADER_BYTES + 4 * self._capacity(total.numel()) :][: 4 * num_sent].view(torch.float32)
-        total.index_add_(0, positions.to(total.device), values.to(total.device), alpha=scale)
+        total.index_add_(0, positions.to(total.device), values.to(total.device))
 
-    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0, scale: float = 1.0) -> None:
+    def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Zero, then add."""
-        self.add(total.zero_(), slot, start, scale)
+        self.add(total.zero_(), slot, start)
+
+    def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
+        """Not what lies there."""
+        return None
 
     def _capacity(self, num_elements: int) -> int:
         # A sampled threshold lets some more through than the fraction; beyond that the rest stays in the residual.
