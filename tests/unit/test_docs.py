@@ -1,5 +1,6 @@
 """The documentation says what the program has."""
 
+import re
 from pathlib import Path
 
 from hpcasync.config.reference import all_keys, markdown_table
@@ -19,3 +20,15 @@ def test_every_page_that_the_readme_names_is_there() -> None:
     readme = (ROOT / "README.md").read_text()
     pages = {part.split(")")[0] for part in readme.split("](")[1:] if part.startswith("docs/")}
     assert pages and [page for page in pages if not (ROOT / page).is_file()] == []
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    named = {
+        (page.name, name)
+        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())
+    }
+    missing = [
+        (page, name) for page, name in named if not any((ROOT / base / name).is_file() for base in ("", "hpcasync"))
+    ]
+    assert named and missing == []
