@@ -2,8 +2,8 @@
 
 Variables HOROVOD_* of the environment are handed on, for example HOROVOD_GPU_OPERATIONS=NCCL.
 
-Horovod 0.28.1 forces C++14, current torch needs C++20: a compiler wrapper appends the newer standard, and the last one
-wins. The kept wheel is found again by what it was built against, so that a new torch or MPI means a new build.
+Horovod 0.28.1 forces C++14, current torch needs C++20: a compiler wrapper takes the newer standard in its
+place. The kept wheel is found again by what it was built against, so that a new torch or MPI means a new build.
 """
 
 import hashlib
@@ -102,11 +102,23 @@ def build(directory: Path) -> Path | None:
         return kept
 
 
+WRAPPER = """\
+#!/bin/sh
+# Only in place of C++14, which Horovod asks for. nvcc calls this too, and must be given the dialect that it asks for.
+for argument; do
+  shift
+  case $argument in -std=c++14 | -std=gnu++14) argument=-std=c++20 ;; esac
+  set -- "$@" "$argument"
+done
+exec {compiler} "$@"
+"""
+
+
 def write_compiler_wrapper(directory: Path) -> Path:
-    """Write a script that is the C++ compiler with C++20 as the last word."""
+    """Write a script that is the C++ compiler with C++20 in place of C++14."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
     wrapper = directory / "cxx"
-    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -std=c++20\n')
+    wrapper.write_text(WRAPPER.format(compiler=compiler))
     wrapper.chmod(0o755)
     return wrapper
 

@@ -121,6 +121,55 @@ def test_the_build_shows_its_progress_and_keeps_the_log(tmp_path: Path, capsys: 
     assert shown[-1].startswith("[ 45%] building horovod: timeline.cc (")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["-O2", "-std=gnu++14", "a b.cc"], ["-O2", "-std=c++20", "a b.cc"]),
+        (["-std=c++14"], ["-std=c++20"]),
+        (["-std=c++17", "-D__CUDACC__", "kernels.cu"], ["-std=c++17", "-D__CUDACC__", "kernels.cu"]),
+        (["-v"], ["-v"]),
+    ],
+)
+def test_the_compiler_of_the_build_replaces_one_dialect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: list[str]
+) -> None:
+    monkeypatch.setenv("CXX", "printf '%s\\n'")
+    wrapper = load_build_script().write_compiler_wrapper(tmp_path)
+    assert subprocess.run([str(wrapper), *given], capture_output=True, text=True).stdout.splitlines() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_horovods_cuda_kernels_are_configured_and_compiled(tmp_path: Path) -> None:
+    """With nvcc from PyPI (130 MB). Horovod's part for torch needs a CUDA build of torch, and is left out."""
+    pip = [sys.executable, "-m", "pip", "-q"]
+    toolkit = [f"nvidia-cuda-{part}" for part in ("nvcc", "crt", "runtime", "cccl")]
+    install = [*pip, "install", "--no-deps", "--target", str(tmp_path / "cuda"), *toolkit, "nvidia-nvvm"]
+    download = [*pip, "download", "--no-deps", "--no-binary", ":all:", "-d", str(tmp_path), "horovod==0.28.1"]
+    for command in (install, [*download, "--no-build-isolation"]):
+        subprocess.run(command, check=True)
+    shutil.unpack_archive(tmp_path / "horovod-0.28.1.tar.gz", tmp_path)
+    (home,) = (tmp_path / "cuda" / "nvidia").glob("cu*")
+    # As an installed toolkit has them.
+    (library,) = (home / "lib").glob("libcudart.so.*")
+    (home / "lib" / "libcudart.so").symlink_to(library.name)
+    (home / "lib64").symlink_to("lib")
+    for tool in [*(home / "bin").iterdir(), *(home / "nvvm" / "bin").iterdir()]:
+        tool.chmod(0o755)
+    environment = {**os.environ, "CXX": str(load_build_script().write_compiler_wrapper(tmp_path))}
+    environment |= {"HOROVOD_CUDA_HOME": str(home), "HOROVOD_GPU_OPERATIONS": "MPI", "HOROVOD_WITH_MPI": "1"}
+    environment |= {f"HOROVOD_WITHOUT_{what}": "1" for what in ("GLOO", "PYTORCH", "TENSORFLOW", "MXNET")}
+    environment |= {"HOROVOD_BUILD_CUDA_CC_LIST": "80,90"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    configure = ["cmake", "-S", str(tmp_path / "horovod-0.28.1"), "-B", str(tmp_path / "build")]
+    configure += ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DPYTHON_EXECUTABLE:FILEPATH={sys.executable}"]
+    compile_kernels = ["cmake", "--build", str(tmp_path / "build"), "--target", "horovod_cuda_kernels"]
+    for command in (configure, compile_kernels):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "build").rglob("libhorovod_cuda_kernels.a"))
+
+
 def load_build_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_horovod", ROOT / ".ci" / "build_horovod.py")
     assert spec is not None and spec.loader is not None
