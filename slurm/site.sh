@@ -18,7 +18,8 @@ hpcasync_environment() {
         source "$HPCASYNC_ROOT/.venv/bin/activate"
     fi
 
-    # Open MPI's one-sided component for InfiniBand and the like. Without such hardware it prints errors: remove this
-    # line where there is some.
-    export OMPI_MCA_osc="${OMPI_MCA_osc:-^ucx}"
+    # Open MPI's one-sided component for InfiniBand and the like prints errors where there is no such hardware.
+    if ! compgen -G "${HPCASYNC_FABRICS:-/sys/class/infiniband}/*" >/dev/null; then
+        export OMPI_MCA_osc="${OMPI_MCA_osc:-^ucx}"
+    fi
 }

@@ -20,7 +20,7 @@ _OPTIONS = (
     click.option("--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
     click.option("--ntasks-per-node", "tasks_per_node", type=_COUNT, help="Ranks on a node; default: a worker for each "
                  "GPU, or one, and the servers beside them."),
-    click.option("--cpus-per-task", default=1, show_default=True, type=_COUNT, help="CPUs of a rank."),
+    click.option("--cpus-per-task", type=_COUNT, help="CPUs of a rank; default: 1, or 3 where there are GPUs."),
     click.option("--gpus-per-node", "--gpus", default=0, type=Count(min=0), help="GPUs of a node."),
     click.option("--servers", type=_COUNT, help="Servers on all nodes; default: as configured, else one a node."),
     click.option("--server-nodes", default=0, type=Count(min=0), help="Nodes of their own for the servers: a "

@@ -8,7 +8,7 @@ from typing import Literal
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
-from hpcasync.slurm.plan import is_set, plan_job
+from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, is_set, plan_job
 from hpcasync.slurm.resources import Resources
 from hpcasync.slurm.script import SETTINGS_WORD, BatchJob
 
@@ -23,8 +23,9 @@ class Request:
     """What the user asks for beside the configuration.
 
     Attributes:
-        nodes, cpus_per_task, gpus_per_node, partition, account, memory, constraint, time, requeue: of the training
+        nodes, gpus_per_node, partition, account, memory, constraint, time, requeue: of the training
             job, as sbatch's options of these names.
+        cpus_per_task: None: 1, or what a worker on a GPU needs.
         tasks_per_node: ranks on each node; None: a worker for each GPU, or one, and the servers beside them.
         servers: servers on all nodes; None: as configured, else one for each node.
         server_nodes: nodes of their own for the servers, as another component of the job; 0: beside the workers.
@@ -36,7 +37,7 @@ class Request:
 
     nodes: int = 1
     tasks_per_node: int | None = None
-    cpus_per_task: int = 1
+    cpus_per_task: int | None = None
     gpus_per_node: int = 0
     partition: str = ""
     account: str = ""
@@ -51,6 +52,11 @@ class Request:
     prepare: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
     sweep: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of a task."""
+        return self.cpus_per_task or (CPUS_PER_GPU_WORKER if self.gpus_per_node else 1)
 
 
 def plan_jobs(path: Path, overrides: tuple[str, ...], request: Request) -> tuple[BatchJob, ...]:
@@ -150,7 +156,7 @@ def _train(path: Path, overrides: tuple[str, ...], configs: Sequence[Config], re
 
 
 def _evaluate(name: str, configs: Sequence[Config], request: Request) -> BatchJob:
-    cpus, gpus = request.cpus_per_task, min(1, request.gpus_per_node)
+    cpus, gpus = request.num_cpus, min(1, request.gpus_per_node)
     command = ("hpcasync", "evaluate", "--all", "--threads", str(cpus), *request.evaluate)
     run_dirs = [str(config.output_dir) for config in configs]
     return BatchJob(
@@ -212,7 +218,7 @@ def _component(request: Request, nodes: int, tasks: int) -> Resources:
     return Resources(
         nodes=nodes,
         tasks_per_node=tasks,
-        cpus_per_task=request.cpus_per_task,
+        cpus_per_task=request.num_cpus,
         gpus_per_node=request.gpus_per_node,
         partition=request.partition,
         account=request.account,

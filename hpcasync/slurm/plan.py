@@ -10,6 +10,8 @@ from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 
 Kind = Literal["sync", "async", "any"]
+# What a worker needs whose GPU is not to wait for it: Python, the batches, the copies.
+CPUS_PER_GPU_WORKER = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def plan_job(config: Config, groups: Sequence[Allocation], kind: Kind) -> JobPla
     One rank for each task that was asked for. In a job of one component, where the job has GPUs, at least so many that
     each GPU has a worker; and one server beside the workers of each node, unless the configuration says how many. In a
     heterogeneous job the tasks of the first component are the servers, those of the second the workers. The CPUs that
-    are not the servers' are shared by the workers as threads, unless the configuration says how many.
+    are not the servers' are shared by the workers as threads, unless the configuration says how many; where workers
+    compute on GPUs, they get a few, and the servers beside them the rest.
 
     Args:
         config: the resolved configuration.
@@ -72,8 +75,11 @@ def _plan_together(config: Config, allocation: Allocation) -> JobPlan:
         ranks = (max(*ranks, num_gpus + servers[0]),) * num_nodes
     _check_room(ranks, num_servers)
     overrides = [] if is_sync else [f"roles.servers={num_servers}"]
+    reserved = config.roles.server_threads
+    if num_gpus and num_servers and not is_set(config, "server_threads"):
+        reserved = _server_threads(ranks, servers, allocation.cpus_per_node)
+        overrides.append(f"roles.server_threads={reserved}")
     if not is_set(config, "worker_threads"):
-        reserved = config.roles.server_threads
         overrides.append(f"roles.worker_threads={_worker_threads(ranks, servers, allocation.cpus_per_node, reserved)}")
     return JobPlan(
         run_dir=config.output_dir,
@@ -82,7 +88,7 @@ def _plan_together(config: Config, allocation: Allocation) -> JobPlan:
         overrides=tuple(overrides),
         description=f"{num_nodes} node(s), ranks per node {_list(ranks)}: {num_servers} server(s) and "
         f"{sum(ranks) - num_servers} worker(s); CPUs per node {_list(allocation.cpus_per_node)}, GPUs {num_gpus}; "
-        f"{' '.join(overrides)}",
+        f"{' '.join(overrides)}{_shortage(ranks, servers, allocation) if num_gpus else ''}",
     )
 
 
@@ -135,6 +141,28 @@ def _check_room(ranks: tuple[int, ...], num_servers: int) -> None:
 def _spread(count: int, num_nodes: int) -> tuple[int, ...]:
     """The share of each node, as `comm.roles.assign_roles` deals servers out to hosts with room for them."""
     return tuple(count // num_nodes + (node < count % num_nodes) for node in range(num_nodes))
+
+
+def _server_threads(ranks: tuple[int, ...], servers: tuple[int, ...], cpus: tuple[int, ...]) -> int:
+    """What workers on GPUs leave over."""
+    shares = [
+        (cpus_here - CPUS_PER_GPU_WORKER * (ranks_here - servers_here)) // servers_here
+        for ranks_here, servers_here, cpus_here in zip(ranks, servers, cpus, strict=True)
+        if servers_here
+    ]
+    return max(1, min(shares, default=1))
+
+
+def _shortage(ranks: tuple[int, ...], servers: tuple[int, ...], allocation: Allocation) -> str:
+    """A warning for the log, or nothing."""
+    needed = [
+        CPUS_PER_GPU_WORKER * (ranks_here - servers_here) + servers_here
+        for ranks_here, servers_here in zip(ranks, servers, strict=True)
+    ]
+    if all(have >= need for have, need in zip(allocation.cpus_per_node, needed, strict=True)):
+        return ""
+    per_task = -(-max(needed) // min(allocation.tasks_per_node))
+    return f"; too few CPUs, GPUs will wait for them: submit with --cpus-per-task {per_task} or more"
 
 
 def _worker_threads(

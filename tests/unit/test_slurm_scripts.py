@@ -123,7 +123,23 @@ class TestPlan:
     def test_each_gpu_has_a_worker(self) -> None:
         plan = plan_job(make_config(), [Allocation((2, 2), (16, 16), 4)], "async")
         assert (plan.ranks_per_node, plan.is_changed) == ((5, 5), True)
-        assert plan.overrides == ("roles.servers=2", "roles.worker_threads=3")
+        assert plan.overrides == ("roles.servers=2", "roles.server_threads=4", "roles.worker_threads=3")
+        assert "too few" not in plan.description
+
+    @pytest.mark.parametrize(
+        ("mode", "tasks", "cpus", "threads", "cure"),
+        [
+            # 4 workers of 3 CPUs and a server need 13; sbatch's defaults give 2 tasks a CPU each.
+            ("async", 2, 2, "roles.server_threads=1 roles.worker_threads=1", "--cpus-per-task 7"),
+            ("async", 5, 64, "roles.server_threads=52 roles.worker_threads=3", ""),
+            ("sync", 1, 1, "roles.worker_threads=1", "--cpus-per-task 12"),
+            ("sync", 4, 64, "roles.worker_threads=16", ""),
+        ],
+    )
+    def test_workers_on_gpus_do_not_starve(self, mode: str, tasks: int, cpus: int, threads: str, cure: str) -> None:
+        plan = plan_job(make_config(mode=mode), [Allocation((tasks,), (cpus,), 4)], "any")
+        assert threads in " ".join(plan.overrides)
+        assert ("too few CPUs" in plan.description) == bool(cure) and cure in plan.description
 
     def test_sync_has_a_rank_per_gpu(self) -> None:
         plan = plan_job(make_config(mode="sync"), [Allocation((1, 1), (8, 8), 4)], "sync")
@@ -374,3 +390,20 @@ class TestSignals:
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("devices", "given", "expected"),
+    [([], {}, "^ucx"), (["mlx5_0"], {}, ""), ([], {"OMPI_MCA_osc": "rdma"}, "rdma")],
+)
+def test_one_sided_traffic_leaves_ucx_only_where_it_has_no_hardware(
+    tmp_path: Path, devices: list[str], given: dict[str, str], expected: str
+) -> None:
+    for device in devices:
+        (tmp_path / device).mkdir()
+    script = 'set -eu; source slurm/site.sh; hpcasync_environment; printf %s "${OMPI_MCA_osc:-}"'
+    environment = {"PATH": os.environ["PATH"], "HPCASYNC_ROOT": str(tmp_path), "HPCASYNC_FABRICS": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment | given, capture_output=True, text=True, cwd=SCRIPTS.parent, check=True
+    )
+    assert done.stdout == expected
