@@ -244,7 +244,8 @@ class ValidationConfig(Section):
     max_sentences: int = Field(0, ge=0, description="pairs searched for BLEU and chrF; 0: all")
     threads: int = Field(1, ge=1, le=MOST_THREADS, description="intra-op threads of the scoring process")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="of the scoring process; auto: a GPU if it has one"
+        "auto",
+        description="of the scoring process; auto: a GPU that no rank uses, or the CPU; cuda: any",
     )
     keep: int = Field(0, ge=0, description="most recent snapshots kept, and the best one; 0: all")
 
@@ -280,7 +281,7 @@ class Config(Section):
     mode: Mode = Field("async-global", description="how gradients are combined")
     precision: Precision = Field("fp32", description="of the workers' computation; parameters are always fp32")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="of the workers; auto: a GPU each if there are some"
+        "auto", description="of the workers; auto: GPUs, in turn, if there are some; in sync a GPU each"
     )
     roles: RolesConfig = RolesConfig()
     accumulate: AccumulateConfig = AccumulateConfig()

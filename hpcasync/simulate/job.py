@@ -10,6 +10,7 @@ from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
+from hpcasync.nmt.load import choose_device
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
@@ -37,7 +38,6 @@ from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
 from hpcasync.train.header import task_lines, title_lines
 from hpcasync.train.loop.task import Task, make_task
-from hpcasync.train.machine.devices import choose_device
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.records.summary import make_summary
 from hpcasync.train.records.versions import collect_versions
@@ -143,7 +143,7 @@ def _check(config: Config, cluster: ClusterConfig) -> None:
 def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
     num_ranks = config.num_servers + cluster.workers
     roles = assign_roles(["simulated"] * num_ranks, config.num_servers)
-    task = make_task(config, choose_device(config, roles, roles.worker_ranks[0]))
+    task = make_task(config, choose_device(config.device))
     # One per server; in sync the whole.
     shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
     return _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())

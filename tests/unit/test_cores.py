@@ -8,7 +8,6 @@ import pytest
 
 from hpcasync.comm.roles import assign_roles
 from hpcasync.train.machine.cores import describe_cores, share_cores
-from hpcasync.train.machine.resources import describe_gpus
 
 ALL = frozenset(range(8))
 
@@ -46,12 +45,6 @@ def test_says_what_was_decided() -> None:
     dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL])
     assert describe_cores(roles, dealt) == ["cores of a: rank 0 0, rank 1 1-7", "cores of b: rank 2 0-7"]
     assert describe_cores(roles, [ALL] * 3)[0] == "cores of a: 8, shared by its 2 ranks"
-
-
-def test_says_which_worker_has_which_gpu() -> None:
-    roles = assign_roles(list("abb"), 1)
-    assert describe_gpus(roles, ["cpu", "cuda:0", "cuda:1"]) == ["GPUs of b: rank 1 cuda:0, rank 2 cuda:1"]
-    assert describe_gpus(roles, ["cpu"] * 3) == []
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")

@@ -1,14 +1,10 @@
-"""Threads of a rank: its share of the cores that it may run on. Where servers hold their shards."""
+"""Threads of a rank: its share of the cores that it may run on."""
 
 from typing import Any
 
-import pytest
-import torch
-
 from hpcasync.comm.roles import assign_roles
 from hpcasync.config.schema import parse_config
-from hpcasync.errors import UserError
-from hpcasync.train.machine.devices import choose_server_device, choose_threads
+from hpcasync.train.machine.devices import choose_threads
 
 ALL = frozenset(range(8))
 
@@ -39,19 +35,3 @@ def test_there_is_at_least_one_thread_and_what_is_configured_counts() -> None:
     assert choose_threads(config(), roles, 1, two) == 1
     assert choose_threads(config(worker_threads=3, server_threads=2), roles, 1, two) == 3
     assert choose_threads(config(worker_threads=3, server_threads=2), roles, 0, two) == 2
-
-
-def test_servers_take_the_gpus_of_their_host_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    roles = assign_roles(["a"] * 5, 3)
-    assert choose_server_device(config(), roles, roles.server_ranks[0]) == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    on_gpus = config(server_device="cuda", servers=3)
-    assert [choose_server_device(on_gpus, roles, rank).index for rank in roles.server_ranks] == [0, 1, 0]
-    assert choose_server_device(on_gpus, roles, roles.worker_ranks[0]) == torch.device("cpu")
-
-
-def test_servers_without_a_gpu_refuse_to_hold_shards_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"roles.server_device=cuda, but torch sees no GPU on a \(rank 0\)"):
-        choose_server_device(config(server_device="cuda"), assign_roles(["a"] * 2, 1), 0)

@@ -1,62 +1,108 @@
-"""Which device and how many threads a rank computes with."""
+"""Which GPU and how many threads a rank computes with."""
 
 from collections.abc import Sequence
-
-import torch
+from dataclasses import dataclass
 
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
+from hpcasync.train.machine.gpus import Gpu, SeenGpus
 
 
-def choose_device(config: Config, roles: Roles, world_rank: int) -> torch.device:
-    """The CPU, or for a worker the GPU of its turn among the workers of its host.
+@dataclass(frozen=True)
+class GpuPlan:
+    """Who computes on which GPU.
+
+    Attributes:
+        gpus: of each world rank; None: the CPU.
+        scoring: of the process that scores snapshots; None: the CPU.
+        scoring_shares_with: world ranks that compute on the same one.
+    """
+
+    gpus: tuple[Gpu | None, ...]
+    scoring: Gpu | None = None
+    scoring_shares_with: tuple[int, ...] = ()
+
+
+def plan_gpus(config: Config, roles: Roles, seen: Sequence[SeenGpus]) -> GpuPlan:
+    """Give the workers of a host its GPUs in turn, likewise its servers if they are to have some.
+
+    Args:
+        config, roles: of the job.
+        seen: by each world rank.
 
     Raises:
-        UserError: device=cuda on a host without a GPU.
+        UserError: on every rank alike: GPUs are missing, or cannot be used.
     """
-    if config.device == "cpu" or roles.is_server(world_rank):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        if config.device == "cuda":
-            raise UserError(
-                f"device=cuda, but torch sees no GPU on {roles.hosts[world_rank]} (rank {world_rank}): "
-                "use device=cpu or device=auto, or see `hpcasync doctor`"
+    gpus = tuple(_gpu_of(config, roles, rank, seen[rank]) for rank in range(len(seen)))
+    _check_alike(roles, gpus, seen)
+    if config.mode == "sync":
+        _check_own(roles, gpus)
+    here = roles.ranks_on_host(roles.hosts[roles.coordinator_rank])
+    used = {gpu.uuid: rank for rank in here if (gpu := gpus[rank]) is not None}
+    scoring = _scoring_gpu(config, roles, seen[roles.coordinator_rank], set(used))
+    shares = tuple(rank for rank in here if scoring and gpus[rank] and gpus[rank].uuid == scoring.uuid)  # type: ignore[union-attr]
+    return GpuPlan(gpus, scoring, shares)
+
+
+def _gpu_of(config: Config, roles: Roles, rank: int, seen: SeenGpus) -> Gpu | None:
+    is_server = roles.is_server(rank)
+    key, wanted = ("roles.server_device", config.roles.server_device) if is_server else ("device", config.device)
+    if wanted == "cpu":
+        return None
+    if not seen.gpus and (wanted == "cuda" or seen.problem):
+        # A machine with a driver is there for its GPU: training on its CPU would be a waste in silence.
+        why = seen.problem or "there is no NVIDIA driver"
+        raise _refusal(
+            f"{key}={wanted}, but no GPU can be used on {roles.hosts[rank]} (rank {rank}): {why}; use {key}=cpu, or "
+            "see `hpcasync doctor`"
+        )
+    neighbours = [other for other in roles.ranks_on_host(roles.hosts[rank]) if roles.is_server(other) == is_server]
+    return seen.gpus[neighbours.index(rank) % len(seen.gpus)] if seen.gpus else None
+
+
+def _check_alike(roles: Roles, gpus: Sequence[Gpu | None], seen: Sequence[SeenGpus]) -> None:
+    with_gpu = [rank for rank in roles.worker_ranks if gpus[rank] is not None]
+    without = [rank for rank in roles.worker_ranks if gpus[rank] is None]
+    if with_gpu and without:
+        raise _refusal(
+            f"device=auto: rank {with_gpu[0]} on {roles.hosts[with_gpu[0]]} has a GPU, but rank {without[0]} on "
+            f"{roles.hosts[without[0]]} sees none and would be much slower: leave that host out, or use device=cpu"
+        )
+
+
+def _check_own(roles: Roles, gpus: Sequence[Gpu | None]) -> None:
+    first: dict[tuple[str, str], int] = {}
+    for rank in roles.worker_ranks:
+        gpu, host = gpus[rank], roles.hosts[rank]
+        if gpu is not None and (other := first.setdefault((host, gpu.uuid), rank)) != rank:
+            num_workers = len(roles.ranks_on_host(host))
+            raise _refusal(
+                f"mode=sync: ranks {other} and {rank} would share {gpu} of {host}, which NCCL does not allow: start "
+                f"a rank for each GPU ({num_workers} are too many), or use device=cpu"
             )
-        return torch.device("cpu")
-    neighbours = [rank for rank in roles.ranks_on_host(roles.hosts[world_rank]) if not roles.is_server(rank)]
-    return torch.device("cuda", neighbours.index(world_rank) % torch.cuda.device_count())
 
 
-def choose_server_device(config: Config, roles: Roles, world_rank: int) -> torch.device:
-    """Where a server holds its shard: the CPU, or the GPU of its turn among the servers of its host.
-
-    Raises:
-        UserError: roles.server_device=cuda on a host without a GPU.
-    """
-    if config.roles.server_device == "cpu" or not roles.is_server(world_rank):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"roles.server_device=cuda, but torch sees no GPU on {roles.hosts[world_rank]} (rank {world_rank}): "
-            "use roles.server_device=cpu, or see `hpcasync doctor`"
+def _scoring_gpu(config: Config, roles: Roles, seen: SeenGpus, used: set[str]) -> Gpu | None:
+    """One that nobody trains on; another only on request."""
+    validation = config.validation
+    if not validation.score or validation.device == "cpu":
+        return None
+    for gpu in seen.gpus:
+        if gpu.uuid not in used:
+            return gpu
+    if validation.device == "auto":
+        return None
+    if not seen.gpus:
+        raise _refusal(
+            f"validation.device=cuda, but no GPU can be used on {roles.hosts[roles.coordinator_rank]}, where snapshots "
+            "are scored: use validation.device=cpu or validation.device=auto, or see `hpcasync doctor`"
         )
-    neighbours = [rank for rank in roles.ranks_on_host(roles.hosts[world_rank]) if roles.is_server(rank)]
-    return torch.device("cuda", neighbours.index(world_rank) % torch.cuda.device_count())
+    return seen.gpus[0]
 
 
-def check_scoring_device(config: Config, roles: Roles, world_rank: int) -> None:
-    """Refuse to score on a GPU that the coordinator's host, which scores, does not have.
-
-    Raises:
-        UserError: on the coordinator alone.
-    """
-    is_wanted = config.validation.score and config.validation.device == "cuda"
-    if is_wanted and world_rank == roles.coordinator_rank and not torch.cuda.is_available():
-        raise UserError(
-            f"validation.device=cuda, but torch sees no GPU on {roles.hosts[world_rank]}, where snapshots are scored: "
-            "use validation.device=cpu or validation.device=auto, or see `hpcasync doctor`"
-        )
+def _refusal(message: str) -> UserError:
+    return UserError(message, everywhere=True)
 
 
 def choose_threads(config: Config, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:

@@ -1,7 +1,6 @@
 """What each rank computes with: its cores, threads and device, settled once at the start of a job."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,10 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
+from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import bind, describe_cores, share_cores
-from hpcasync.train.machine.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
+from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
+from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,39 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resou
         cores = share_cores(roles, threads, cores)
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
-    device, server_device = collectively(comm, lambda: _choose_devices(config, roles, comm.rank))
-    used = server_device if roles.is_server(comm.rank) else device
-    # Gathered, since the coordinator's host need not have what the workers' hosts have.
-    lines = (*describe_cores(roles, cores), *describe_gpus(roles, comm.allgather(str(used))))
+    plan = plan_gpus(config, roles, comm.allgather(see_gpus()))
+    os.environ[SCORING_GPU_VARIABLE] = plan.scoring.visible if plan.scoring is not None else ""
+    used = collectively(comm, lambda: _start_gpu(plan.gpus[comm.rank], roles, comm.rank))
+    is_server = roles.is_server(comm.rank)
+    cpu = torch.device("cpu")
+    lines = (*describe_cores(roles, cores), *describe_gpus(config, roles, plan))
+    device, server_device = (cpu, used) if is_server else (used, cpu)
     return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, server_device, lines)
 
 
-def describe_gpus(roles: Roles, devices: Sequence[str]) -> list[str]:
-    """The GPU of each rank that has one, host by host; nothing for hosts where all compute on the CPU.
-
-    Args:
-        roles: of the job.
-        devices: torch's name of the device of each world rank.
-    """
+def describe_gpus(config: Config, roles: Roles, plan: GpuPlan) -> list[str]:
+    """The GPU of each rank that has one, host by host, and of the scores; nothing where all compute on the CPU."""
     lines = []
     for host in dict.fromkeys(roles.hosts):
-        chosen = [f"rank {rank} {devices[rank]}" for rank in roles.ranks_on_host(host) if devices[rank] != "cpu"]
+        chosen = [f"rank {rank} {plan.gpus[rank]}" for rank in roles.ranks_on_host(host) if plan.gpus[rank]]
         if chosen:
             lines.append(f"GPUs of {host}: {', '.join(chosen)}")
+    if (lines or plan.scoring) and config.validation.score:
+        shares = f", which rank {plan.scoring_shares_with[0]} trains on" if plan.scoring_shares_with else ""
+        lines.append(f"snapshots are scored on {plan.scoring or 'the CPU'}{shares}")
     return lines
 
 
-def _choose_devices(config: Config, roles: Roles, world_rank: int) -> tuple[torch.device, torch.device]:
-    check_scoring_device(config, roles, world_rank)
-    return choose_device(config, roles, world_rank), choose_server_device(config, roles, world_rank)
+def _start_gpu(gpu: Gpu | None, roles: Roles, rank: int) -> torch.device:
+    """Let this process see its GPU alone: other contexts on it would only take memory."""
+    if gpu is None:
+        return torch.device("cpu")
+    narrow_to(gpu)
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"torch, built for CUDA {torch.version.cuda}, cannot use {gpu} of {roles.hosts[rank]} (rank {rank}): "
+            "compare `nvidia-smi` with that version, or use device=cpu; see `hpcasync doctor`"
+        )
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    return device

@@ -16,6 +16,7 @@ from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
 from hpcasync.runs.files import PARAMETERS_FILE, read_state
 from hpcasync.train.machine.cores import unbind
+from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, narrow_to
 
 # Below the training's own processes: on a busy machine scores may come late, but training keeps its pace.
 _NICENESS = 10
@@ -31,9 +32,9 @@ def main(run_dir: Path) -> None:
     config = load_config(run_dir / "config.yaml")
     validation = config.validation
     torch.set_num_threads(validation.threads)
-    device = validation.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if gpu := os.environ.get(SCORING_GPU_VARIABLE):
+        narrow_to(gpu)
+    device = "cuda" if gpu else "cpu"
     corpus = PreparedCorpus.open(config.data.path)
     settings = EvaluationSettings(
         split="valid", beam=validation.beam, max_sentences=validation.max_sentences, tokenize=validation.tokenize

@@ -1,0 +1,169 @@
+"""Which rank computes on which GPU, decided from what nvidia-smi tells and before CUDA starts."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcasync.comm.roles import Roles, assign_roles
+from hpcasync.config.schema import Config, parse_config
+from hpcasync.errors import UserError
+from hpcasync.train.machine import gpus as module
+from hpcasync.train.machine.devices import plan_gpus
+from hpcasync.train.machine.gpus import Gpu, SeenGpus, choose_visible, narrow_to, see_gpus
+from hpcasync.train.machine.resources import describe_gpus
+
+LISTING = "GPU-aaaa, NVIDIA H100\nGPU-bbbb, NVIDIA H100\nGPU-cccc, NVIDIA A100, 80 GB\n"
+
+
+def config(**values: Any) -> Config:
+    return parse_config({"data": {"path": "x"}, "stop": {"updates": 1}, **values}, "test")
+
+
+def some(number: int, host: str = "") -> SeenGpus:
+    return SeenGpus(tuple(Gpu(str(index), f"GPU-{host}{index}", "H100") for index in range(number)))
+
+
+NONE = SeenGpus()
+BROKEN = SeenGpus(problem="nvidia-smi fails: version mismatch")
+
+
+def chosen(config: Config, roles: Roles, seen: list[SeenGpus]) -> list[str | None]:
+    return [None if gpu is None else gpu.visible for gpu in plan_gpus(config, roles, seen).gpus]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, [("GPU-aaaa", "GPU-aaaa"), ("GPU-bbbb", "GPU-bbbb"), ("GPU-cccc", "GPU-cccc")]),
+        ("", []),
+        ("2,0", [("2", "GPU-cccc"), ("0", "GPU-aaaa")]),
+        ("1,7,0", [("1", "GPU-bbbb")]),
+        ("0,-1,1", [("0", "GPU-aaaa")]),
+        ("GPU-bb", [("GPU-bb", "GPU-bbbb")]),
+        ("MIG-1234", [("MIG-1234", "MIG-1234")]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_what_is_visible_is_read_as_cuda_reads_it(visible: str | None, expected: list[tuple[str, str]]) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert [(gpu.visible, gpu.uuid) for gpu in choose_visible(LISTING, environment)] == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "has_driver", "problem"),
+    [
+        (None, False, ""),
+        (None, True, "no nvidia-smi"),
+        (
+            "echo 'Failed: Driver/library version mismatch'; exit 18",
+            True,
+            "library version mismatch",
+        ),
+        ("echo 'No devices were found'; exit 6", False, ""),
+        (f"printf '{LISTING}'", True, "" if torch.version.cuda else "this torch is a build for the CPU"),
+    ],
+)
+def test_a_driver_without_a_gpu_to_use_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, has_driver: bool, problem: str
+) -> None:
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin" if script else str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(module, "_DRIVER", tmp_path if has_driver else tmp_path / "none")
+    seen = see_gpus()
+    assert problem in seen.problem and bool(seen.problem) == bool(problem)
+
+
+def test_workers_and_servers_take_the_gpus_of_their_host_in_turn() -> None:
+    roles = assign_roles(["a"] * 4 + ["b"] * 2, 2)
+    assert roles.server_ranks == (0, 4)
+    seen = [some(2, "a")] * 4 + [some(2, "b")] * 2
+    assert chosen(config(roles={"servers": 2}), roles, seen) == [None, "0", "1", "0", None, "0"]
+    on_gpus = config(roles={"servers": 2, "server_device": "cuda"})
+    assert chosen(on_gpus, roles, seen) == ["0", "0", "1", "0", "0", "0"]
+    assert chosen(config(device="cpu"), roles, seen) == [None] * 6
+
+
+def test_a_worker_that_sees_only_its_own_takes_it() -> None:
+    roles = assign_roles(["a"] * 3, 1)
+    own = [SeenGpus((Gpu("0", f"GPU-{rank}", "H100"),)) for rank in range(3)]
+    assert chosen(config(), roles, own) == [None, "0", "0"]
+    assert chosen(config(mode="sync"), assign_roles(["a"] * 3, 0), own) == ["0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "num_servers", "seen", "message"),
+    [
+        ({"mode": "sync"}, 0, [some(2)] * 3, r"ranks 0 and 2 would share H100 GPU-0 of a, .*\(3 are too many\)"),
+        ({}, 1, [some(1), some(1), NONE], "device=auto: rank 1 on a has a GPU, but rank 2 on a sees none"),
+        (
+            {},
+            1,
+            [NONE, NONE, BROKEN],
+            "device=auto, but no GPU .*rank 2.: .*version mismatch.*device=cpu",
+        ),
+        (
+            {"device": "cuda"},
+            1,
+            [some(1), NONE, some(1)],
+            "device=cuda, but no GPU .*rank 1.: .*no NVIDIA driver",
+        ),
+        (
+            {"roles": {"server_device": "cuda"}, "device": "cpu"},
+            1,
+            [NONE] * 3,
+            "roles.server_device=cuda, but no GPU .*roles.server_device=cpu",
+        ),
+        (
+            {"validation": {"device": "cuda"}},
+            1,
+            [NONE] * 3,
+            "validation.device=cuda, but no GPU can be used on a, where snapshots",
+        ),
+    ],
+)
+def test_gpus_that_are_missing_are_refused(values: Any, num_servers: int, seen: list[SeenGpus], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        plan_gpus(config(**values), assign_roles(["a"] * 3, num_servers), seen)
+    assert caught.value.everywhere
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected", "line"),
+    [
+        ("auto", 3, "2", "snapshots are scored on H100 GPU-2"),
+        ("auto", 2, None, "snapshots are scored on the CPU"),
+        ("cuda", 2, "0", "snapshots are scored on H100 GPU-0, which rank 1 trains on"),
+        ("cpu", 3, None, "snapshots are scored on the CPU"),
+    ],
+)
+def test_scores_take_no_workers_gpu_unasked(device: str, num_gpus: int, expected: str | None, line: str) -> None:
+    roles, settings = assign_roles(["a"] * 3, 1), config(validation={"device": device})
+    plan = plan_gpus(settings, roles, [some(num_gpus)] * 3)
+    assert (plan.scoring and plan.scoring.visible) == expected
+    assert describe_gpus(settings, roles, plan) == ["GPUs of a: rank 1 H100 GPU-0, rank 2 H100 GPU-1", line]
+
+
+def test_nothing_is_said_of_gpus_where_there_are_none() -> None:
+    roles = assign_roles(["a"] * 3, 1)
+    assert describe_gpus(config(), roles, plan_gpus(config(), roles, [NONE] * 3)) == []
+
+
+def test_a_process_sees_its_own_gpu_alone_from_the_start() -> None:
+    """Nothing that decides it may start CUDA, which would keep what it saw first."""
+    environment: dict[str, str] = {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    narrow_to(Gpu("2", "GPU-cccc", "H100"), environment)
+    assert environment == {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    source = (
+        "import torch; from hpcasync.train.machine.gpus import see_gpus; from hpcasync.train.machine import devices\n"
+        "see_gpus(); assert not torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()"
+    )
+    subprocess.run([sys.executable, "-c", source], check=True)
