@@ -31,15 +31,15 @@ def thread_level() -> str:
     return _THREAD_LEVELS[MPI.Query_thread()]
 
 
-def require_threads(what: str) -> None:
+def require_threads(what: str, instead: str = "set it to none") -> None:
     """Fail unless several threads of a rank may call MPI at once.
 
     Raises:
-        UserError: naming `what` needs it; the same on every rank of a library.
+        UserError: naming `what` needs it, and what to do `instead`; the same on every rank of a library.
     """
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
-            f"{what} needs MPI_THREAD_MULTIPLE, and this MPI library provides {thread_level()}: set it to none, or use "
+            f"{what} needs MPI_THREAD_MULTIPLE, and this MPI library provides {thread_level()}: {instead}, or use "
             "a library built with thread support",
             everywhere=True,
         )

@@ -1,7 +1,7 @@
 """Sentences of token ids as padded tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -21,6 +21,8 @@ class Batch:
         source: [B, S], sentence and end of sentence.
         target_input: [B, T], beginning of sentence and sentence.
         target_output: [B, T], sentence and end of sentence: `target_input` moved by one.
+        target_rows: [num_target_tokens], ascending flat positions of the tokens of `target_output`: on a GPU they could
+            be found only by waiting for it.
         num_source_tokens: of `source`, without padding.
         num_target_tokens: of `target_output`, without padding: the unit of loss and throughput.
         indices: [B], positions of the pairs in the corpus.
@@ -29,19 +31,19 @@ class Batch:
     source: Tensor
     target_input: Tensor
     target_output: Tensor
+    target_rows: Tensor
     num_source_tokens: int
     num_target_tokens: int
     indices: NDArray[np.int64]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on another device."""
-        return Batch(
-            self.source.to(device, non_blocking=True),
-            self.target_input.to(device, non_blocking=True),
-            self.target_output.to(device, non_blocking=True),
-            self.num_source_tokens,
-            self.num_target_tokens,
-            self.indices,
+        """The same batch with its tensors on another device; to a GPU they go beside what it computes."""
+        return replace(
+            self,
+            source=_move(self.source, device),
+            target_input=_move(self.target_input, device),
+            target_output=_move(self.target_output, device),
+            target_rows=_move(self.target_rows, device),
         )
 
 
@@ -99,6 +101,7 @@ def assemble(
         source=_ended(source, source_vocabulary),
         target_input=_begun(target, target_vocabulary),
         target_output=_ended(target, target_vocabulary),
+        target_rows=_rows(target),
         num_source_tokens=len(source.flat) + num_rows,
         num_target_tokens=len(target.flat) + num_rows,
         indices=indices,
@@ -111,6 +114,19 @@ def _ended(sentences: Ragged, vocabulary: Vocabulary) -> Tensor:
     padded[:, :-1][inside] = sentences.flat
     padded[np.arange(len(padded)), sentences.lengths] = vocabulary.eos_id
     return torch.from_numpy(padded)
+
+
+def _rows(sentences: Ragged) -> Tensor:
+    """Flat positions of sentences and ends of sentences in [B, longest + 1]."""
+    longest = int(sentences.lengths.max())
+    return torch.from_numpy(np.flatnonzero(np.arange(longest + 1) <= sentences.lengths[:, None]))
+
+
+def _move(values: Tensor, device: torch.device | str) -> Tensor:
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    # From memory that could be paged out the copy would wait for all that the GPU has to do before.
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _begun(sentences: Ragged, vocabulary: Vocabulary) -> Tensor:

@@ -4,6 +4,7 @@ The logits of a batch, [tokens, pieces], are by far its largest tensor. They are
 the cache (CPU) or fit beside the model (GPU); the gradient is computed from each chunk at once, in the forward pass.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ def summed_cross_entropy(
         unless `weight` is float64. Under autocast products are taken in its dtype, the softmax in float32.
     """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    with torch.autocast(device, enabled=False):
+    may_autocast = torch.amp.is_autocast_available(device)
+    is_low = may_autocast and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_low else weight.dtype
+    with torch.autocast(device, enabled=False) if may_autocast else nullcontext():
         if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
             loss, negative_log_likelihood = _LinearCrossEntropy.apply(hidden, weight, targets, label_smoothing, dtype)  # type: ignore[no-untyped-call]
             return loss, negative_log_likelihood

@@ -12,7 +12,12 @@ class TranslationModel(nn.Module, ABC):
 
     @abstractmethod
     def summed_loss(
-        self, source: Tensor, target_input: Tensor, target_output: Tensor, label_smoothing: float
+        self,
+        source: Tensor,
+        target_input: Tensor,
+        target_output: Tensor,
+        label_smoothing: float,
+        target_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy summed over the target tokens that are no padding.
 
@@ -21,6 +26,8 @@ class TranslationModel(nn.Module, ABC):
             target_input: [B, T], bos + sentence.
             target_output: [B, T], sentence + eos.
             label_smoothing: probability mass spread evenly over all target pieces.
+            target_rows: [n] int64, ascending flat positions of the tokens of `target_output`; default: they are looked
+                for, which on a GPU means to wait for it.
 
         Returns:
             The label-smoothed loss (differentiable scalar, float32) and the negative log likelihood in nats

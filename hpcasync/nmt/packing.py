@@ -42,6 +42,12 @@ class _PadRows(torch.autograd.Function):
         return grad.index_select(0, rows), None, None
 
 
+def select_rows(padded: Tensor, rows: Tensor) -> Tensor:
+    """Rows [n] int64, each at most once, of a tensor [N, ...] -> [n, ...]"""
+    selected: Tensor = _PackRows.apply(padded, rows)  # type: ignore[no-untyped-call]
+    return selected
+
+
 @dataclass(frozen=True)
 class Packing:
     """Which positions of a [batch, length] tensor are kept when it is flattened.
@@ -77,8 +83,7 @@ class Packing:
         flat = padded.flatten(0, 1)
         if self.rows is None:
             return flat
-        packed: Tensor = _PackRows.apply(flat, self.rows)  # type: ignore[no-untyped-call]
-        return packed
+        return select_rows(flat, self.rows)
 
     def pad(self, packed: Tensor) -> Tensor:
         """[n, ...] -> [batch, length, ...], zeros at the positions that were left out."""

@@ -25,6 +25,7 @@ from hpcasync.nmt.decoder_state import DecoderState
 from hpcasync.nmt.embedding import TokenEmbedding
 from hpcasync.nmt.loss import summed_cross_entropy
 from hpcasync.nmt.model import TranslationModel
+from hpcasync.nmt.packing import select_rows
 
 LstmState = tuple[Tensor, Tensor]  # hidden and cell, each [1, N, dim]
 
@@ -91,13 +92,19 @@ class RecurrentModel(TranslationModel):
                 _initialise_(name, parameter)
 
     def summed_loss(
-        self, source: Tensor, target_input: Tensor, target_output: Tensor, label_smoothing: float
+        self,
+        source: Tensor,
+        target_input: Tensor,
+        target_output: Tensor,
+        label_smoothing: float,
+        target_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See TranslationModel.summed_loss; sentences may be of any length."""
-        is_token = target_output != self.target_pad_id
+        targets = target_output.view(-1)
+        rows = (targets != self.target_pad_id).nonzero().view(-1) if target_rows is None else target_rows
         stream = self.decoder(self._embed(self.target_embedding, target_input), self.start(source))
-        hidden = self.decoder.norm(stream[is_token])
-        return summed_cross_entropy(hidden, self.output_weight, target_output[is_token], label_smoothing)
+        hidden = self.decoder.norm(select_rows(stream.flatten(0, 1), rows))
+        return summed_cross_entropy(hidden, self.output_weight, targets.index_select(0, rows), label_smoothing)
 
     def start(self, source: Tensor) -> RecurrentState:
         """See TranslationModel.start."""

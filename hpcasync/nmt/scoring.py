@@ -190,7 +190,9 @@ def corpus_loss(
     with torch.inference_mode(), evaluation_mode(model):
         for batch in _batches(pairs, vocabularies, max_length, batch_tokens):
             moved = batch.to(device)
-            _, batch_nll = model.summed_loss(moved.source, moved.target_input, moved.target_output, 0.0)
+            _, batch_nll = model.summed_loss(
+                moved.source, moved.target_input, moved.target_output, 0.0, moved.target_rows
+            )
             nll += batch_nll
             num_tokens += batch.num_target_tokens
     return Loss(float(nll), num_tokens)

@@ -15,7 +15,7 @@ from hpcasync.nmt.layers import DecoderLayer, EncoderLayer
 from hpcasync.nmt.linear import Linear
 from hpcasync.nmt.loss import summed_cross_entropy
 from hpcasync.nmt.model import TranslationModel
-from hpcasync.nmt.packing import Packing
+from hpcasync.nmt.packing import Packing, select_rows
 
 _CACHE_BLOCK = 16  # positions by which the decoder's cache grows
 
@@ -103,7 +103,12 @@ class Transformer(TranslationModel):
             self.output_weight = self.target_embedding.weight
 
     def summed_loss(
-        self, source: Tensor, target_input: Tensor, target_output: Tensor, label_smoothing: float
+        self,
+        source: Tensor,
+        target_input: Tensor,
+        target_output: Tensor,
+        label_smoothing: float,
+        target_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See TranslationModel.summed_loss."""
         memory, memory_mask = self._encode(source)
@@ -113,8 +118,8 @@ class Transformer(TranslationModel):
             stream = layer(stream, packing, layer_memory, memory_mask)
         targets = packing.pack(target_output)
         if packing.mask is not None and packing.rows is None:
-            is_token = packing.mask.flatten()
-            stream, targets = stream[is_token], targets[is_token]
+            rows = packing.mask.view(-1).nonzero().view(-1) if target_rows is None else target_rows
+            stream, targets = select_rows(stream, rows), targets.index_select(0, rows)
         return summed_cross_entropy(self.decoder_norm(stream), self.output_weight, targets, label_smoothing)
 
     def start(self, source: Tensor) -> TransformerState:

@@ -1,17 +1,21 @@
 """A worker's computation: the summed gradient of one or several micro-batches."""
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
 from hpcasync.config.schema import Config
-from hpcasync.data.batches import BatchPlan
+from hpcasync.data.batches import Batch, BatchPlan
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.push_checks import is_finite
 from hpcasync.train.loop.exchange import Contribution
 
+_FP16_SCALE = 2.0**16
+# Below it a gradient that is not finite is not for lack of range.
+_LEAST_SCALE = 2.0**-24
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +35,10 @@ class GradientStep:
         self._num_batches = config.accumulate.local
         self._device = flat.parameters.device
         self._dtype = _AUTOCAST[config.precision]
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
+        # torch's first scale suits mean losses. Ours is a sum over tokens, and overflows with it by so many times.
+        first_scale = _FP16_SCALE / 2 ** math.ceil(math.log2(config.data.batch_tokens))
+        is_fp16 = config.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(self._device.type, init_scale=first_scale, enabled=is_fp16)
         # GradScaler unscales the gradients of an optimizer's parameters: here, the flat vector.
         self._carrier = torch.optim.SGD([torch.nn.Parameter(flat.parameters)], lr=0.0)
 
@@ -40,7 +47,7 @@ class GradientStep:
 
         `before_last` is called before the backward pass of the last of them.
 
-        A gradient that is not finite is given the weight 0.
+        A gradient that is not finite is given the weight 0. In fp16 it is computed again with a smaller scale first.
         """
         self._flat.gradient.zero_()
         tickets: list[int] = []
@@ -49,25 +56,33 @@ class GradientStep:
         compute_seconds = 0.0
         while len(tickets) < self._num_batches and (ticket := draw()) is not None:
             started = time.perf_counter()
-            batch = self._plan.batch(ticket).to(self._device)
+            batch = self._plan.batch(ticket)
             if len(tickets) == self._num_batches - 1:
                 before_last()
-            loss_sum = loss_sum + self._backward(ticket, batch.source, batch.target_input, batch.target_output)
+            loss_sum = loss_sum + self._backward(ticket, batch)
             tickets.append(ticket)
             target_tokens += batch.num_target_tokens
             source_tokens += batch.num_source_tokens
             compute_seconds += time.perf_counter() - started
-        if tickets and not self._finish():
-            target_tokens = 0
-        return Contribution(tuple(tickets), target_tokens, source_tokens, float(loss_sum), compute_seconds)
+        started = time.perf_counter()
+        is_finite = self._finish() if tickets else True
+        while not is_finite and self._scaler.is_enabled() and self._scaler.get_scale() > _LEAST_SCALE:
+            self._flat.gradient.zero_()
+            for ticket in tickets:
+                self._backward(ticket, self._plan.batch(ticket))
+            is_finite = self._finish()
+        # A GPU has the gradient only now: before, it was told to compute it.
+        compute_seconds += time.perf_counter() - started
+        return Contribution(
+            tuple(tickets), target_tokens if is_finite else 0, source_tokens, float(loss_sum), compute_seconds
+        )
 
-    def _backward(
-        self, ticket: int, source: torch.Tensor, target_input: torch.Tensor, target_output: torch.Tensor
-    ) -> torch.Tensor:
+    def _backward(self, ticket: int, batch: Batch) -> torch.Tensor:
         torch.manual_seed(self._seed * 1_000_003 + ticket)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            moved = batch.to(self._device)
             loss, negative_log_likelihood = self._model.summed_loss(
-                source, target_input, target_output, self._label_smoothing
+                moved.source, moved.target_input, moved.target_output, self._label_smoothing, moved.target_rows
             )
         torch.autograd.backward(self._scaler.scale(loss))
         return negative_log_likelihood

@@ -12,7 +12,7 @@ import torch.distributed
 from mpi4py import MPI
 from torch._C._distributed_c10d import TCPStore
 
-from hpcasync.comm.mpi import collectively, gather_hosts, require_same
+from hpcasync.comm.mpi import collectively, gather_hosts, require_same, require_threads
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 
@@ -54,6 +54,8 @@ def start_collectives(config: Config, comm: MPI.Intracomm, device: torch.device)
     require_same(comm, backend, "what sums gradients in mode sync (sync.backend=auto takes Horovod where it is found)")
     if backend == "torch":
         return collectively(comm, lambda: TorchCollectives(comm, device))
+    # Horovod's thread sums while this one looks for ranks that do not come.
+    require_threads("mode=sync with Horovod", "set sync.backend=torch")
     hvd = collectively(comm, lambda: _import_horovod(config, device))
     return HorovodCollectives(hvd, comm)
 
