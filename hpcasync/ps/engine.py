@@ -137,6 +137,7 @@ class Engine:
             parameters.numel(),
             options.link,
             private_copies=self._num_private_copies(),
+            mirrored_vectors=self._num_mirrored_vectors(parameters),
             may_lose_workers=options.may_lose_workers,
         )
         self._state: ShardState | None = None
@@ -292,6 +293,10 @@ class Engine:
             make_progress(self._comm)
             waiting.wait()
         return ended - 1
+
+    def _num_mirrored_vectors(self, parameters: torch.Tensor) -> int:
+        """Those of a GPU's parameters and gradients, twice as many with transfers beside the computation."""
+        return 0 if parameters.device.type == "cpu" else 4 if self._options.link.is_overlapped else 2
 
     def _num_private_copies(self) -> int:
         options = self._options

@@ -59,6 +59,7 @@ class Link:
         options: what the windows hold; the same on all ranks.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
             (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
+        mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise.
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Raises:
@@ -73,6 +74,7 @@ class Link:
         options: LinkOptions,
         *,
         private_copies: int = 0,
+        mirrored_vectors: int = 0,
         may_lose_workers: bool = False,
     ) -> None:
         self.comm = comm
@@ -102,11 +104,8 @@ class Link:
             is_in_place=is_one_host and options.gradients == "fp32",
         )
         self.window_bytes = [self._layout.window_bytes(rank) for rank in range(comm.size)]
-        private_bytes = dict.fromkeys(range(comm.size), 0)
-        for server, rank in enumerate(roles.server_ranks):
-            copies_bytes = 4 * private_copies + self.parameter_dtype.itemsize * num_far_workers(roles, server)
-            private_bytes[rank] = self.shards[server].size * copies_bytes
-        require_window_memory(comm, roles, self.window_bytes, list(private_bytes.values()))
+        private_bytes = comm.allgather(self._private_bytes(num_elements * mirrored_vectors, private_copies))
+        require_window_memory(comm, roles, self.window_bytes, private_bytes)
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
         # Between hosts ranks poll: what is put there moves while its target looks.
@@ -257,6 +256,13 @@ class Link:
         """Send what workers on other nodes have asked this server for, as far as it may leave now."""
         if self._sender is not None:
             self._sender.advance()
+
+    def _private_bytes(self, mirrored_elements: int, private_copies: int) -> int:
+        """What this rank needs beside its windows."""
+        if self.server_index is None:
+            return 4 * mirrored_elements
+        far_copies = num_far_workers(self.roles, self.server_index)
+        return self.shards[self.server_index].size * (4 * private_copies + self.parameter_dtype.itemsize * far_copies)
 
     def free(self) -> None:
         """Free the windows (collective)."""

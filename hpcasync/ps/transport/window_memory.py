@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-import psutil
 from mpi4py import MPI
 
+from hpcasync.comm.free_memory import free_memory
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.errors import UserError
@@ -51,7 +51,7 @@ def describe_shortage(
 
 def _require(host: str, needed: int, private: int) -> None:
     free_shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None
-    shortage = describe_shortage(host, needed, psutil.virtual_memory().available, free_shared, private)
+    shortage = describe_shortage(host, needed, free_memory(), free_shared, private)
     if shortage is not None:
         raise UserError(shortage)
 
