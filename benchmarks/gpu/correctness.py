@@ -1,0 +1,175 @@
+"""Part A of the check: gradients against float64, and training runs of every kind that must end well."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hpcasync.config.model import ModelConfig
+from hpcasync.data.batches import BatchPlan
+from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.nmt.build import build_model
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+
+ROOT = Path(__file__).parents[2]
+Check = tuple[str, Callable[[], dict[str, Any]]]
+_UPDATES = 24
+# How far a gradient may be from float64's, in parts of its norm.
+_LIMITS = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
+# name -> settings of a run of two workers and a server that share the GPU.
+_RUNS: dict[str, tuple[str, ...]] = {
+    "async": ("mode=async",),
+    "async-local": ("mode=async-local", "accumulate.local=2"),
+    "async-global": ("mode=async-global", "accumulate.global=2"),
+    "async-combined": ("mode=async-combined", "accumulate.local=2", "accumulate.global=2"),
+    "overlap push": ("exchange.overlap=push",),
+    "overlap full": ("exchange.overlap=full",),
+    "bf16": ("precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
+    "fp16": ("precision=fp16",),
+    "topk": ("exchange.gradients=topk", "exchange.topk=0.1"),
+    "shards on the device": ("roles.server_device={device}", "exchange.overlap=full"),
+    "straggler": ("straggler.worker=1", "straggler.slowdown=3"),
+    "recurrent model": ("model.architecture=rnn",),
+    "scores": ("validation={{score: true, every: 12, beam: 2, max_sentences: 20, device: {device}}}",),
+}
+
+
+def run_hpcasync(*words: str | Path, timeout: float = 240) -> str:
+    """Run a command of the program and return what it printed."""
+    command = [sys.executable, "-m", "hpcasync", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2500:]}")
+    return done.stdout
+
+
+def make_corpus(directory: Path) -> Path:
+    """A generated corpus; the same everywhere, without a network."""
+    text, prepared = directory / "text", directory / "corpus"
+    if not (prepared / "manifest.json").is_file():
+        run_hpcasync("data", "fetch", "embedded", text, "--pairs", "4000")
+        sides = [sorted(text.glob(f"{split}*")) for split in ("train", "valid")]
+        train, valid = ([path for path in found if path.suffix != ".json"] for found in sides)
+        run_hpcasync("data", "prepare", *train, "--valid", *valid, "--vocab-size", "2000", "--out", prepared)
+    return prepared
+
+
+def write_config(directory: Path, corpus: Path, device: str) -> Path:
+    """The configuration that runs begin with."""
+    values = {
+        "run_dir": str(directory / "runs"),
+        "data": {"path": str(corpus), "batch_tokens": 1000},
+        "device": device,
+        "model": {"dim": 64, "ffn_dim": 128, "heads": 4, "encoder_layers": 2, "decoder_layers": 2},
+        "optimizer": {"learning_rate": 0.002, "clip_norm": 1.0},
+        "schedule": {"warmup": 10},
+        "stop": {"updates": _UPDATES},
+        "validation": {"score": False},
+        "logging": {"every": 1, "tensorboard": False},
+    }
+    path = directory / "check.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def correctness_checks(device: str, work: Path) -> Iterator[Check]:
+    """Name and action of each check, in order."""
+    work.mkdir(parents=True, exist_ok=True)
+    yield "doctor", _doctor
+    yield "tests of device vectors", partial(_device_tests, device)
+    corpus = make_corpus(work)
+    for precision in _LIMITS:
+        yield f"gradient in {precision} against float64", partial(_compare_gradients, device, corpus, precision)
+    config = write_config(work, corpus, device)
+    for name, settings in _RUNS.items():
+        words = [word.format(device=device) for word in settings]
+        yield f"training, {name}", partial(_train, config, name, words, 3)
+    yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
+    yield "resume is bit for bit", partial(_resume, config)
+
+
+def _doctor() -> dict[str, Any]:
+    checks = json.loads(run_hpcasync("doctor", "--json"))["checks"]
+    return {name: checks[name]["status"] for name in ("torch", "cuda", "mpi4py") if name in checks}
+
+
+def _device_tests(device: str) -> dict[str, Any]:
+    tests = ["tests/unit/test_device_copy.py", "tests/parallel/test_device_vectors.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", device, *tests]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-3000:] + done.stderr[-500:])
+    return {"pytest": done.stdout.strip().splitlines()[-1]}
+
+
+def _compare_gradients(device: str, corpus_path: Path, precision: str) -> dict[str, Any]:
+    corpus = PreparedCorpus.open(corpus_path)
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1)
+    config = ModelConfig.model_validate({"preset": "small", "dropout": 0.0})
+    torch.manual_seed(1)
+    model = build_model(config, len(source), len(target), source.pad_id, target.pad_id)
+    expected = _gradient(copy.deepcopy(model).double(), plan, "cpu", "fp64")
+    actual = _gradient(model.to(device), plan, device, precision)
+    error = float((actual - expected).norm() / expected.norm())
+    if not error < _LIMITS[precision]:
+        raise RuntimeError(f"the gradient is off by {error:.2e} of its norm, more than {_LIMITS[precision]:g}")
+    return {"error": error}
+
+
+def _gradient(model: Any, plan: BatchPlan, device: str, precision: str) -> torch.Tensor:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    flat = FlatParameters(model) if precision != "fp64" else None
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    for ticket in range(3):
+        batch = plan.batch(ticket).to(device)
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")  # between here and there nothing may wait for the GPU
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = model.summed_loss(batch.source, batch.target_input, batch.target_output, 0.1, batch.target_rows)
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    torch.set_float32_matmul_precision("highest")
+    parts = [parameter.grad for parameter in model.parameters()] if flat is None else flat.views(flat.gradient)
+    return torch.cat([part.detach().double().cpu().flatten() for part in parts])
+
+
+def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags: str) -> dict[str, Any]:
+    named = f"name={name.replace(' ', '-')}"
+    said = run_hpcasync(
+        "launch", "-n", str(num_ranks), "--", "train", config, named, *settings, *(flags or ("--overwrite",))
+    )
+    run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
+    summary = json.loads((run_dir / "summary.json").read_text())
+    pushed, applied, dropped = (summary[f"gradients_{what}"] for what in ("pushed", "applied", "dropped"))
+    updates = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in updates if record["event"] == "update"]
+    assert pushed == applied + dropped, f"pushed {pushed} are not applied {applied} and dropped {dropped}"
+    assert summary["num_updates"] == _UPDATES or flags, summary["stop_reason"]
+    assert math.isfinite(losses[-1]) and losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
+    if name == "scores":
+        assert any(record["event"] == "validation" for record in updates), "no snapshot was scored"
+    return {"loss": losses[-1], "tok/s": round(summary["target_tokens_per_second"]), "dropped": dropped}
+
+
+def _resume(config: Path) -> dict[str, Any]:
+    """One worker and one server, so that the order of pushes cannot differ."""
+    settings = ["mode=async", "exchange.pull=applied"]
+    straight = _train(config, "straight", settings, 2)
+    half = [*settings, f"stop.updates={_UPDATES // 2}"]
+    _train(config, "resumed", half, 2, "--overwrite")
+    resumed = _train(config, "resumed", settings, 2, "--resume")
+    if resumed["loss"] != straight["loss"]:
+        raise RuntimeError(f"the last loss is {resumed['loss']!r} and was {straight['loss']!r}")
+    return {"loss": resumed["loss"]}

@@ -1,0 +1,152 @@
+"""Part B of the check: what takes how long, beside a bare PyTorch loop."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bare_loop import BareTransformer, bare_batch
+from correctness import make_corpus, run_hpcasync, write_config
+from torch import Tensor
+
+from hpcasync.comm.shards import Shard
+from hpcasync.config.model import ModelConfig
+from hpcasync.config.schema import OptimizerConfig
+from hpcasync.nmt.build import build_model
+from hpcasync.ps.server.shard_state import ShardState, blocks_of
+from hpcasync.ps.worker.device_copy import DeviceCopy
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.report.spans import ACTIVITIES, read_timelines
+from hpcasync.train.loop.optimizers import optimizer_factory
+
+Check = tuple[str, Callable[[], dict[str, Any]]]
+_ROUNDS = 8
+
+
+class Sizes:
+    """What is measured: on a CPU small enough to rehearse."""
+
+    def __init__(self, device: str) -> None:
+        is_cuda = device == "cuda"
+        self.device = device
+        self.preset = "base" if is_cuda else "small"
+        self.pieces = 32_000 if is_cuda else 1_000
+        self.tokens = (8_000, 25_000) if is_cuda else (300, 600)
+        self.num_elements = 60_500_000 if is_cuda else 2_000_000
+        self.updates = 60 if is_cuda else 12
+        self.workers = (1, 2, 4) if is_cuda else (1, 2)
+
+
+def speed_checks(device: str, work: Path) -> Iterator[Check]:
+    """Name and action of each check, in order."""
+    work.mkdir(parents=True, exist_ok=True)
+    sizes = Sizes(device)
+    yield "copies", partial(_copies, sizes)
+    for where in dict.fromkeys(("cpu", device)):
+        yield f"Adam, shard on {where}", partial(_apply, sizes, where)
+    for tokens in sizes.tokens:
+        yield f"step of {tokens:,} tokens, bf16, beside a bare loop", partial(_step, sizes, tokens)
+    config = write_config(work, make_corpus(work), device)
+    for workers in sizes.workers:
+        for overlap in ("none", "full"):
+            name = f"not computing: {workers} worker(s), overlap {overlap}"
+            yield name, partial(_not_computing, sizes, config, workers, overlap)
+
+
+def wait_for(device: str) -> None:
+    """Until everything asked for has been computed."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(device: str, action: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    """Median time of a call, after two that do not count."""
+    samples = []
+    for number in range(rounds + 2):
+        wait_for(device)
+        started = time.perf_counter()
+        action()
+        wait_for(device)
+        if number >= 2:
+            samples.append(time.perf_counter() - started)
+    return statistics.median(samples)
+
+
+def _copies(sizes: Sizes) -> dict[str, Any]:
+    vector = torch.ones(sizes.num_elements, device=sizes.device)
+    copies, whole = DeviceCopy(torch.device(sizes.device)), Shard(0, sizes.num_elements)
+    gigabytes = 4e-9 * sizes.num_elements
+    out = seconds(sizes.device, lambda: copies.to_host(vector, whole)())
+    back = seconds(sizes.device, lambda: copies.to_device(vector))
+    return {"to the host GB/s": gigabytes / out, "to the device GB/s": gigabytes / back}
+
+
+def _apply(sizes: Sizes, where: str) -> dict[str, Any]:
+    parameters, gradient = (torch.ones(sizes.num_elements, device=where) for _ in range(2))
+    state = ShardState(parameters, optimizer_factory(OptimizerConfig()))
+    published = torch.empty_like(parameters)
+
+    def update() -> None:
+        state.apply(blocks_of(gradient), scale=1.0, learning_rate=1e-4, version=1, publish=published)
+
+    taken = seconds(where, update)
+    return {"ms": 1e3 * taken, "GB/s": 36e-9 * sizes.num_elements / taken}
+
+
+def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
+    """Ours eagerly, and a bare loop of the same sizes, eager and compiled: forward, backward and Adam, in bf16."""
+    config = ModelConfig.model_validate({"preset": sizes.preset, "tie": "all"})
+    source, target = bare_batch(tokens, sizes.pieces, sizes.device)
+    ours = build_model(config, sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
+    flat = FlatParameters(ours)
+    state = ShardState(flat.parameters, optimizer_factory(OptimizerConfig()))
+    rows = torch.arange(target[:, 1:].numel(), device=sizes.device)
+
+    def step() -> None:
+        flat.gradient.zero_()
+        with torch.autocast(sizes.device, torch.bfloat16):
+            loss, _ = ours.summed_loss(source, target[:, :-1], target[:, 1:], 0.1, rows)
+        torch.autograd.backward(loss)
+        state.apply(blocks_of(flat.gradient), scale=1 / len(rows), learning_rate=1e-4, version=1)
+
+    bare = BareTransformer(config, sizes.pieces).to(sizes.device)
+    figures = {"ours ms": 1e3 * seconds(sizes.device, step)}
+    figures["bare ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, bare.loss, source, target, sizes.device))
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(bare.loss)
+    figures["bare compiled ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, compiled, source, target, sizes.device))
+    figures["ours / compiled"] = figures["ours ms"] / figures["bare compiled ms"]
+    return figures
+
+
+def _bare_step(
+    model: BareTransformer, loss_of: Callable[[Tensor, Tensor], Tensor], source: Tensor, target: Tensor, device: str
+) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            loss = loss_of(source, target)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return step
+
+
+def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str) -> dict[str, Any]:
+    """Share of the workers' time that is not computation, by their timelines."""
+    settings = [f"name=speed-{workers}-{overlap}", f"exchange.overlap={overlap}", f"accumulate.global={workers}"]
+    settings += [f"model={{preset: {sizes.preset}}}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
+    settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
+    said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", config, *settings, "--overwrite")
+    run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
+    shares = []
+    for spans in read_timelines(run_dir):
+        if not spans.is_server:
+            half = spans.start > spans.end / 2  # the first half warms up
+            computing = spans.duration[half & (spans.activity == ACTIVITIES.index("compute"))].sum()
+            shares.append(1 - computing / (spans.end - spans.start[half][0]))
+    return {"share": float(statistics.mean(shares)), "steps": sizes.updates}
