@@ -22,6 +22,7 @@ ACTIVITY_COLOURS = {
     "pull": "#4c86c6",
     "allreduce": "#d0673f",
     "accumulate": "#8fbf9f",
+    "read": "#c3d9a0",
     "apply": "#34506b",
     "save": "#8b5fbf",
     "drop": "#b3261e",

@@ -11,7 +11,7 @@ import numpy as np
 from hpcasync.errors import UserError
 
 # The order in which they are named and coloured; the last stands for all that have no name here.
-ACTIVITIES = ("compute", "push", "wait", "pull", "allreduce", "accumulate", "apply", "save", "drop", "other")
+ACTIVITIES = ("compute", "push", "wait", "pull", "allreduce", "accumulate", "read", "apply", "save", "drop", "other")
 _INDICES = {name: index for index, name in enumerate(ACTIVITIES)}
 NO_DETAIL = -1
 

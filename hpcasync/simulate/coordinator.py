@@ -33,6 +33,9 @@ class SimulatedCoordinator:
         """Serve until every worker has finished."""
         self.stop_if_over()
         while not self._decisions.is_finished:
+            while self._unread and self._exchange.is_quiet:
+                with self._timeline.span("read"):
+                    yield from self._read_slots()
             message = yield from self._exchange.receive()
             if isinstance(message, Goodbye):
                 self._decisions.finish(message.worker)

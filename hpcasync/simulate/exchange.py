@@ -120,6 +120,11 @@ class Exchange:
         """Virtual seconds since the start."""
         return float(self.env.now)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the coordinator has nothing to do."""
+        return not self._inbox
+
     def send(self, message: Push | Goodbye) -> None:
         """Tell the coordinator something."""
         self._inbox.append(message)

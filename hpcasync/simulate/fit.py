@@ -122,7 +122,9 @@ def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -
     accumulate = measure_accumulate()
     servers = [rank for rank in ranks if rank.role == "server"]
     shard = num_elements / config.num_servers
-    seconds = _mean(servers, "apply")
+    # Gradients are read in the update, or before it while a server has nothing else to do.
+    reads = sum(sum(rank.seconds.get("read", ())) for rank in servers)
+    seconds = _mean(servers, "apply") + reads / len(_durations(servers, "apply"))
     num_pushes = np.mean([number for rank in servers for number in rank.num_pushes])
     apply = (seconds - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
     return {

@@ -62,7 +62,7 @@ class Coordinator(ShardServer):
             self._link.make_progress()
             if is_busy:
                 self._polling.reset()
-            else:
+            elif not self._read_while_idle():
                 self._polling.wait()
 
     def save(self, request: SaveRequest) -> None:

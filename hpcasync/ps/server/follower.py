@@ -19,7 +19,8 @@ class Follower(ShardServer):
             received = orders.poll()
             if received is None:
                 self._link.serve_pulls()  # looking for orders has let MPI progress
-                self._polling.wait()
+                if not self._read_while_idle():
+                    self._polling.wait()
                 continue
             self._polling.reset()
             order, request = received

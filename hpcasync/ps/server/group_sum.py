@@ -1,7 +1,7 @@
-"""The sum of a group's gradients on one shard, made as late as can be.
+"""The sum of a group's gradients on one shard.
 
-Gradients stay in their slots until the update that applies them reads each block of all slots once, in cache: adding
-each as it arrives would read and write the whole sum every time.
+Gradients can stay in their slots until the update that applies them reads each block of all slots once, in cache. A
+server with nothing else to do folds them before that: the update then has less to read.
 """
 
 from collections.abc import Callable

@@ -97,7 +97,8 @@ class ShardServer:
             self._consume()
             return
         self._sum.add_slot(slot)
-        # Read when it is applied, unless its worker needs the slot or it can only be read whole.
+        # Read while there is nothing else to do, else when it is applied; now, if its worker needs the slot or it can
+        # only be read whole.
         num_taken = sum(unread.worker == order.worker for unread in self._unread)
         if num_taken == self._link.num_slots or not self._link.wire.has_blocks:
             self._fold()
@@ -111,6 +112,14 @@ class ShardServer:
     def _fold(self) -> None:
         self._sum.fold()
         self._consume()
+
+    def _read_while_idle(self) -> bool:
+        """Read the gradients that wait in their slots, if any: their update will have less to do, and come sooner."""
+        if not self._unread:
+            return False
+        with self.timeline.span("read"):
+            self._fold()
+        return True
 
     def _consume(self) -> None:
         """Give the slots back whose gradients have been read."""
