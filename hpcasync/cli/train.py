@@ -31,16 +31,29 @@ def _print_keys(ctx: click.Context, _parameter: click.Parameter, is_given: bool)
     "With --resume: unless this run has a checkpoint of its own.",
 )
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run of the same name, mode and seed.")
-def train(config: Path, overrides: tuple[str, ...], resume: bool, resume_from: Path | None, overwrite: bool) -> int:
+@click.option("--dry-run", is_flag=True, help="Print sizes and the expected duration; write nothing.")
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    resume_from: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> int:
     """Train a model as the YAML file CONFIG says, with dotted KEY=VALUE overrides.
 
-    Start it on several ranks: `mpirun -np 3 hpcasync train configs/multi30k.yaml mode=async-global`, or
+    Start it on several ranks: `mpirun -np 3 hpcasync train configs/base.yaml data.path=data/mine`, or
     `hpcasync launch -n 3 -- train …`, which knows what one machine needs.
     """
     note_stop_signals()
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     resolved = load_config(config, overrides)
+    if dry_run:
+        from hpcasync.train.dry_run import show_run
+
+        show_run(resolved)
+        return 0
     from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
 
     return run_training(resolved, resume=resume, resume_from=resume_from, overwrite=overwrite)

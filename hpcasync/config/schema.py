@@ -197,13 +197,20 @@ class ScheduleConfig(Section):
     """The learning rate over time, counted in a unit that compares across modes."""
 
     name: Literal["inverse_sqrt", "constant", "cosine"] = Field("inverse_sqrt", description="after the warm-up")
-    unit: Literal["updates", "batches", "tokens"] = Field("updates", description="what `warmup` and `total` count")
+    unit: Literal["updates", "batches", "tokens", "epochs"] = Field(
+        "updates", description="what `warmup` and `total` count"
+    )
     warmup: int = Field(4000, ge=0, description="linear warm-up, in `unit`")
-    total: int = Field(0, ge=0, description="cosine only: where the learning rate reaches zero, in `unit`")
+    total: int = Field(
+        0,
+        ge=0,
+        description="cosine only: where the learning rate reaches zero, in `unit`; 0, with unit epochs: stop.epochs",
+    )
 
     @model_validator(mode="after")
     def _check_total(self) -> "ScheduleConfig":
-        if self.name == "cosine" and self.total <= self.warmup:
+        is_as_long_as_the_run = self.unit == "epochs" and not self.total
+        if self.name == "cosine" and self.total <= self.warmup and not is_as_long_as_the_run:
             raise ValueError(f"cosine needs total greater than warmup ({self.warmup}), not {self.total}")
         return self
 
@@ -320,6 +327,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_schedule(self) -> "Config":
+        schedule = self.schedule
+        if schedule.name == "cosine" and not schedule.total and self.stop.epochs <= schedule.warmup:
+            raise ValueError(
+                f"schedule.total=0 takes the length of the run: stop.epochs must be greater than schedule.warmup "
+                f"({schedule.warmup}), not {self.stop.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_patience(self) -> "Config":
         if self.stop.patience and not (self.validation.every and self.validation.score):
             raise ValueError("stop.patience counts validations: set validation.every, and leave validation.score true")
@@ -341,10 +358,11 @@ class Config(Section):
         factor, _, _ = self.accumulate.global_.rpartition("*workers")
         return int(factor or 1) * num_workers
 
-    def fresh_updates(self, num_workers: int, tokens_per_batch: float) -> int:
+    def fresh_updates(self, num_workers: int, tokens_per_batch: float, batches_per_epoch: int) -> int:
         """Updates of staleness.fresh_start, where a batch has so many target tokens on average."""
         batches = self.accumulate.local * self.pushes_per_update(num_workers)
-        per_update = {"updates": 1.0, "batches": batches, "tokens": batches * tokens_per_batch}[self.schedule.unit]
+        tokens, epochs = batches * tokens_per_batch, batches / batches_per_epoch
+        per_update = {"updates": 1.0, "batches": batches, "tokens": tokens, "epochs": epochs}[self.schedule.unit]
         return round(self.staleness.fresh_start * self.schedule.warmup / per_update)
 
     @property

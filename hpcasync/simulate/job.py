@@ -198,7 +198,7 @@ def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> Asy
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(costs, program, counts, num_local=config.accumulate.local)
-    fresh_updates = config.fresh_updates(cluster.workers, setup.task.tokens_per_batch)
+    fresh_updates = config.fresh_updates(cluster.workers, setup.task.tokens_per_batch, setup.task.plan.num_batches())
     decisions = make_decisions(config, cluster.workers, counts, fresh_updates=fresh_updates)
     return AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config), stop_seconds=config.stop.seconds)
 

@@ -300,7 +300,7 @@ def _engine_options(setup: _Setup) -> EngineOptions:
         staleness_policy=staleness.policy,
         compensation=staleness.compensation,
         lookahead=staleness.lookahead,
-        fresh_updates=config.fresh_updates(num_workers, setup.task.tokens_per_batch),
+        fresh_updates=config.fresh_updates(num_workers, setup.task.tokens_per_batch, setup.task.plan.num_batches()),
         may_lose_workers=setup.deaths.may_lose_workers,
         link=LinkOptions(
             num_slots=exchange.slots,

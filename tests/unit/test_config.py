@@ -103,11 +103,12 @@ def test_values_that_do_not_fit(more: dict[str, Any], parts: tuple[str, ...]) ->
         ("{unit: batches, warmup: 1200}", 300),
         ("{unit: tokens, warmup: 80000}", 200),
         ("{unit: tokens, warmup: 0}", 0),
+        ("{unit: epochs, warmup: 2}", 30),
     ],
 )
 def test_the_fresh_start_follows_the_warm_up(schedule: str, expected: int, tmp_path: Path) -> None:
     overrides = ("mode=async-combined", "accumulate.local=2", f"schedule={schedule}", "staleness.fresh_start=1.5")
-    assert load_config(write(tmp_path / "run.yaml"), overrides).fresh_updates(3, 100.0) == expected
+    assert load_config(write(tmp_path / "run.yaml"), overrides).fresh_updates(3, 100.0, 60) == expected
 
 
 @pytest.mark.parametrize(
@@ -252,3 +253,12 @@ def test_the_configurations_that_come_with_the_project(path: Path, overrides: tu
 
 def test_configurations_come_with_the_project() -> None:
     assert CONFIGS
+
+
+def test_a_schedule_in_epochs_is_as_long_as_the_run() -> None:
+    cosine = {"name": "cosine", "unit": "epochs", "warmup": 1}
+    assert parse(schedule=cosine, stop={"epochs": 2}).schedule.total == 0
+    message = refusal(schedule=cosine, stop={"epochs": 1})
+    assert "stop.epochs must be greater than schedule.warmup (1), not 1" in message
+    assert "not 0" in refusal(schedule=cosine, stop={"updates": 5})
+    assert "cosine needs total greater than warmup" in refusal(schedule={**cosine, "unit": "tokens"})

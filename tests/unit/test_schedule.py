@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
+from hpcasync.config.schema import OptimizerConfig, ScheduleConfig, StopConfig
 from hpcasync.runs.counters import Counters
-from hpcasync.train.loop.schedule import learning_rate
+from hpcasync.train.loop.schedule import in_batches, learning_rate
 
 PEAK = 0.001
 Name = Literal["inverse_sqrt", "constant", "cosine"]
@@ -54,6 +54,17 @@ def test_units() -> None:
     for unit, expected in (("updates", 0.1), ("batches", 0.2), ("tokens", 0.5)):
         schedule = ScheduleConfig.model_validate({"unit": unit, "warmup": 1000})
         assert rate(schedule, 100, batches=200, tokens=500) == pytest.approx(PEAK * expected)
+
+
+def test_epochs_are_batches_of_the_corpus() -> None:
+    stop = StopConfig(epochs=20)
+    whole = in_batches(ScheduleConfig(name="cosine", unit="epochs", warmup=2), stop, 30)
+    assert (whole.unit, whole.warmup, whole.total) == ("batches", 60, 600)
+    assert rate(whole, 1, batches=60) == PEAK and rate(whole, 1, batches=600) == pytest.approx(0)
+    part = in_batches(ScheduleConfig(name="cosine", unit="epochs", warmup=0, total=10), stop, 30)
+    assert rate(part, 1, batches=150) == pytest.approx(PEAK / 2)
+    tokens = ScheduleConfig(unit="tokens", warmup=7)
+    assert in_batches(tokens, stop, 30) is tokens
 
 
 @given(

@@ -2,8 +2,17 @@
 
 import math
 
-from hpcasync.config.schema import OptimizerConfig, ScheduleConfig
+from hpcasync.config.schema import OptimizerConfig, ScheduleConfig, StopConfig
 from hpcasync.runs.counters import Counters
+
+
+def in_batches(schedule: ScheduleConfig, stop: StopConfig, batches_per_epoch: int) -> ScheduleConfig:
+    """The same schedule without epochs: they are as many batches as the corpus has."""
+    if schedule.unit != "epochs":
+        return schedule
+    epochs = {"warmup": schedule.warmup, "total": schedule.total or stop.epochs}
+    lengths = {key: number * batches_per_epoch for key, number in epochs.items()}
+    return schedule.model_copy(update={"unit": "batches", **lengths})
 
 
 def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, counters: Counters) -> float:
@@ -11,7 +20,7 @@ def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, counters
 
     Linear warm-up to `optimizer.learning_rate` over `schedule.warmup`, then constant, falling with the inverse square
     root (Vaswani et al. 2017, section 5.3, with a free peak), or falling to zero at `schedule.total` along a half
-    cosine (Loshchilov & Hutter 2017, without restarts).
+    cosine (Loshchilov & Hutter 2017, without restarts). Epochs are counted in batches (`in_batches`).
     """
     position = {"updates": counters.num_updates, "batches": counters.num_batches, "tokens": counters.target_tokens}
     now = max(1, position[schedule.unit])

@@ -12,7 +12,7 @@ from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.exchange import Contribution
-from hpcasync.train.loop.schedule import learning_rate
+from hpcasync.train.loop.schedule import in_batches, learning_rate
 from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.supervise.stopping import StopRules
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -54,6 +54,7 @@ class AllreduceExchange:
         self._batches = batches
         self._supervisor = supervisor
         self._config = config
+        self._schedule = in_batches(config.schedule, config.stop, batches.plan.num_batches())
         self._num_local = config.accumulate.local
         # Of its own: rank 0's are the supervisor's to change.
         self._counters = replace(run.counters)
@@ -133,7 +134,7 @@ class AllreduceExchange:
                 return False
             scale *= clip_factor(norm, optimizer.clip_norm)
         self._count(report)
-        rate = learning_rate(optimizer, self._config.schedule, self._counters)
+        rate = learning_rate(optimizer, self._schedule, self._counters)
         version = self._counters.num_updates
         with self._timeline.span("apply", version=version):
             self._state.apply(blocks_of(gradient), scale=scale, learning_rate=rate, version=version)

@@ -32,7 +32,7 @@ class Recorder:
         self._metrics = _open_to_append(run_dir / METRICS_FILE)
         self._console = console
         self._every = every
-        self._batches_per_epoch = batches_per_epoch
+        self.batches_per_epoch = batches_per_epoch
         self._unwritten: set[str] = set()
         self._board: ScalarFile | None = None
         if tensorboard:
@@ -102,7 +102,7 @@ class Recorder:
         mean_speed = last["target_tokens"] / last["wall_seconds"] if last["wall_seconds"] else 0.0
         return {
             **last,
-            "data_epoch": last["num_batches"] / self._batches_per_epoch,
+            "data_epoch": last["num_batches"] / self.batches_per_epoch,
             "loss": self._loss_sum / max(1, self._tokens),
             "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else mean_speed,
             "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),

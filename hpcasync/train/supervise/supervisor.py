@@ -19,7 +19,7 @@ from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState, UpdateReport
-from hpcasync.train.loop.schedule import learning_rate
+from hpcasync.train.loop.schedule import in_batches, learning_rate
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise import stop_signals
 from hpcasync.train.supervise.snapshots import Snapshots
@@ -58,6 +58,7 @@ class Supervisor:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
+        self._schedule = in_batches(config.schedule, config.stop, recorder.batches_per_epoch)
         self._run_dir = run_dir
         self._flat = flat
         self._writer = writer
@@ -124,7 +125,7 @@ class Supervisor:
             num_batches=now.num_batches + len(report.tickets),
             target_tokens=now.target_tokens + report.target_tokens,
         )
-        return learning_rate(self._config.optimizer, self._config.schedule, ahead)
+        return learning_rate(self._config.optimizer, self._schedule, ahead)
 
     def after_update(self, report: UpdateReport, learning_rate: float) -> SaveRequest | None:
         """Count and log an update that has been published; say what to save of it."""
