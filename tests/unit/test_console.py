@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.live_line import LiveLine
 from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
 

@@ -105,7 +105,7 @@ def test_a_read_only_directory(small_disk: Path) -> None:
 
 def test_records_on_a_full_disk(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Said once for each file, and once more when it can be written again; no line is lost or cut."""
-    from hpcasync.config.schema import StopConfig
+    from hpcasync.config.schedule import StopConfig
 
     console = Console(StopConfig(updates=1), 10)
     recorder = Recorder(small_disk, console, every=1, tensorboard=True, batches_per_epoch=10)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.runs.counters import Counters
 from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
 from hpcasync.train.records.recorder import Recorder

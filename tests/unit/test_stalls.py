@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise.stalls import SlowWorker, Stall, StallDetector

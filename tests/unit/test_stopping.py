@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.runs.counters import Counters
 from hpcasync.train.supervise import stop_signals

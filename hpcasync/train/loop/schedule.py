@@ -2,7 +2,8 @@
 
 import math
 
-from hpcasync.config.schema import OptimizerConfig, ScheduleConfig, StopConfig
+from hpcasync.config.schedule import ScheduleConfig, StopConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.runs.counters import Counters
 
 

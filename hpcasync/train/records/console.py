@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.live_line import PROGRESS_MARK, LiveLine
 
 # mpirun gives ranks pseudo-terminals whatever its own output is; `hpcasync launch` knows and says so here.

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hpcasync.config.schema import StopConfig
+from hpcasync.config.schedule import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
 from hpcasync.runs.counters import Counters
 from hpcasync.train.supervise import stop_signals
