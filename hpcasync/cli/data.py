@@ -15,7 +15,7 @@ from hpcasync.data.fetch.registry import CORPORA
 from hpcasync.data.prepare import PrepareOptions
 from hpcasync.data.prepare import prepare as prepare_corpus
 from hpcasync.data.subwords import SubwordOptions
-from hpcasync.data.summary import summarise
+from hpcasync.data.summary import summarise, training_command
 
 
 @click.group()
@@ -119,7 +119,7 @@ def prepare(
     )
     manifest = prepare_corpus(source, target, directory, options)
     click.echo(summarise(manifest))
-    click.echo(f"\nPrepared {directory}. Train on it with: hpcasync train CONFIG.yaml data.path={directory}")
+    click.echo(f"\nPrepared {directory}. Train on it with:\n\n    {training_command(manifest, directory)}")
 
 
 @data.command()

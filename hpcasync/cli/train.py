@@ -42,7 +42,7 @@ def train(
 ) -> int:
     """Train a model as the YAML file CONFIG says, with dotted KEY=VALUE overrides.
 
-    Start it on several ranks: `mpirun -np 3 hpcasync train configs/base.yaml data.path=data/mine`, or
+    Start it on several ranks: `mpirun --oversubscribe -np 3 hpcasync train configs/base.yaml data.path=data/mine`, or
     `hpcasync launch -n 3 -- train …`, which knows what one machine needs.
     """
     note_stop_signals()

@@ -353,7 +353,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    return parse_config(read_values(path, Config, overrides), source=str(path))
+    return validate(Config, read_values(path, Config, overrides), str(path), overrides)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

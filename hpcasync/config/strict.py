@@ -10,6 +10,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -113,8 +114,12 @@ def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...], schema: 
         _apply_override(values, override, schema)
 
 
-def validate(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
-    """A mapping as a `schema`; `source` is named in errors.
+def validate(
+    schema: type[Schema], values: dict[str, Any], source: str, overrides: tuple[str, ...] = (), prefix: str = ""
+) -> Schema:
+    """A mapping as a `schema`; errors name the override that a value comes from, or else `source`.
+
+    Users write `prefix` before the keys of overrides.
 
     Raises:
         UserError: naming the key, its value and, for an unknown key, the nearest valid one.
@@ -122,8 +127,25 @@ def validate(schema: type[Schema], values: dict[str, Any], source: str) -> Schem
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail, schema) for detail in error.errors()]
-        raise UserError(f"{source}: " + "; ".join(lines)) from error
+        of_source: list[str] = []
+        of_overrides: list[str] = []
+        for detail in error.errors():
+            if override := _override_of(detail["loc"], overrides):
+                of_overrides.append(f"override {prefix + override!r}: {_explain(detail, schema, prefix)}")
+            else:
+                of_source.append(_explain(detail, schema))
+        in_file = [f"{source}: " + "; ".join(of_source)] if of_source else []
+        raise UserError("; ".join(in_file + of_overrides)) from error
+
+
+def _override_of(location: tuple[int | str, ...], overrides: tuple[str, ...]) -> str | None:
+    """The override that set what is wrong; the last one wins."""
+    path = [str(part) for part in location]
+    for override in reversed(overrides):
+        key = override.partition("=")[0].split(".")
+        if path and (key == path[: len(key)] or path == key[: len(path)]):
+            return override
+    return None
 
 
 def _apply_override(values: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
@@ -233,12 +255,21 @@ def _type_below(annotation: Any, key: Any) -> Any:
     return Any
 
 
-def _explain(detail: Any, schema: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+def _explain(detail: Any, schema: type[BaseModel], prefix: str = "") -> str:
+    location = prefix + ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _keys_at(detail["loc"][:-1], schema)
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(known)}"
+        *above, last = map(str, detail["loc"])
+        near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+        # A whole path, to be pasted: also of a key that stands in another section.
+        meant = [".".join([*above, name]) for name in near] or [
+            path for path in _all_paths(schema) if path.endswith(f".{last}")
+        ]
+        hint = (
+            f"did you mean {' or '.join(prefix + path for path in meant)}?"
+            if meant
+            else f"valid keys: {', '.join(known)}"
+        )
         return f"unknown key {location}: {hint}"
     if detail["type"] == "missing":
         return f"{location} is required"
@@ -259,6 +290,15 @@ def _keys_at(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[s
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
         model = annotation
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _all_paths(schema: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        path = f"{above}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _all_paths(field.annotation, f"{path}.")
+        else:
+            yield path
 
 
 def _problem(error: Exception) -> str:

@@ -1,6 +1,14 @@
 """What a prepared corpus holds, for people."""
 
+import re
+import shlex
+from pathlib import Path
+
+from hpcasync.config.model import ModelConfig
 from hpcasync.data.manifest import Manifest
+
+# In a checkout; the first that is there.
+_CONFIGS = tuple(Path(__file__).resolve().parents[2] / "configs" / name for name in ("base.yaml", "multi30k.yaml"))
 
 
 def summarise(manifest: Manifest) -> str:
@@ -32,3 +40,22 @@ def summarise(manifest: Manifest) -> str:
 
 def _share(count: int, total: int) -> str:
     return f"{count / total:.2%}"
+
+
+def training_command(manifest: Manifest, directory: Path) -> str:
+    """What trains on a corpus as it is, to be pasted into a shell at this working directory."""
+    name = re.sub(r"[^\w.+-]", "-", directory.resolve().name, flags=re.ASCII)
+    settings = [f"name={name}", f"data.path={directory}"]
+    if "valid" not in manifest.held_out:
+        settings.append("validation.score=false")
+    longest = 1 + max(manifest.source.max_length, manifest.target.max_length)
+    if longest > ModelConfig().max_length:
+        settings.append(f"model.max_length={longest}")
+    config = next((path for path in _CONFIGS if path.is_file()), None)
+    before = ""
+    if config is None:
+        config = Path(f"{name}.yaml")
+        before = f"echo 'stop: {{epochs: 20}}' > {shlex.quote(str(config))} && "
+    elif config.is_relative_to(Path.cwd()):
+        config = config.relative_to(Path.cwd())
+    return before + shlex.join(["hpcasync", "launch", "-n", "3", "--", "train", str(config), *settings])

@@ -165,4 +165,4 @@ def parse_cluster(values: dict[str, Any], source: str, overrides: tuple[str, ...
         UserError: a key is unknown, or a value does not fit.
     """
     apply_overrides(values, overrides, ClusterConfig)
-    return validate(ClusterConfig, values, source)
+    return validate(ClusterConfig, values, source, overrides, "cluster.")

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from runners import CliRunner, MpiRunner
+from tiny_training import CONFIG, TinyCorpus
 
+from hpcasync.launch.locate import find_library
 from hpcasync.launch.session_directory import session_directory
 
 PROGRAM = Path(__file__).parent / "programs" / "supervised_job.py"
@@ -186,3 +189,32 @@ def test_a_mistake_is_followed_by_nothing(run_cli: CliRunner) -> None:
     _line, message = result.stderr.strip().splitlines()
     assert message.startswith("hpcasync: error: cannot read the configuration no-such-file.yaml")
     assert result.stdout == ""
+
+
+def test_the_readmes_mpirun_line_works_as_it_is_printed(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    if find_library().flavour != "openmpi":
+        pytest.skip("its option --oversubscribe is Open MPI's")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith("mpirun "))
+    assert " -np 5 " in line
+    (tmp_path / "configs").mkdir()
+    values = {**CONFIG, "data": {**CONFIG["data"], "path": str(tiny_corpus.path)}, "stop": {"updates": 3}}
+    (tmp_path / "configs" / "multi30k.yaml").write_text(yaml.safe_dump(values))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stop.updates=3 reached" in done.stdout
+
+
+def test_what_prepare_prints_trains_as_it_is(run_cli: CliRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    text = [str(tiny_corpus.path.parent / f"train.{side}") for side in ("src", "tgt")]
+    out = tmp_path / "my corpus"
+    printed = run_cli("data", "prepare", *text, "--vocab-size", "70", "--out", out, cwd=tmp_path).stdout
+    command = printed.partition("Train on it with:")[2].strip()
+    shell = f'hpcasync() {{ {sys.executable} -m hpcasync "$@"; }}; {command} model.dim=16 stop.tokens=2000'
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "my-corpus-async-global-seed1" / "summary.json").is_file()

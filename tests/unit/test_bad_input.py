@@ -64,8 +64,10 @@ CONFIGURATION = [
     file("no stop", "data: {path: corpus}\n", cure="stop is required"),
     file("no corpus", "data: {}\nstop: {updates: 1}\n", cure="data.path is required"),
     file("a number for a key", "1: 2\ndata: {path: corpus}\nstop: {updates: 1}\n", cure="should be strings"),
-    setting("unknown key", "moed=sync", "run.yaml", "unknown key moed", cure="did you mean mode?"),
-    setting("unknown key below", "optimizer.learningrate=1", "learningrate", cure="did you mean learning_rate?"),
+    setting("unknown key", "moed=sync", "override 'moed=sync'", "unknown key moed", cure="did you mean mode?"),
+    setting(
+        "unknown key below", "optimizer.learningrate=1", "learningrate", cure="did you mean optimizer.learning_rate?"
+    ),
     setting("unknown section", "optimiser.eps=1", "unknown key optimiser", cure="did you mean optimizer?"),
     setting("nothing near", "roles.xyz=1", "unknown key roles.xyz", cure="valid keys: servers"),
     setting("text for a number", "seed=one", "seed", "given: 'one'", cure="valid integer"),

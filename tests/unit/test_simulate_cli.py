@@ -123,7 +123,7 @@ def test_a_cluster_file(invoke: Invoke, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("cluster.worker=3",), "unknown key worker: did you mean workers?"),
+        (("cluster.worker=3",), "unknown key cluster.worker: did you mean cluster.workers?"),
         (("accumulate.globl=3",), "unknown key accumulate.globl"),
         (("--cluster", "absent.yaml"), "cannot read the configuration absent.yaml"),
         (("--cluster", "a", "--fit", "b"), "--cluster and --fit exclude each other"),

@@ -21,10 +21,16 @@ def refusal(values: dict[str, Any], *overrides: str) -> str:
     ("values", "expected"),
     [
         ({"worker": 4}, "unknown key worker: did you mean workers?"),
-        ({"compute": {"secondspertoken": 1}}, "unknown key compute.secondspertoken: did you mean seconds_per_token?"),
-        ({"compute": {"stalls": {"evry_seconds": 1}}}, "unknown key compute.stalls.evry_seconds: did you mean every"),
-        ({"network": {"bandwith": 1}}, "unknown key network.bandwith: did you mean bandwidth?"),
-        ({"server": {"push_second": 1}}, "unknown key server.push_second: did you mean push_seconds?"),
+        (
+            {"compute": {"secondspertoken": 1}},
+            "unknown key compute.secondspertoken: did you mean compute.seconds_per_token?",
+        ),
+        (
+            {"compute": {"stalls": {"evry_seconds": 1}}},
+            "unknown key compute.stalls.evry_seconds: did you mean compute.stalls.every",
+        ),
+        ({"network": {"bandwith": 1}}, "unknown key network.bandwith: did you mean network.bandwidth?"),
+        ({"server": {"push_second": 1}}, "unknown key server.push_second: did you mean server.push_seconds?"),
         ({"workers": 0}, "workers: input should be greater than or equal to 1"),
         ({"workers": 5000}, "workers: input should be less than or equal to 4096"),
         ({"compute": {"jitter": "normal"}}, "'none', 'lognormal' or 'pareto'"),
