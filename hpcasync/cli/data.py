@@ -1,11 +1,11 @@
 """`hpcasync data`: fetch, prepare and check corpora."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import click
 
+from hpcasync.cli.cores import usable_cores
 from hpcasync.cli.parameters import FILE, THREADS, Count, Number
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import Limits
@@ -114,7 +114,7 @@ def prepare(
         target_model=target_model,
         source_language=source_language,
         target_language=target_language,
-        num_processes=processes or len(os.sched_getaffinity(0)),
+        num_processes=processes or usable_cores(),
         overwrite=overwrite,
     )
     manifest = prepare_corpus(source, target, directory, options)

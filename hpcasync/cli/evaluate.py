@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
+from hpcasync.cli.cores import settle_threads
 from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
 from hpcasync.config.schema import Config, Tokenizer, load_config
 from hpcasync.errors import UserError
@@ -52,7 +53,7 @@ _METRICS = ("bleu", "chrf", "ter")
 @click.option("--max-sentences", default=0, type=Count(min=0), help="Search so many sentences only; 0: all.")
 @click.option("--batch-tokens", default=4096, show_default=True, type=Count(min=1))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core.")
+@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core that is free.")
 def evaluate(
     paths: tuple[Path, ...],
     is_json: bool,
@@ -87,12 +88,10 @@ def evaluate(
     _refuse(_FILE_OPTIONS, "files, but the first path is a directory")
     if len(paths) > 1:
         raise click.UsageError("give one run directory, or HYP and REF files")
-    import torch
 
     from hpcasync.nmt.evaluation import EvaluationSettings
 
-    if threads:
-        torch.set_num_threads(threads)
+    settle_threads(threads)
     settings = EvaluationSettings(split, beam, length_penalty, max_sentences, tokenize or "", batch_tokens)
     _evaluate_run(paths[0], data, settings, device, is_all=is_all, is_json=is_json)
 

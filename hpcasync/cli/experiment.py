@@ -1,6 +1,5 @@
 """`hpcasync experiment`: the runs of an experiment file, and what they came to."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hpcasync.cli.cores import usable_cores
 from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
 from hpcasync.sole_writer import sole_writer
@@ -82,7 +82,7 @@ def _execute(described: "Experiment", todo: "Sequence[tuple[PlannedRun, Status]]
     from hpcasync.experiment.execute import Executor, choose_jobs, commands, threads_of
     from hpcasync.experiment.plan import experiment_directory
 
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = usable_cores()
     jobs = choose_jobs(jobs, [run for run, _ in todo], num_cores)
     work = [(run, commands(described, run, status, threads_of(run, jobs, num_cores))) for run, status in todo]
     outcomes = Executor(experiment_directory(described) / "logs", jobs, click.echo).run_all(work)

@@ -162,9 +162,18 @@ def _resolve(words: list[str]) -> tuple[list[str], list[str] | None]:
 
 
 def _check_not_inside_a_job() -> None:
-    from hpcasync.launch.ranks import rank_from_environment
+    from hpcasync.launch.ranks import is_task_of_srun, rank_from_environment
 
-    if rank := rank_from_environment():
+    rank = rank_from_environment()
+    if rank and is_task_of_srun():
+        raise UserError(
+            f"`hpcasync launch` is to be started once, and srun has started {rank.num_ranks} tasks, of which this is "
+            f"number {rank.world_rank} (SLURM_STEP_NUM_TASKS={rank.num_ranks}): start it from the batch script or the "
+            "shell of salloc itself, or by `srun --ntasks=1 --pty`; in a shell that has only inherited these "
+            "variables: unset SLURM_PROCID SLURM_STEP_NUM_TASKS",
+            everywhere=True,
+        )
+    if rank:
         raise UserError(
             f"`hpcasync launch` starts mpirun itself, and this is {rank} already: leave out either mpirun or `launch`",
             everywhere=True,

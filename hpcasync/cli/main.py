@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hpcasync import __version__
+from hpcasync.cli.cores import wait_passively
 from hpcasync.extras import lack_of
 
 # name -> (module, attribute, one line for --help). Listing the subcommands must not import torch or MPI.
@@ -24,6 +25,9 @@ COMMANDS = {
     "translate": ("hpcasync.cli.translate", "translate", "Translate a file or standard input."),
 }
 
+# What people start beside other things; the ranks of `train` have, where they can, cores of their own.
+_SHARING_COMMANDS = ("translate", "evaluate", "experiment", "simulate")
+
 
 class LazyGroup(click.Group):
     """A group whose subcommands are imported on use."""
@@ -36,6 +40,8 @@ class LazyGroup(click.Group):
         """Import a subcommand; None if there is no such one."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in _SHARING_COMMANDS:
+            wait_passively()
         module, attribute, _ = COMMANDS[cmd_name]
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from hpcasync.cli.cores import settle_threads
 from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
 from hpcasync.errors import UserError
 
@@ -55,7 +56,7 @@ _READ_AHEAD = 2048  # sentences that are sorted by length into batches
     help=f"Sentences read before the first is translated; default: {_READ_AHEAD}, on a terminal 1.",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core.")
+@click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core that is free.")
 def translate(
     model: Path,
     source: Path | None,
@@ -77,7 +78,6 @@ def translate(
     MODEL is a run directory (its best snapshot), a snapshot in it, or a parameters.safetensors file in it. --nbest 2 or
     more writes lines `i ||| translation ||| score`, with i from 0.
     """
-    import torch
 
     from hpcasync.nmt.line_streams import OutputFormat, format_translation, input_lines, open_output, write_line
     from hpcasync.nmt.load import choose_device, load_model
@@ -91,8 +91,7 @@ def translate(
         max_length_factor=max_length_factor,
         batch_tokens=batch_tokens,
     )
-    if threads:
-        torch.set_num_threads(threads)
+    settle_threads(threads)
     num_averaged, average_with = parse_average(average)
     trained = load_model(model, device=choose_device(device), average=num_averaged, average_with=average_with)
     searcher = Searcher(

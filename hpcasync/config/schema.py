@@ -49,9 +49,10 @@ class RolesConfig(Section):
     placement: Literal["spread", "first"] = Field(
         "spread", description="of servers: dealt out to the hosts in turn; or the first ranks, wherever they are"
     )
-    bind: Literal["auto", "none"] = Field(
+    bind: Literal["auto", "always", "none"] = Field(
         "auto",
-        description="auto: where the threads of a host's ranks fit its cores, each rank keeps to cores of its own",
+        description="auto: where the threads of a host's ranks fit its cores, and these are the job's own (by affinity "
+        "or allocation), each rank keeps to cores of its own; always: also on a machine that others may use",
     )
 
 

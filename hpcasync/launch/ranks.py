@@ -12,6 +12,9 @@ _RANK_VARIABLES = (
     ("PMI_RANK", "PMI_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+# Set in the shell that `srun --pty`, or salloc with an interactive step, starts for a person. There is one, however
+# many tasks srun was asked for.
+_SHELL_VARIABLES = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,22 @@ class JobRank:
 def rank_from_environment(environment: Mapping[str, str] = os.environ) -> JobRank | None:
     """The place in a job of several ranks; None for a process on its own, or one whose launcher says nothing."""
     for rank_name, size_name in _RANK_VARIABLES:
+        if rank_name.startswith("SLURM_") and is_shell_of_srun(environment):
+            continue
         rank, size = environment.get(rank_name, ""), environment.get(size_name, "")
         if rank.isdecimal() and size.isdecimal():
             return JobRank(int(rank), int(size), job_name(environment)) if int(size) > 1 else None
     return None
+
+
+def is_shell_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM's variables about tasks are those of a person's shell, which is no rank of anything."""
+    return any(name in environment for name in _SHELL_VARIABLES)
+
+
+def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun alone, without an MPI that it knows, has started this process."""
+    return not any(name in environment for name, _ in _RANK_VARIABLES[:-1]) and _RANK_VARIABLES[-1][0] in environment
 
 
 def job_name(environment: Mapping[str, str] = os.environ) -> str:

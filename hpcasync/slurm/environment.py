@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpcasync.errors import UserError
+from hpcasync.launch.ranks import is_shell_of_srun
 
 # SLURM's run-length form: "4(x2),1" is 4, 4, 1.
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
@@ -64,6 +65,16 @@ def _read_component(environment: Mapping[str, str], suffix: str, num_gpus: int) 
     return Allocation(tasks, cpus, num_gpus, environment.get(f"SLURM_JOB_NODELIST{suffix}", ""))
 
 
+def allocated_cpus(environment: Mapping[str, str] = os.environ) -> int:
+    """CPUs of this host that SLURM has given to the job; 0 where it says nothing of them, or outside SLURM."""
+    if "SLURM_JOB_ID" not in environment:
+        return 0
+    on_nodes = environment.get("SLURM_JOB_CPUS_PER_NODE", "")
+    of_all = _COUNT.fullmatch(on_nodes)  # all nodes alike; ranks of mpirun see the variables of the batch script's node
+    text = of_all[1] if of_all else environment.get("SLURM_CPUS_ON_NODE", "")
+    return int(text) if text.isdecimal() else 0
+
+
 def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Refuse to be one of several ranks that MPI did not connect.
 
@@ -80,6 +91,8 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
     """
     for name, (launcher, cure) in _LAUNCHERS.items():
         value = environment.get(name, "")
+        if name.startswith("SLURM_") and is_shell_of_srun(environment):
+            continue
         if not value.isdecimal():
             continue
         if world_size < int(value):

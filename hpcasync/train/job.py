@@ -30,7 +30,7 @@ from hpcasync.runs.directory import (
     take_over,
 )
 from hpcasync.runs.run_state import RunState
-from hpcasync.slurm.environment import check_world_size
+from hpcasync.slurm.environment import allocated_cpus, check_world_size
 from hpcasync.timeline import Timeline, TimelineFile
 from hpcasync.train.header import header_lines
 from hpcasync.train.loop.batch_order import BatchOrder
@@ -159,7 +159,7 @@ def _resume(setup: _Setup) -> None:
 def _set_up(config: Config, comm: MPI.Intracomm) -> _Setup:
     roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
     deaths = Deaths(comm, roles, config)
-    resources = settle_resources(config, roles, comm)
+    resources = settle_resources(config, roles, comm, allocated_cpus())
     task = make_task(config, resources.device)
     return _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from runners import CliRunner, MpiRunner
+from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.launch.locate import find_library
@@ -218,3 +219,23 @@ def test_what_prepare_prints_trains_as_it_is(run_cli: CliRunner, tmp_path: Path,
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "my-corpus-async-global-seed1" / "summary.json").is_file()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("bind", ["auto", "always"])
+def test_ranks_are_bound_on_a_workstation_only_where_that_is_asked_for(
+    tmp_path: Path, tiny_corpus: TinyCorpus, bind: str
+) -> None:
+    """Two users start a job each: `auto` would put both on the same cores."""
+    if len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        pytest.skip("this process has cores of its own")
+    values = {**CONFIG, "run_dir": str(tmp_path / "runs"), "data": {**CONFIG["data"], "path": str(tiny_corpus.path)}}
+    values |= {"roles": {"worker_threads": 1, "bind": bind}, "stop": {"updates": 1_000_000}}
+    config = tmp_path / "q.yaml"
+    config.write_text(yaml.safe_dump(values))
+    environment = {name: "" for name in os.environ if name.startswith("SLURM_")}
+    with RunningJob(2, config, log=tmp_path / "log", environment=environment) as job:
+        job.wait_until(lambda: job.num_updates, "training")
+        used = [set(process.cpu_affinity() or ()) for _, process in sorted(job.ranks().items())]
+    assert len(used) == 2
+    assert used[0].isdisjoint(used[1]) if bind == "always" else used == [os.sched_getaffinity(0)] * 2

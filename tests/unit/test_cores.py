@@ -7,13 +7,20 @@ import sys
 import pytest
 
 from hpcasync.comm.roles import assign_roles
+<<<<<<< HEAD
 from hpcasync.train.machine.cores import describe_cores, share_cores
+=======
+from hpcasync.train.machine.cores import are_own, describe_cores, share_cores
+from hpcasync.train.machine.resources import describe_gpus
+>>>>>>> 87b4fa5 (Bind only the job's own cores; wait without spinning; know the shell of srun --pty)
 
 ALL = frozenset(range(8))
 
 
 def shares(hosts: str, num_servers: int, threads: list[int], cores: list[frozenset[int]]) -> list[set[int]]:
-    return [set(share) for share in share_cores(assign_roles(list(hosts), num_servers), threads, cores)]
+    return [
+        set(share) for share in share_cores(assign_roles(list(hosts), num_servers), threads, cores, [True] * len(cores))
+    ]
 
 
 def test_servers_come_first_and_workers_share_the_rest() -> None:
@@ -40,9 +47,28 @@ def test_what_does_not_fit_or_is_done_already_stays(threads: list[int], cores: l
     assert shares("aa", 1, threads, cores) == [set(mine) for mine in cores]
 
 
+@pytest.mark.parametrize(
+    ("num_cores", "num_allocated", "expected"),
+    [
+        (8, 0, False),  # a workstation
+        (8, 4, False),  # half of a node, and nothing that keeps the other half away
+        (8, 8, True),
+        (4, 0, True),  # a cpuset
+        (4, 4, True),
+    ],
+)
+def test_cores_are_the_jobs_own_where_something_says_so(num_cores: int, num_allocated: int, expected: bool) -> None:
+    assert are_own(frozenset(range(num_cores)), num_of_host=8, num_allocated=num_allocated) is expected
+
+
+def test_nothing_is_bound_where_others_may_compute() -> None:
+    roles = assign_roles(list("aab"), 1)
+    assert share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True, False, True]) == [ALL, ALL, ALL]
+
+
 def test_says_what_was_decided() -> None:
     roles = assign_roles(list("aab"), 1)
-    dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL])
+    dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True] * 3)
     assert describe_cores(roles, dealt) == ["cores of a: rank 0 0, rank 1 1-7", "cores of b: rank 2 0-7"]
     assert describe_cores(roles, [ALL] * 3)[0] == "cores of a: 8, shared by its 2 ranks"
 

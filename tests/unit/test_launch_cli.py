@@ -46,6 +46,13 @@ def test_a_command_is_required(arguments: list[str], message: str) -> None:
         launch.main(arguments, standalone_mode=False)
 
 
+def test_tasks_of_srun_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match=r"srun has started 4 tasks.*SLURM_STEP_NUM_TASKS=4.*unset SLURM_PROCID"):
+        launch.main(["-n", "2", "--", "train", "x.yaml"], standalone_mode=False)
+
+
 @pytest.mark.parametrize("arguments", [["--", "train"], ["-n", "0", "--", "train"], ["-n", "two", "--", "train"]])
 def test_the_number_of_ranks_is_required(arguments: list[str]) -> None:
     result = ClickRunner().invoke(launch, arguments)

@@ -136,6 +136,8 @@ def test_other_answers_are_no_mpi(text: str) -> None:
         ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "SLURM_PROCID": "0"}, (2, 4)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),
         ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
+        # The shell of `srun --pty --ntasks=8`.
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PTY_PORT": "4711"}, None),
     ],
 )
 def test_the_rank_is_read_from_the_launchers_variables(

@@ -15,7 +15,7 @@ from hpcasync.config.schema import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.slurm.__main__ import assignments, main
-from hpcasync.slurm.environment import Allocation, check_world_size, read_allocation
+from hpcasync.slurm.environment import Allocation, allocated_cpus, check_world_size, read_allocation
 from hpcasync.slurm.plan import JobPlan, plan_job
 from hpcasync.slurm.step import step_command
 
@@ -96,6 +96,20 @@ class TestWorldSize:
         with pytest.raises(UserError, match=f"{launcher}.*hpcasync launch") as caught:
             check_world_size(world_size, environment)
         assert caught.value.everywhere
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 0),
+        ({"SLURM_CPUS_ON_NODE": "4"}, 0),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "16(x2)", "SLURM_CPUS_ON_NODE": "1"}, 16),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_CPUS_PER_NODE": "16,8", "SLURM_CPUS_ON_NODE": "8"}, 8),
+        ({"SLURM_JOB_ID": "1"}, 0),
+    ],
+)
+def test_the_cpus_that_a_job_has_on_a_host(environment: dict[str, str], expected: int) -> None:
+    assert allocated_cpus(environment) == expected
 
 
 class TestPlan:

@@ -11,23 +11,41 @@ Cores = frozenset[int]
 UNBOUND_VARIABLE = "HPCASYNC_UNBOUND_CORES"
 
 
-def share_cores(roles: Roles, threads_of_ranks: Sequence[int], cores_of_ranks: Sequence[Cores]) -> list[Cores]:
+def are_own(cores: Cores, *, num_of_host: int, num_allocated: int) -> bool:
+    """Whether no other job computes on these cores, so that ranks may be bound to them.
+
+    They are where a scheduler, a cgroup or a user has set them apart from the others of the host, or has allocated all
+    of the host. Otherwise a second job would bind its ranks to the very same ones.
+
+    Args:
+        cores: that a rank may run on.
+        num_of_host: cores that its host has.
+        num_allocated: of this host to the job; 0: there is no allocation.
+    """
+    return len(cores) < num_of_host or num_allocated >= num_of_host
+
+
+def share_cores(
+    roles: Roles, threads_of_ranks: Sequence[int], cores_of_ranks: Sequence[Cores], are_own_of_ranks: Sequence[bool]
+) -> list[Cores]:
     """The cores that each world rank should keep to.
 
     The ranks of a host are given neighbouring cores, servers first as many as they have threads, and the workers equal
-    shares of the others. They keep what they have where a scheduler has given them different cores already, or where
-    there are more threads than cores.
+    shares of the others. They keep what they have where a scheduler has given them different cores already, where
+    there are more threads than cores, and where others may compute on them.
 
     Args:
         roles: of the job.
         threads_of_ranks: intra-op threads of each world rank.
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host.
+        are_own_of_ranks: see `are_own`.
     """
     shares = list(cores_of_ranks)
     for host in dict.fromkeys(roles.hosts):
         ranks = roles.ranks_on_host(host)
         is_shared = len({cores_of_ranks[rank] for rank in ranks}) == 1
-        if is_shared and sum(threads_of_ranks[rank] for rank in ranks) <= len(cores_of_ranks[ranks[0]]):
+        is_own = all(are_own_of_ranks[rank] for rank in ranks)
+        if is_own and is_shared and sum(threads_of_ranks[rank] for rank in ranks) <= len(cores_of_ranks[ranks[0]]):
             for rank, cores in _deal(roles, ranks, threads_of_ranks, sorted(cores_of_ranks[ranks[0]])).items():
                 shares[rank] = cores
     return shares

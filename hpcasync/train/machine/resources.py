@@ -9,10 +9,15 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
+<<<<<<< HEAD
 from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import bind, describe_cores, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
 from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus
+=======
+from hpcasync.train.machine.cores import are_own, bind, describe_cores, share_cores
+from hpcasync.train.machine.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
+>>>>>>> 87b4fa5 (Bind only the job's own cores; wait without spinning; know the shell of srun --pty)
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,22 @@ class Resources:
     lines: tuple[str, ...]
 
 
-def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm) -> Resources:
+def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm, num_allocated: int = 0) -> Resources:
     """Choose cores, threads and device of this rank and set the first two (collective).
+
+    Args:
+        config, roles, comm: of the job.
+        num_allocated: CPUs of this host that a scheduler has given to the job; 0: there is none.
 
     Raises:
         UserError: on every rank, if a GPU is asked for on a rank whose host has none.
     """
     cores = comm.allgather(frozenset(os.sched_getaffinity(0)))
     threads = [choose_threads(config, roles, rank, cores) for rank in range(comm.size)]
-    if config.roles.bind == "auto":
-        cores = share_cores(roles, threads, cores)
+    if config.roles.bind != "none":
+        num_of_host = os.cpu_count() or 1
+        own = are_own(cores[comm.rank], num_of_host=num_of_host, num_allocated=num_allocated)
+        cores = share_cores(roles, threads, cores, comm.allgather(own or config.roles.bind == "always"))
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
     plan = plan_gpus(config, roles, comm.allgather(see_gpus()))

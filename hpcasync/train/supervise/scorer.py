@@ -67,7 +67,9 @@ class Scorer:
             self._process = None
 
     def _start(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
+        # Its threads, if it has several, are in the way of training while they wait.
+        environment = {"OMP_WAIT_POLICY": "passive"}
+        environment |= {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hpcasync.train.supervise.scorer_process", str(self._run_dir)],
             stdin=subprocess.PIPE,
