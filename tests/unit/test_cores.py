@@ -7,12 +7,7 @@ import sys
 import pytest
 
 from hpcasync.comm.roles import assign_roles
-<<<<<<< HEAD
-from hpcasync.train.machine.cores import describe_cores, share_cores
-=======
 from hpcasync.train.machine.cores import are_own, describe_cores, share_cores
-from hpcasync.train.machine.resources import describe_gpus
->>>>>>> 87b4fa5 (Bind only the job's own cores; wait without spinning; know the shell of srun --pty)
 
 ALL = frozenset(range(8))
 

@@ -9,15 +9,10 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import Config
-<<<<<<< HEAD
 from hpcasync.errors import UserError
-from hpcasync.train.machine.cores import bind, describe_cores, share_cores
+from hpcasync.train.machine.cores import are_own, bind, describe_cores, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
 from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus
-=======
-from hpcasync.train.machine.cores import are_own, bind, describe_cores, share_cores
-from hpcasync.train.machine.devices import check_scoring_device, choose_device, choose_server_device, choose_threads
->>>>>>> 87b4fa5 (Bind only the job's own cores; wait without spinning; know the shell of srun --pty)
 
 
 @dataclass(frozen=True)
