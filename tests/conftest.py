@@ -1,5 +1,8 @@
 """Fixtures of all tests, and how several processes share the tests (pytest-xdist)."""
 
+from functools import cache
+from pathlib import Path
+
 import pytest
 from runners import CliRunner, MpiRunner
 from xdist.remote import Producer
@@ -20,15 +23,25 @@ def run_cli() -> CliRunner:
     return CliRunner()
 
 
-class _JobsInTurn(LoadScopeScheduling):
-    """Jobs of many ranks run in one process, in turn, those of SLURM in one, other tests where there is time."""
+class _Chains(LoadScopeScheduling):
+    """Each file goes to the process that has time for it; those that share a costly beginning go to one.
+
+    The tests of SLURM share a cluster, trainings share ranks that stay (`parallel/warm_job.py`).
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = nodeid.split("/")[1]
-        return folder if folder in ("parallel", "system") else nodeid
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/system"):
+            return "system"
+        return "trainings" if file.startswith("tests/parallel") and _needs_trainer(file) else file
+
+
+@cache
+def _needs_trainer(file: str) -> bool:
+    return "trainer: Trainer" in (Path(__file__).parents[1] / file).read_text()
 
 
 @pytest.hookimpl
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Who runs what. (The groups of pytest-xdist 3.8.0, `xdist_group`, do nothing under pytest 9.2.0.)"""
-    return _JobsInTurn(config, log)
+    return _Chains(config, log)
