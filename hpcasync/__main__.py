@@ -6,18 +6,22 @@ from hpcasync.deaths import lifeline
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.launch.ranks import rank_from_environment
 from hpcasync.launch.standard_input import take_input
+from hpcasync.launch.surroundings import open_closed_streams, use_utf8
 
 
 def main() -> None:
     """Run the command line; an error that nothing catches ends all ranks of the job."""
+    use_utf8()
+    open_closed_streams()
     take_input()
-    rank = rank_from_environment()
-    lifeline.hold(rank.world_rank if rank else 0)
-    from hpcasync.cli.main import cli
-
     abort_on_thread_errors()
     try:
+        rank = rank_from_environment()
+        lifeline.hold(rank.world_rank if rank else 0)
+        from hpcasync.cli.main import cli
+
         result = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except BaseException as error:
         end_process(error)
     exit_code = result if isinstance(result, int) else 0

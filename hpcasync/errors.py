@@ -22,13 +22,27 @@ class UserError(Exception):
         self.everywhere = everywhere
 
 
+# What `Path` says of "~" where nobody has a home, and of links in a circle.
+_PATH_ERRORS = ("Could not determine home directory", "Symlink loop")
+# Of what has been closed, or whose terminal is gone.
+_STREAM_ERRORS = (errno.EBADF, errno.EIO, errno.ENXIO)
 # What torch says where it finds no memory: on the CPU in a RuntimeError among others.
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "CUDA out of memory")
 
 
 def as_user_error(error: BaseException) -> BaseException:
-    """A UserError in place of one that says that there is not enough memory; any other as it is."""
+    """A UserError in place of one that says what the machine lacks or the file system refuses; any other as it is."""
+    if isinstance(error, OSError) and (error.errno in _CURES or error.errno in _STREAM_ERRORS):
+        if error.filename:
+            return UserError(f"cannot use {error.filename}: {describe(error, 'name another')}")
+        if error.errno in _STREAM_ERRORS:
+            return UserError(f"standard input or output cannot be used: {describe(error, 'it is closed')}")
+    if isinstance(error, UnicodeEncodeError):
+        text = error.object[:60].encode(errors="backslashreplace").decode()
+        return UserError(f"{text} cannot be written as {error.encoding}: give files and settings names in UTF-8")
     first_line = str(error).partition("\n")[0]
+    if isinstance(error, RuntimeError) and first_line.startswith(_PATH_ERRORS):
+        return UserError(f"{first_line}: give the whole path, without links that lead back to themselves")
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in first_line for words in _NO_MEMORY)
     ):
@@ -40,8 +54,8 @@ def as_user_error(error: BaseException) -> BaseException:
 
 # What a message about a file says of what to do, by the error number: a guess would mislead where it contradicts it.
 _CURES = {
-    errno.EACCES: "its permissions forbid it: ask the owner, or name a place of your own",
-    errno.EPERM: "its owner or its flags forbid it: ask the owner, or name a place of your own",
+    errno.EACCES: "its permissions forbid that: ask its owner, or name another",
+    errno.EPERM: "its owner or its flags forbid that: ask its owner, or name another",
     errno.EROFS: "name a place that may be written",
     errno.ENOSPC: "make room, or name a place with room",
     errno.EDQUOT: "your quota is used up: remove something, or name another place",
@@ -57,6 +71,8 @@ _CURES = {
 }
 
 
-def describe(error: OSError, otherwise: str) -> str:
-    """What the system said, and what to do; `otherwise` is the cure where the error number does not tell one."""
+def describe(error: Exception, otherwise: str) -> str:
+    """What the system or a library said, and what to do; `otherwise` where no error number tells of another cure."""
+    if not isinstance(error, OSError):
+        return f"{error}; {otherwise}"
     return f"{error.strerror or error}; {_CURES.get(error.errno or 0, otherwise)}"

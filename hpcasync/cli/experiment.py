@@ -10,7 +10,7 @@ import click
 
 from hpcasync.cli.cores import usable_cores
 from hpcasync.cli.parameters import FILE, Count
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.sole_writer import sole_writer
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _submit(
         for array in arrays:
             array.settings_file.write_text("".join(f"{line}\n" for line in array.lines))
     except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {directory}: {describe(error, 'name another place')}") from error
     for array in arrays:
         click.echo(array)
         if is_submitting:

@@ -8,7 +8,7 @@ import click
 
 from hpcasync.cli.parameters import FILE, Count
 from hpcasync.config.schema import Config, load_config
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.train.supervise.stop_signals import note_stop_signals
 
 if TYPE_CHECKING:
@@ -186,4 +186,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {describe(error, 'name another place')}") from error

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -86,7 +86,7 @@ def read_yaml(path: Path, what: str, schema: Any = Any) -> Any:
     try:
         return _parse(path.read_text("utf-8-sig"), schema)
     except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror}; give the path of a YAML file") from error
+        raise UserError(f"cannot read the {what} {path}: {describe(error, 'give the path of a YAML file')}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid YAML: {_problem(error)}") from error
 

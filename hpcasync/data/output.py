@@ -20,7 +20,7 @@ from hpcasync.data.manifest import (
     train_file,
     vocabulary_file,
 )
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 _MARKER = "prepare-in-progress"
 _WRITTEN = (
@@ -86,9 +86,7 @@ def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
             _replace(partial, directory, overwrite=overwrite)
     except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or partial}: {error.strerror or error}; name another --out, or make room"
-        ) from error
+        raise UserError(f"cannot write {error.filename or partial}: {describe(error, 'name another --out')}") from error
 
 
 def _check_free(directory: Path, *, overwrite: bool) -> None:

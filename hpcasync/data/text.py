@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 _GZIP_MAGIC = b"\x1f\x8b"  # no UTF-8 text begins like this
 _READ_BYTES = 1 << 20
@@ -40,7 +40,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is a damaged or truncated gzip file ({error}); fetch or compress it again") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {describe(error, 'name a text file, plain or .gz')}") from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -118,7 +118,7 @@ def is_same_file(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise UserError(f"cannot read {error.filename}: {describe(error, 'name a text file, plain or .gz')}") from error
 
 
 def _invalid_utf8(path: Path) -> UserError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 
 class Vocabulary:
@@ -42,8 +42,8 @@ class Vocabulary:
             serialized = Path(path).read_bytes()
         except OSError as error:
             raise UserError(
-                f"cannot read the SentencePiece model {path}: {error.strerror}; give a file that spm_train or "
-                "`data prepare` wrote, or restore it"
+                f"cannot read the SentencePiece model {path}: "
+                + describe(error, "give a file that spm_train or `data prepare` wrote, or restore it")
             ) from error
         processor = sentencepiece.SentencePieceProcessor()
         try:

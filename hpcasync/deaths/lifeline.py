@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 
 # In the environment of the ranks, from `address_text`.
@@ -53,8 +54,11 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> "Address":
         """The inverse of str()."""
-        token, port, *hosts = text.split(":")
-        return cls(token, tuple(hosts), int(port))
+        try:
+            token, port, *hosts = text.split(":")
+            return cls(token, tuple(hosts), int(port))
+        except ValueError as error:
+            raise UserError(f"{VARIABLE}={text!r} is not what `hpcasync launch` sets: unset it") from error
 
 
 def hold(rank: int) -> None:

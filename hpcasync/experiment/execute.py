@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.exit_codes import DIVERGED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.experiment.schema import Experiment
@@ -136,7 +136,7 @@ class Executor:
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {self._logs}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {self._logs}: {describe(error, 'name another place')}") from error
         with self._signals(), ThreadPoolExecutor(self._jobs) as pool:
             futures = [
                 pool.submit(self._run, f"[{number}/{len(work)}]", run, argvs)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.experiment.plan import MODE, SEED, PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.report.report import Report, make_report
@@ -63,7 +63,7 @@ def write_outcome(experiment: Experiment, report: Report, table: Table, director
         for name, text in files.items():
             (directory / name).write_text(text)
     except OSError as error:
-        raise UserError(f"cannot write {directory / name}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {directory / name}: {describe(error, 'name another place')}") from error
     page = directory / "report.html"
     write_report(report, page, "html")  # last: it needs packages that may not be there
     return [page, *(directory / name for name in files)]

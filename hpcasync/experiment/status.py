@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.report.groups import flatten
@@ -58,7 +58,7 @@ def _exit_code(summary: Path) -> int | None:
     try:
         return int(json.loads(summary.read_text()).get("exit_code", 0))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {summary}: {error}; remove it, and the run goes on") from error
+        raise UserError(f"cannot read {summary}: {describe(error, 'remove it, and the run goes on')}") from error
 
 
 def _check_same(run: PlannedRun) -> None:
@@ -78,7 +78,9 @@ def _differences(path: Path, planned: dict[str, Any]) -> list[str]:
     try:
         found = flatten(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove {path.parent}, and the run begins again") from error
+        raise UserError(
+            f"cannot read {path}: {describe(error, f'remove {path.parent}, and the run begins again')}"
+        ) from error
     return [
         f"{key} is {_show(found[key])} there, {_show(value)} here"
         for key, value in flatten(planned).items()

@@ -16,6 +16,7 @@ import click
 from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError, as_user_error
 from hpcasync.launch.ranks import JobRank, job_name, rank_from_environment
+from hpcasync.launch.surroundings import drop_unwritten_output
 
 # Before MPI has started, a mistake mostly meets all ranks, and rank 0 speaks for them. Another rank that is still alive
 # after this time met one of its own.
@@ -41,6 +42,7 @@ def end_process(error: BaseException, *, aborts_on_exit: bool = False) -> NoRetu
     error = as_user_error(error)
     exit_code = _exit_code(error)
     lifeline.leave(exit_code)
+    drop_unwritten_output()
     mpi = _running_mpi()
     if isinstance(error, SystemExit):
         if aborts_on_exit and exit_code and mpi is not None:
@@ -67,6 +69,9 @@ def abort_on_thread_errors() -> None:
             return
         lifeline.leave(_exit_code(error))
         mpi = _running_mpi()
+        if mpi is None and isinstance(error, UserError):
+            _report(error, None)
+            os._exit(error.exit_code)
         if mpi is None:
             threading.__excepthook__(arguments)
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from hpcasync.data.text import read_lines
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.nmt.search import Hypothesis
 
 OutputFormat = Literal["best", "best-with-score", "nbest"]
@@ -67,7 +67,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     try:
         stream = path.open("wb")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output") from error
+        raise UserError(f"cannot write {path}: {describe(error, 'choose another output')}") from error
     try:
         yield stream
     except BaseException:
@@ -77,7 +77,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     try:
         stream.close()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output") from error
+        raise UserError(f"cannot write {path}: {describe(error, 'choose another output')}") from error
 
 
 def write_line(line: str, stream: BinaryIO, name: str) -> None:
@@ -92,7 +92,7 @@ def write_line(line: str, stream: BinaryIO, name: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror}; choose another output") from error
+        raise UserError(f"cannot write {name}: {describe(error, 'choose another output')}") from error
 
 
 def _raw_lines(path: Path | None) -> Iterator[bytes]:

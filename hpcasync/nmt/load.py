@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpcasync.config.schema import Config, load_config
 from hpcasync.data.vocabulary import Vocabulary
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.runs.snapshots import CONFIG_FILE, PARAMETERS_FILE, chosen_directory, find_run_dir, list_snapshots
@@ -137,12 +137,13 @@ def read_parameters(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str
     Raises:
         UserError: see `load_parameters_`.
     """
-    if not path.is_file():
-        raise UserError(f"there is no parameters file {path}")
     try:
+        path.open("rb").close()  # of a file that may not be read safetensors says that there is none
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): it is damaged or truncated; use another snapshot") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {describe(error, 'use another snapshot')}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or truncated ({error}); use another snapshot") from error
     differences = [f"without {name}" for name in sorted(parameters.keys() - tensors.keys())]
     differences += [f"unknown {name}" for name in sorted(tensors.keys() - parameters.keys())]
     differences += [

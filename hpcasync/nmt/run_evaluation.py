@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 
 from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
 from hpcasync.runs.records import Record, evaluation_file, read_records
 from hpcasync.runs.snapshots import PARAMETERS_FILE, Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_snapshots(
@@ -31,7 +33,7 @@ def evaluate_snapshots(
     corpus digest; and the scores (null where not finite).
 
     Raises:
-        UserError: a snapshot cannot be loaded, the corpus has no such text, or the file cannot be written.
+        UserError: a snapshot cannot be loaded, the corpus has no such text.
     """
     settings = settings.for_corpus(corpus)
     path = run_dir / evaluation_file(settings.split)
@@ -62,6 +64,7 @@ def _identity(snapshot: Snapshot, corpus: PreparedCorpus, settings: EvaluationSe
 
 
 def _append(path: Path, record: Record) -> None:
+    """Keep a record, where that can be done: the scores of a run of somebody else's are shown all the same."""
     try:
         with path.open("a+b") as file:
             with suppress(OSError):  # a file system without locks
@@ -70,7 +73,7 @@ def _append(path: Path, record: Record) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)  # without what a crash left of a line
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        logger.warning("the scores are not kept: cannot write %s: %s", path, error.strerror)
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from hpcasync.config.schema import parse_config
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.runs.records import METRICS_FILE, Record, evaluation_file, read_records
 
 
@@ -140,7 +140,7 @@ def _read_mapping(path: Path) -> Record:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}: {describe(error, 'restore it')}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not what a run writes: it holds no mapping of keys to values")
     return values
@@ -152,6 +152,8 @@ def _read_summary(path: Path) -> Record | None:
     try:
         summary = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it to report on the run as unfinished") from error
+        raise UserError(
+            f"cannot read {path}: {describe(error, 'remove it to report on the run as unfinished')}"
+        ) from error
     assert isinstance(summary, dict)
     return summary

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.report.report import Report
 from hpcasync.report.table import markdown, result_cells, setting_cells, time_cells, to_json
 
@@ -61,4 +61,4 @@ def write_report(
             "or take --format md"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {describe(error, 'name another place')}") from error

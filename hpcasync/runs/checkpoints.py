@@ -20,7 +20,7 @@ from safetensors.torch import save_file as save_tensors
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.data.digests import file_digest
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.background_writer import BackgroundWriter
 from hpcasync.runs.files import (
@@ -28,6 +28,7 @@ from hpcasync.runs.files import (
     explain,
     list_complete,
     partial_of,
+    permissions_of_new_files,
     publish,
     read_state,
     remove_complete,
@@ -173,6 +174,7 @@ def read_shard(checkpoint: Path, num_shards: int, shard: Shard) -> dict[str, tor
     for index in range(num_shards):
         path = checkpoint / _shard_file(index, num_shards)
         try:
+            path.open("rb").close()  # of a file that may not be read safetensors says that there is none
             with safe_open(path, framework="pt") as file:
                 start, stop = (int(file.metadata()[key]) for key in ("start", "stop"))
                 low, high = max(start, shard.start), min(stop, shard.stop)
@@ -187,7 +189,7 @@ def read_shard(checkpoint: Path, num_shards: int, shard: Shard) -> dict[str, tor
                     )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}); remove {checkpoint} to resume from an older one"
+                f"cannot read {path}: {describe(error, f'remove {checkpoint} to resume from an older one')}"
             ) from error
     tensors = {key: torch.cat(values) if values[0].dim() else values[0] for key, values in parts.items()}
     if "parameters" not in tensors or tensors["parameters"].numel() != shard.size:
@@ -214,7 +216,8 @@ def _write_shard(name: str, path: Path, shard: Shard, tensors: dict[str, torch.T
     if not torch.isfinite(tensors["parameters"]).all():
         return SavedShard(name, path.name, error="the parameters are not finite")
     try:
-        save_tensors(tensors, path, metadata={"start": str(shard.start), "stop": str(shard.stop)})
+        with permissions_of_new_files(path):
+            save_tensors(tensors, path, metadata={"start": str(shard.start), "stop": str(shard.stop)})
         with ThreadPoolExecutor(1) as executor:
             digest = executor.submit(file_digest, path)  # read from memory while the disk is written
             sync_path(path)

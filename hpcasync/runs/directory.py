@@ -123,8 +123,8 @@ def take_over(checkpoint: Path, run_dir: Path) -> None:
         _copy_complete(checkpoint, run_dir / "checkpoints")  # last: with it there is something to go on from
     except OSError as error:
         raise UserError(
-            f"--resume-from: cannot copy {error.filename or source} to {run_dir}: {error.strerror or error}; start "
-            "again with --overwrite then"
+            f"--resume-from: cannot copy {error.filename or source} to {run_dir}: "
+            + describe(error, "start again with --overwrite then")
         ) from error
 
 
@@ -150,7 +150,7 @@ def _cannot_write(run_dir: Path, error: OSError) -> UserError:
 
 def _copy_complete(directory: Path, parent: Path) -> None:
     copy = parent / directory.name
-    shutil.copytree(directory, partial_of(copy))
+    shutil.copytree(directory, partial_of(copy), copy_function=shutil.copyfile)  # with permissions of new files
     for path in partial_of(copy).iterdir():
         sync_path(path)  # before it gets its name
     publish(copy)

@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file as save_arrays
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 PARAMETERS_FILE = "parameters.safetensors"
 STATE_FILE = "state.json"
@@ -34,6 +36,15 @@ def write_text_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextmanager
+def permissions_of_new_files(path: Path) -> Iterator[None]:
+    """Give a file that is written here the permissions of any new one: safetensors lets its owner alone read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
 
 
 def explain(error: Exception) -> str:
@@ -55,7 +66,8 @@ def write_snapshot(directory: Path, arrays: dict[str, np.ndarray], state: dict[s
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_arrays(arrays, partial / PARAMETERS_FILE)
+        with permissions_of_new_files(partial / PARAMETERS_FILE):
+            save_arrays(arrays, partial / PARAMETERS_FILE)
         sync_path(partial / PARAMETERS_FILE)
         write_state(partial, state)
         publish(directory)
@@ -88,7 +100,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove {directory} to use an older one") from error
+        raise UserError(f"cannot read {path}: {describe(error, f'remove {directory} to use an older one')}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no JSON object; remove {directory} to use an older one")
     digest = state.pop(_DIGEST, None)

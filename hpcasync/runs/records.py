@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 METRICS_FILE = "metrics.jsonl"
 Record = dict[str, Any]
@@ -28,7 +28,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         lines = path.read_text().splitlines(keepends=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}: {describe(error, 'restore it, or remove it')}") from error
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):

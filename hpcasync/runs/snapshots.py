@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 CONFIG_FILE = "config.yaml"
 PARAMETERS_FILE = "parameters.safetensors"
@@ -46,7 +46,9 @@ class Snapshot:
                 wall_seconds=float(state["wall_seconds"]),
             )
         except OSError as error:
-            raise UserError(f"cannot read {state_path}: {error.strerror}; {path} is no complete snapshot") from error
+            raise UserError(
+                f"cannot read {state_path}: {describe(error, f'{path} is no complete snapshot')}"
+            ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{state_path} is damaged ({error!r}): remove {path} or restore it") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcasync.config.schema import Config, load_config
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.recorded import RankTimes, read_timelines
 from hpcasync.simulate.server_speed import measure_accumulate
@@ -151,7 +151,9 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     try:
         summary = json.loads((run_dir / "summary.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{run_dir} has no readable summary.json ({error}): fit to a run that has ended") from error
+        raise UserError(
+            f"cannot read {run_dir}/summary.json: {describe(error, 'fit to a run that has ended')}"
+        ) from error
     if not isinstance(summary, dict) or not {"num_parameters", "roles"} <= summary.keys():
         raise UserError(f"{run_dir}/summary.json is none of `hpcasync train`")
     return summary

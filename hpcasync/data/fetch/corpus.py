@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcasync.data.fetch.mirror import Mirror
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 Pair = tuple[Path, Path]
 _PARTIAL_NAME = ".fetch-in-progress"
@@ -73,7 +73,7 @@ def in_place_when_complete(directory: Path) -> Iterator[Path]:
             path.replace(directory / path.name)
     except OSError as error:
         raise UserError(
-            f"cannot write {error.filename or directory}: {error.strerror or error}; name another directory"
+            f"cannot write {error.filename or directory}: {describe(error, 'name another directory')}"
         ) from error
     finally:
         if partial.is_dir():

@@ -10,7 +10,7 @@ from hpcasync.data.digests import file_digest
 from hpcasync.data.fetch.mirror import Mirror, RemoteFile
 from hpcasync.data.fetch.transfer import RETRY_SECONDS, discard, receive
 from hpcasync.data.progress import say
-from hpcasync.errors import UserError
+from hpcasync.errors import UserError, describe
 
 
 def download(file: RemoteFile, directory: Path, mirror: Mirror, retry_seconds: Sequence[float] = RETRY_SECONDS) -> Path:
@@ -40,7 +40,7 @@ def download(file: RemoteFile, directory: Path, mirror: Mirror, retry_seconds: S
             discard(part)
     except OSError as error:
         raise UserError(
-            f"cannot write {error.filename or directory}: {error.strerror or error}; name another directory"
+            f"cannot write {error.filename or directory}: {describe(error, 'name another directory')}"
         ) from error
     return path
 

@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hpcasync.config.schedule import StopConfig
@@ -39,10 +41,11 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        if self._live is None:
-            print(text, flush=True)
-        else:
-            self._live.write(text.encode(errors="replace") + b"\n", sys.stdout.buffer)
+        with _readers_may_leave():
+            if self._live is None:
+                print(text, flush=True)
+            else:
+                self._live.write(text.encode(errors="replace") + b"\n", sys.stdout.buffer)
 
     def update(self, fields: dict[str, Any]) -> None:
         """Show progress."""
@@ -53,7 +56,7 @@ class Console:
             f"staleness {fields['staleness_mean']:4.2f} (max {fields['staleness_max']})  left {_duration(left_seconds)}"
         )
         if not self._is_terminal:
-            print(text, flush=True)
+            self.line(text)
             return
         # One line: a terminal too narrow for all of it still shows what matters most.
         text = (
@@ -63,10 +66,11 @@ class Console:
         self._shown_at = time.monotonic()
         bar = round(done * _BAR_CELLS)
         shown = f"[{'#' * bar}{'-' * (_BAR_CELLS - bar)}] {text}".encode()
-        if self._live is not None:
-            self._live.show(shown)
-        else:
-            self._mark(shown)
+        with _readers_may_leave():
+            if self._live is not None:
+                self._live.show(shown)
+            else:
+                self._mark(shown)
 
     def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
         """Show the scores of a snapshot."""
@@ -79,10 +83,11 @@ class Console:
 
     def close(self) -> None:
         """No progress any more: what is printed from now on stands below the live line."""
-        if self._live is not None:
-            self._live.close()
-        elif self._is_terminal:
-            self._mark(b"")
+        with _readers_may_leave():
+            if self._live is not None:
+                self._live.close()
+            elif self._is_terminal:
+                self._mark(b"")
 
     def _mark(self, progress: bytes) -> None:
         sys.stdout.buffer.write(PROGRESS_MARK + progress + b"\n")
@@ -105,6 +110,15 @@ class Console:
         if done <= began_done:
             return min(1.0, done), float("inf")
         return min(1.0, done), max(0.0, (1 - done) * (seconds - began_seconds) / (done - began_done))
+
+
+@contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """Training goes on where a pipe, a terminal or a disk takes no more lines: all that matters is in the records."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in buffers, too
 
 
 def _is_terminal() -> bool:
