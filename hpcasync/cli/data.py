@@ -1,5 +1,6 @@
 """`hpcasync data`: fetch, prepare and check corpora."""
 
+import typing
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,13 @@ from hpcasync.data.encode import Limits
 from hpcasync.data.fetch.corpus import FetchOptions
 from hpcasync.data.fetch.mirror import Mirror
 from hpcasync.data.fetch.registry import CORPORA
+from hpcasync.data.manifest import TEST_SETS
 from hpcasync.data.prepare import PrepareOptions
 from hpcasync.data.prepare import prepare as prepare_corpus
-from hpcasync.data.subwords import SubwordOptions
+from hpcasync.data.subwords import Normalization, SubwordOptions
 from hpcasync.data.summary import summarise, training_command
+
+_RULES = typing.get_args(Normalization)
 
 
 @click.group()
@@ -50,7 +54,8 @@ def fetch(name: str, directory: Path, target: str | None, num_pairs: int, seed: 
 @click.argument("target", metavar="TGT", type=FILE)
 @click.option("--out", "directory", type=FILE, required=True, help="Directory to write; appears when it is complete.")
 @click.option("--valid", nargs=2, type=FILE, metavar="SRC TGT", help="Validation text, kept as it is.")
-@click.option("--test", nargs=2, type=FILE, metavar="SRC TGT", help="Test text, kept as it is.")
+@click.option("--test", "tests", nargs=2, multiple=True, type=FILE, metavar="SRC TGT", help="Test text, kept as it is; "
+              "several times: test, test2, test3 …")  # fmt: skip
 @click.option("--vocab-size", default=8000, show_default=True, type=Count(min=8), help="Pieces.")
 @click.option("--model-type", default="unigram", show_default=True, type=click.Choice(["unigram", "bpe"]))
 @click.option("--joint/--separate", default=None, help="One vocabulary for both sides (default), or one for each.")
@@ -63,6 +68,8 @@ def fetch(name: str, directory: Path, target: str | None, num_pairs: int, seed: 
     type=Number(0.98, 1.0),
     help="Fraction of the characters that become pieces; the rest is unknown.",
 )
+@click.option("--normalization", default="nmt_nfkc", show_default=True, type=click.Choice(_RULES),
+              help="SentencePiece's rule by which m² becomes m2; identity: text stays as it is.")  # fmt: skip
 @click.option("--byte-fallback", is_flag=True, help="Spell unknown characters in bytes (256 of the pieces).")
 @click.option(
     "--sample-sentences",
@@ -88,13 +95,14 @@ def prepare(
     target: Path,
     directory: Path,
     valid: tuple[Path, Path] | None,
-    test: tuple[Path, Path] | None,
+    tests: tuple[tuple[Path, Path], ...],
     vocab_size: int,
     model_type: Literal["unigram", "bpe"],
     joint: bool | None,
     source_model: Path | None,
     target_model: Path | None,
     character_coverage: float,
+    normalization: Normalization,
     byte_fallback: bool,
     sample_sentences: int,
     max_length: int,
@@ -105,10 +113,14 @@ def prepare(
     overwrite: bool,
 ) -> None:
     """Make a corpus to train on from the text files SRC and TGT (plain or .gz, one sentence a line)."""
+    if len(tests) > len(TEST_SETS):
+        raise click.UsageError(f"--test is given {len(tests)} times; {len(TEST_SETS)} is the most")
     options = PrepareOptions(
-        subwords=SubwordOptions(vocab_size, model_type, character_coverage, byte_fallback, sample_sentences),
+        subwords=SubwordOptions(
+            vocab_size, model_type, character_coverage, byte_fallback, sample_sentences, normalization
+        ),
         limits=Limits(max_length, max_ratio),
-        held_out={name: pair for name, pair in (("valid", valid), ("test", test)) if pair},
+        held_out={**({"valid": valid} if valid else {}), **dict(zip(TEST_SETS, tests, strict=False))},
         joint=joint,
         source_model=source_model,
         target_model=target_model,

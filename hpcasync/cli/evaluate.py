@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from hpcasync.cli.cores import settle_threads
-from hpcasync.cli.parameters import BEAM, FILE, THREADS, Count, Number
+from hpcasync.cli.parameters import BEAM, FILE, SPLIT, THREADS, Count, Number
 from hpcasync.config.schema import Config, Tokenizer, load_config
 from hpcasync.errors import UserError
 
@@ -46,7 +46,7 @@ _METRICS = ("bleu", "chrf", "ter")
 @click.option("--tokenize", type=click.Choice(TOKENIZERS), help="Tokeniser of BLEU, as sacreBLEU's; default: 13a, of "
               "a run its validation.tokenize.")  # fmt: skip
 @click.option("--all", "is_all", is_flag=True, help="Score all snapshots of the run, not the best alone.")
-@click.option("--split", default="valid", show_default=True, type=click.Choice(["valid", "test"]))
+@click.option("--split", default="valid", show_default=True, type=SPLIT, help="valid, test, test2 …")
 @click.option("--data", type=FILE, metavar="DIR", help="The prepared corpus; default: where the run says it was.")
 @click.option("--beam", default=5, show_default=True, type=BEAM)
 @click.option("--length-penalty", default=1.0, show_default=True, type=Number(min=0.0))
@@ -62,7 +62,7 @@ def evaluate(
     metrics: str,
     tokenize: str | None,
     is_all: bool,
-    split: Literal["valid", "test"],
+    split: str,
     data: Path | None,
     beam: int,
     length_penalty: float,

@@ -1,6 +1,7 @@
 """Types of arguments and options: paths in which ~ is expanded, and numbers that what is below can take."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from hpcasync.config.section import MOST_THREADS
 from hpcasync.config.strict import usable_path
+from hpcasync.data.manifest import HELD_OUT
 
 # Of C's int, in which SentencePiece, torch and MPI count.
 MOST = 2**31 - 1
@@ -61,6 +63,19 @@ class Number(click.FloatRange):
         return number
 
 
+class Split(click.ParamType[str]):
+    """The name of held-out text of a corpus."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, or a usage error."""
+        if not re.match(HELD_OUT, str(value)):
+            self.fail(f"{_shortened(value)!r}: choose from valid, test, test2, test3 and so on.", param, ctx)
+        return value
+
+
+SPLIT = Split()
 FILE = FilePath(path_type=Path)
 DIRECTORY = FilePath(exists=True, file_okay=False, path_type=str)
 BEAM = Count(1, MOST_BEAM)

@@ -129,17 +129,21 @@ class PreparedCorpus:
         return ParallelTokens(source, target)
 
     def has_split(self, name: str) -> bool:
-        """Whether "train", "valid" or "test" is there."""
+        """Whether "train", "valid", "test", "test2" … is there."""
         return name == "train" or name in self.manifest.held_out
 
     def raw(self, name: str) -> tuple[list[str], list[str]]:
-        """The untokenised sentences of "valid" or "test": sources and targets.
+        """The untokenised sentences of "valid", "test", "test2" …: sources and targets.
 
         Raises:
             UserError: the corpus was prepared without them.
         """
         if name not in self.manifest.held_out:
-            raise UserError(f"{self.path} has no {name} text: prepare the corpus with --{name} SRC TGT")
+            option = "--valid SRC TGT" if name == "valid" else "--test SRC TGT, once for each test set,"
+            raise UserError(
+                f"{self.path} has no {name} text, but {', '.join(self.manifest.held_out) or 'none'}: prepare the "
+                f"corpus with {option}"
+            )
         source, target = (read_sentences(self.path / held_out_file(name, side)) for side in SIDES)
         return source, target
 

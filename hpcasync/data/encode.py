@@ -2,22 +2,24 @@
 
 import multiprocessing
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcasync.data.doubts import RESERVED
 from hpcasync.data.text import read_chunks
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 
 CHUNK_PAIRS = 4096
+_NUM_LOOKED_AT = 50  # lines of a chunk with unknown pieces, for examples
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class EncodedSide:
     tokens: NDArray[np.uint16] | NDArray[np.uint32]
     lengths: NDArray[np.int64]
     num_unknown: int
+    unknown: Counter[str]  # what some of the unknown pieces were, and how often
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class PairEncoder:
         unequal = ~empty & ~too_long & (longer > self._limits.max_ratio * np.maximum(shorter, 1))
         kept = ~(empty | too_long | unequal)
         return EncodedChunk(
-            source=_side(sources, source_lengths, kept, self._source),
-            target=_side(targets, target_lengths, kept, self._target),
+            source=_side(source_lines, sources, source_lengths, kept, self._source),
+            target=_side(target_lines, targets, target_lengths, kept, self._target),
             num_read=len(sources),
             dropped_empty=int(empty.sum()),
             dropped_length=int(too_long.sum()),
@@ -87,12 +90,22 @@ class PairEncoder:
 
 
 def _side(
-    sentences: list[list[int]], lengths: NDArray[np.int64], kept: NDArray[np.bool_], vocabulary: Vocabulary
+    lines: list[bytes],
+    sentences: list[list[int]],
+    lengths: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    vocabulary: Vocabulary,
 ) -> EncodedSide:
-    chosen = (sentence for sentence, keep in zip(sentences, kept, strict=True) if keep)
+    chosen = [sentence for sentence, keep in zip(sentences, kept, strict=True) if keep]
     lengths = lengths[kept]
     tokens = np.fromiter(chain.from_iterable(chosen), token_dtype(vocabulary), int(lengths.sum()))
-    return EncodedSide(tokens, lengths, int((tokens == vocabulary.unk_id).sum()))
+    unknown: Counter[str] = Counter()
+    with_unknown = (line for line, ids in zip(lines, sentences, strict=True) if vocabulary.unk_id in ids)
+    for line in islice(with_unknown, _NUM_LOOKED_AT):
+        text = line.decode()
+        unknown.update(vocabulary.unknown_pieces(text))
+        unknown.update(name for name in RESERVED if name in text)
+    return EncodedSide(tokens, lengths, int((tokens == vocabulary.unk_id).sum()), unknown)
 
 
 def encode_pairs(

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,7 +12,13 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_NAME = "hpcasync-corpus"
 FORMAT_VERSION = 1
 SIDES = ("source", "target")
-HELD_OUT = ("valid", "test")
+TEST_SETS = ("test", *(f"test{number}" for number in range(2, 100)))
+# Names of untokenised text: valid, test, and further test sets as test2, test3 …
+HELD_OUT = r"^(valid|test([2-9]|[1-9][0-9])?)$"
+
+
+def _is_missing(value: Any) -> bool:
+    return not value
 
 
 class _Record(BaseModel):
@@ -55,6 +61,9 @@ class Options(_Record):
     byte_fallback: bool | None
     sample_sentences: int | None
     max_length: int
+    normalization: str | None = Field(
+        None, exclude_if=_is_missing, description="of models trained here; missing: nmt_nfkc, as in releases before"
+    )
     max_ratio: float | None = Field(description="null: no limit")
 
 
@@ -69,7 +78,10 @@ class Manifest(_Record):
     pairs: PairCounts
     source: SideRecord
     target: SideRecord
-    held_out: dict[Literal["valid", "test"], int] = Field(description="pairs of untokenised text")
+    held_out: dict[Annotated[str, Field(pattern=HELD_OUT)], int] = Field(description="pairs of untokenised text")
+    changed: dict[str, int] = Field(
+        {}, exclude_if=_is_missing, description="lines of a file of untokenised text that normalisation changes"
+    )
     options: Options
     sentencepiece_version: str
     files: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], FileRecord]

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 from hpcasync.data.manifest import (
-    HELD_OUT,
     MANIFEST_NAME,
     SIDES,
+    TEST_SETS,
     FileRecord,
     held_out_file,
     partial_directory,
@@ -28,7 +28,7 @@ _WRITTEN = (
     | {vocabulary_file(side) for side in SIDES}
     | {train_file(side, "tokens") for side in SIDES}
     | {train_file(side, "offsets") for side in SIDES}
-    | {held_out_file(name, side) for name in HELD_OUT for side in SIDES}
+    | {held_out_file(name, side) for name in ("valid", *TEST_SETS) for side in SIDES}
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,9 @@ from types import TracebackType
 import numpy as np
 import sentencepiece
 
+from hpcasync.data import doubts
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import EncodedSide, Limits, encode_pairs, token_dtype
-from hpcasync.data.languages import AUTO, DEFAULT, choose_tokenizer, lacks_blanks
 from hpcasync.data.manifest import (
     MANIFEST_NAME,
     SIDES,
@@ -28,7 +29,7 @@ from hpcasync.data.manifest import (
 from hpcasync.data.output import HashedFile, complete_directory
 from hpcasync.data.progress import progress, say
 from hpcasync.data.subwords import SubwordOptions, train_subwords
-from hpcasync.data.text import check_aligned, is_same_file, read_lines
+from hpcasync.data.text import check_aligned, read_lines
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 
@@ -41,7 +42,7 @@ class PrepareOptions:
     """What `prepare` is to do.
 
     Attributes:
-        held_out: untokenised text to keep, under "valid" and "test".
+        held_out: untokenised text to keep, under "valid", "test", "test2" …
         joint: one vocabulary for both sides; None: joint, unless two given models differ.
         source_model, target_model: SentencePiece models to use instead of training them.
     """
@@ -69,11 +70,12 @@ def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions
         say(f"Checking {source} and {target} ...")
         num_pairs = check_aligned(source, target)
         num_held_out = {name: check_aligned(*pair) for name, pair in options.held_out.items()}
-        _warn_of_overlap((source, target), options.held_out)
+        _doubt(doubts.of_overlap((source, target), options.held_out))
         files: dict[str, FileRecord] = {}
         joint = _write_vocabularies(partial, (source, target), num_pairs, options, files)
+        changed: dict[str, int] = {}
         for name, pair in options.held_out.items():
-            _copy_held_out(partial, name, pair, files)
+            changed |= _copy_held_out(partial, name, pair, files)
         counts, source_record, target_record = _write_tokens(partial, (source, target), num_pairs, options, files)
         manifest = Manifest(
             source_language=options.source_language,
@@ -83,6 +85,7 @@ def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions
             source=source_record,
             target=target_record,
             held_out=num_held_out,
+            changed={name: number for name, number in changed.items() if number},
             options=_recorded_options(options),
             sentencepiece_version=sentencepiece.__version__,
             files=dict(sorted(files.items())),
@@ -90,7 +93,8 @@ def prepare(source: Path, target: Path, directory: Path, options: PrepareOptions
         with HashedFile(partial / MANIFEST_NAME) as output:
             output.write(manifest.to_bytes())
         _read_back(partial)
-    _warn_of_no_blanks(manifest, target)
+    first = (line.decode() for line in islice(read_lines(target), _NUM_LOOKED_AT))
+    _doubt(doubts.of_blanks(options.target_language, first))
     return manifest
 
 
@@ -135,27 +139,22 @@ def _read_model(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _warn_of_overlap(train: Pair, held_out: dict[str, Pair]) -> None:
-    for name, pair in held_out.items():
-        if any(is_same_file(ours, other) for ours, other in zip(pair, train, strict=True)):
-            say(f"Warning: the {name} text is the training text; its scores will say nothing about other text.")
+def _doubt(lines: Iterable[str]) -> None:
+    for line in lines:
+        say(f"Warning: {line}")
 
 
-def _warn_of_no_blanks(manifest: Manifest, target: Path) -> None:
-    first = islice(read_lines(target), _NUM_LOOKED_AT)
-    if choose_tokenizer(AUTO, manifest.target_language) == DEFAULT and lacks_blanks(line.decode() for line in first):
-        say(
-            "Warning: the target text has no blanks between words, and BLEU by the tokeniser 13a will be near 0: give "
-            "--target-language (zh, ja, ko), or train with validation.tokenize=char or validation.metric=chrf."
-        )
-
-
-def _copy_held_out(partial: Path, name: str, pair: Pair, files: dict[str, FileRecord]) -> None:
+def _copy_held_out(partial: Path, name: str, pair: Pair, files: dict[str, FileRecord]) -> dict[str, int]:
+    """Write both sides of held-out text; returns how many lines of each normalisation changes."""
+    changed: Counter[str] = Counter()
     for side, path in zip(SIDES, pair, strict=True):
-        with HashedFile(partial / held_out_file(name, side)) as output:
+        vocabulary, file = Vocabulary.load(partial / vocabulary_file(side)), held_out_file(name, side)
+        with HashedFile(partial / file) as output:
             for line in read_lines(path):
                 output.write(line + b"\n")
-        files[held_out_file(name, side)] = output.record
+                changed[file] += vocabulary.is_changed(line.decode())
+        files[file] = output.record
+    return changed
 
 
 class _TokenWriter:
@@ -167,6 +166,7 @@ class _TokenWriter:
         self._offsets.write(np.zeros(1, "<u8").tobytes())
         self._vocabulary = vocabulary
         self._num_tokens = self._num_unknown = self._max_length = 0
+        self.unknown: Counter[str] = Counter()
 
     def __enter__(self) -> "_TokenWriter":
         return self
@@ -184,6 +184,7 @@ class _TokenWriter:
         self._offsets.write(ends.astype("<u8").tobytes())
         self._num_tokens = int(ends[-1])
         self._num_unknown += side.num_unknown
+        self.unknown += side.unknown
         self._max_length = max(self._max_length, int(side.lengths.max()))
 
     def describe(self, files: dict[str, FileRecord]) -> SideRecord:
@@ -224,7 +225,11 @@ def _write_tokens(
             f"{totals['dropped_empty']} have an empty side, {totals['dropped_length']} exceed --max-length "
             f"{options.limits.max_length}, {totals['dropped_ratio']} exceed --max-ratio {options.limits.max_ratio:g}"
         )
-    return PairCounts(**totals), source.describe(files), target.describe(files)
+    records = source.describe(files), target.describe(files)
+    given = options.source_model, options.target_model
+    for side, record, writer, model in zip(SIDES, records, (source, target), given, strict=True):
+        _doubt(doubts.of_unknown(side, writer.unknown, record.num_unknown / record.num_tokens, model))
+    return PairCounts(**totals), *records
 
 
 def _recorded_options(options: PrepareOptions) -> Options:
@@ -236,6 +241,7 @@ def _recorded_options(options: PrepareOptions) -> Options:
         character_coverage=subwords.character_coverage if trained else None,
         byte_fallback=subwords.byte_fallback if trained else None,
         sample_sentences=subwords.sample_sentences if trained else None,
+        normalization=subwords.normalization if trained else None,
         max_length=options.limits.max_length,
         max_ratio=options.limits.max_ratio if math.isfinite(options.limits.max_ratio) else None,
     )

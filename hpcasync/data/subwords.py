@@ -5,7 +5,7 @@ Source: Kudo & Richardson 2018, "SentencePiece"; unigram: Kudo 2018; BPE: Sennri
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,12 +14,18 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
+from hpcasync.data.progress import say
 from hpcasync.data.text import read_lines
 from hpcasync.errors import UserError
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 # The trainer's result depends on the number of its threads: fixed, so that every machine makes the same model.
 _TRAINER_THREADS = 16
+
+
+Normalization = Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"]
+# Longer lines are left out of training: SentencePiece's own limit of 4,192 leaves out paragraphs without a word.
+LONGEST_LINE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class SubwordOptions:
         character_coverage: fraction of the characters that become pieces; the rest is unknown (or bytes).
         byte_fallback: spell what is unknown in bytes (256 of the pieces).
         sample_sentences: sentences used for training, spread evenly over the corpus.
+        normalization: SentencePiece's rule for text before it is cut, by which m² becomes m2; identity: none.
     """
 
     vocab_size: int = 8000
@@ -38,6 +45,7 @@ class SubwordOptions:
     character_coverage: float = 0.99999
     byte_fallback: bool = False
     sample_sentences: int = 2_000_000
+    normalization: Normalization = "nmt_nfkc"
 
 
 def train_subwords(paths: list[Path], num_lines: int, options: SubwordOptions) -> bytes:
@@ -47,7 +55,8 @@ def train_subwords(paths: list[Path], num_lines: int, options: SubwordOptions) -
         UserError: the vocabulary is too large or too small for the text, or there is no text.
     """
     share = max(options.sample_sentences // len(paths), 1)
-    sentences = chain.from_iterable(_sample(path, num_lines, share) for path in paths)
+    left_out = _LeftOut()
+    sentences = chain.from_iterable(left_out.without(_sample(path, num_lines, share)) for path in paths)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -57,6 +66,8 @@ def train_subwords(paths: list[Path], num_lines: int, options: SubwordOptions) -
             model_type=options.model_type,
             character_coverage=options.character_coverage,
             byte_fallback=options.byte_fallback,
+            normalization_rule_name=options.normalization,
+            max_sentence_length=LONGEST_LINE_BYTES,
             pad_id=PAD_ID,
             unk_id=UNK_ID,
             bos_id=BOS_ID,
@@ -65,8 +76,36 @@ def train_subwords(paths: list[Path], num_lines: int, options: SubwordOptions) -
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explain(str(error), paths, options) from error
+        raise _explain(str(error), paths, options, left_out.text) from error
+    if left_out.text:
+        say(f"Warning: {left_out.text} left out of the training of the vocabulary.")
     return model.getvalue()
+
+
+class _LeftOut:
+    """Lines that SentencePiece cannot be trained on, which it would leave out itself, without a word."""
+
+    def __init__(self) -> None:
+        self._num_long = self._num_nul = 0
+
+    def without(self, lines: Iterable[str]) -> Iterator[str]:
+        """The other lines."""
+        for line in lines:
+            if len(line.encode()) > LONGEST_LINE_BYTES:
+                self._num_long += 1
+            elif "\0" in line:
+                self._num_nul += 1
+            else:
+                yield line
+
+    @property
+    def text(self) -> str:
+        """How many there were, and why; empty if there were none."""
+        reasons = (
+            (self._num_long, f"more than {LONGEST_LINE_BYTES:,} bytes (cut them into sentences)"),
+            (self._num_nul, "a NUL character (remove it)"),
+        )
+        return " and ".join(f"{number:,} line(s) with {why}" for number, why in reasons if number)
 
 
 def _sample(path: Path, num_lines: int, num_sentences: int) -> Iterator[str]:
@@ -90,7 +129,7 @@ def _sample(path: Path, num_lines: int, num_sentences: int) -> Iterator[str]:
                 break
 
 
-def _explain(message: str, paths: list[Path], options: SubwordOptions) -> UserError:
+def _explain(message: str, paths: list[Path], options: SubwordOptions, left_out: str) -> UserError:
     names = " and ".join(str(path) for path in paths)
     if found := re.search(r"value <= (\d+)", message):
         return UserError(
@@ -102,5 +141,7 @@ def _explain(message: str, paths: list[Path], options: SubwordOptions) -> UserEr
             "raise it or lower --character-coverage"
         )
     if "sentences_.empty()" in message or "all_chars_count" in message:
-        return UserError(f"{names}: there is no sentence to train a vocabulary on")
+        return UserError(
+            f"{names}: there is no sentence to train a vocabulary on{left_out and f': {left_out} left out'}"
+        )
     return UserError(f"SentencePiece could not train a vocabulary on {names}: {message}")

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from hpcasync.config.model import ModelConfig
-from hpcasync.data.manifest import Manifest
+from hpcasync.data.manifest import SIDES, Manifest, held_out_file
 
 # In a checkout; the first that is there.
 _CONFIGS = tuple(Path(__file__).resolve().parents[2] / "configs" / name for name in ("base.yaml", "multi30k.yaml"))
@@ -14,6 +14,7 @@ _CONFIGS = tuple(Path(__file__).resolve().parents[2] / "configs" / name for name
 def summarise(manifest: Manifest) -> str:
     """A table of what was kept and dropped and why, and of both sides."""
     pairs, options = manifest.pairs, manifest.options
+    notes: list[str] = []
     ratio = "no limit" if options.max_ratio is None else f"{options.max_ratio:g}"
     rows = [
         ("pairs read", pairs.read, ""),
@@ -24,6 +25,14 @@ def summarise(manifest: Manifest) -> str:
     ]
     rows += [(f"{name} pairs (as text)", count, "") for name, count in sorted(manifest.held_out.items())]
     lines = [f"{label:<28}{count:>15,}{share:>10}" for label, count, share in rows]
+    rule = options.normalization or "the model's rules"
+    for name in sorted(manifest.held_out):
+        changed = [manifest.changed.get(held_out_file(name, side), 0) for side in SIDES]
+        if any(changed):
+            notes.append(
+                f"Normalisation by {rule} changes {changed[0]:,} source and {changed[1]:,} target lines of "
+                f"{manifest.held_out[name]:,} in the {name} text: such text is never written; see --normalization."
+            )
     languages = manifest.source_language or "source", manifest.target_language or "target"
     sides = manifest.source, manifest.target
     lines += [
@@ -35,7 +44,7 @@ def summarise(manifest: Manifest) -> str:
         f"{'longest sentence':<28}" + "".join(f"{s.max_length:>15,}" for s in sides),
         f"{'unknown pieces':<28}" + "".join(f"{s.num_unknown / s.num_tokens:>15.4%}" for s in sides),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
 def _share(count: int, total: int) -> str:

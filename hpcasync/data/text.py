@@ -72,10 +72,10 @@ def count_lines(path: Path) -> int:
     """Count the lines of a file and check that all of it is UTF-8, in constant memory.
 
     Raises:
-        UserError: as `open_bytes`; or a line is no UTF-8, named by its number.
+        UserError: as `open_bytes`; a line is no UTF-8, named by its number; or lines end with CR alone.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    num_lines, last = 0, b"\n"
+    num_lines, num_bare_returns, last = 0, 0, b"\n"
     with open_bytes(path) as stream:
         while chunk := stream.read(_READ_BYTES):
             try:
@@ -83,9 +83,15 @@ def count_lines(path: Path) -> int:
             except UnicodeDecodeError:
                 break
             num_lines += chunk.count(b"\n")
+            num_bare_returns += chunk.count(b"\r") - chunk.count(b"\r\n") - (last == b"\r" and chunk[:1] == b"\n")
             last = chunk[-1:]
         else:
             if not decoder.getstate()[0]:
+                if num_bare_returns > num_lines + 1:
+                    raise UserError(
+                        f"{path} has {num_bare_returns} carriage returns (CR) but {num_lines} line feeds: it ends "
+                        "lines as old Macintoshes did; convert it, for example with `tr '\\r' '\\n'`"
+                    )
                 return num_lines + (last != b"\n")
     raise _invalid_utf8(path)
 

@@ -1,11 +1,14 @@
 """Vocabularies: a SentencePiece model together with the special tokens that training needs."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from hpcasync.errors import UserError, describe
+
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's spelling of a blank
 
 
 class Vocabulary:
@@ -64,6 +67,16 @@ class Vocabulary:
     def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of many sentences, on the calling thread alone."""
         return self._processor.encode(list(texts), num_threads=1)  # type: ignore[no-any-return]
+
+    def unknown_pieces(self, text: str) -> list[str]:
+        """What a sentence has that no piece stands for."""
+        found = zip(self._processor.encode(text), self._processor.encode(text, out_type=str), strict=True)
+        return [piece for piece_id, piece in found if piece_id == self.unk_id]
+
+    def is_changed(self, text: str) -> bool:
+        """Whether the model's normalisation changes more than blanks: such text is never written as it is."""
+        normalized: str = self._processor.normalize(text).replace(_BLANK, " ")
+        return normalized.strip(" ") != re.sub(" +", " ", text).strip(" ")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; padding, beginning and end of sentence leave no trace."""

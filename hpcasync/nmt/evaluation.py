@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.languages import AUTO, choose_tokenizer
@@ -13,8 +13,6 @@ from hpcasync.nmt.scoring import BleuScore, Loss, corpus_loss, corpus_score
 from hpcasync.nmt.search import Searcher, SearchSettings
 
 logger = logging.getLogger(__name__)
-
-Split = Literal["valid", "test"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class EvaluationSettings:
         batch_tokens: padded tokens per batch, bounds the memory; does not change the scores.
     """
 
-    split: Split = "valid"
+    split: str = "valid"
     beam: int = 5
     length_penalty: float = SearchSettings.length_penalty
     max_sentences: int = 0

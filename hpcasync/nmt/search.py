@@ -24,7 +24,7 @@ class Hypothesis:
     """A translation.
 
     Attributes:
-        text: detokenised.
+        text: detokenised, without blanks at its ends.
         score: log_prob / len(tokens) ** length_penalty, what hypotheses are ranked by.
         log_prob: total log probability in nats.
         tokens: ids, end of sentence included; empty for an empty source.
@@ -165,7 +165,9 @@ class Searcher:
         )
         return [
             [
-                Hypothesis(self._target_vocabulary.decode(ids[:length]), score, log_prob, tuple(ids[:length]))
+                Hypothesis(
+                    self._target_vocabulary.decode(ids[:length]).strip(" "), score, log_prob, tuple(ids[:length])
+                )
                 for score, log_prob, length, ids in zip(*row, strict=True)
                 if length
             ]

@@ -175,7 +175,7 @@ def test_held_out_text_is_kept_as_it_is(tmp_path: Path, texts: tuple[Path, Path]
     corpus = PreparedCorpus.open(tmp_path / "out")
     assert corpus.has_split("valid")
     assert corpus.raw("valid") == ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    with pytest.raises(UserError, match="has no test text: prepare the corpus with --test"):
+    with pytest.raises(UserError, match="has no test text, but valid: prepare the corpus with --test"):
         corpus.raw("test")
 
 
