@@ -76,7 +76,8 @@ def measured(run_dir: Path) -> tuple[float, float]:
 
 def compare(config: Path, mode: str, num_workers: int, slowdown: float, overrides: tuple[str, ...]) -> list[Row]:
     """Train with even and uneven workers, and forecast both from the even run."""
-    of_mode = (*overrides, f"mode={mode}", "name=even")
+    # Measured is what goes on, not the start.
+    of_mode = (*overrides, f"mode={mode}", "name=even", "staleness.fresh_start=0")
     uneven = (*of_mode, "name=uneven", f"straggler={{worker: 0, slowdown: {slowdown:g}}}")
     num_ranks = num_workers + load_config(config, of_mode).num_servers
     runs = {"even": train(config, num_ranks, of_mode), f"one {slowdown:g}x slower": train(config, num_ranks, uneven)}

@@ -138,7 +138,7 @@ def _bare_step(
 
 def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines."""
-    settings = [f"name=speed-{workers}-{overlap}", f"exchange.overlap={overlap}", f"accumulate.global={workers}"]
+    settings = [f"name=speed-{workers}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
     settings += [f"model={{preset: {sizes.preset}}}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
     settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
     said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", config, *settings, "--overwrite")

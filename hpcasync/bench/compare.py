@@ -80,7 +80,7 @@ def faster(rates: Mapping[str, list[float]]) -> tuple[str, str]:
 
 
 def _rate(directory: Path, corpus: str, mode: str, seconds: float, slowdown: float) -> float:
-    overrides = [*mode.split(), f"stop.seconds={seconds:g}", "accumulate.global=2", "model.preset=small"]
+    overrides = [*mode.split(), f"stop.seconds={seconds:g}", "staleness.fresh_start=0", "model.preset=small"]
     if slowdown > 1:
         overrides += ["straggler.worker=1", f"straggler.slowdown={slowdown:g}"]
     run_dir = run_training_job(directory, corpus, overrides, num_ranks=2 if mode in _SYNCHRONOUS else 3)

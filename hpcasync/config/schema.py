@@ -123,7 +123,7 @@ class StalenessConfig(Section):
     )
 
     fresh_start: float = Field(
-        0.0,
+        2.0,
         ge=0,
         description="so many times the warm-up of the learning rate workers wait for the update that their gradient is "
         "part of, as in sync: there learning is fastest, and staleness costs most; 0: never",

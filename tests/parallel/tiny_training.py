@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     # Some gradients are zero but for rounding (of the keys' bias, say): a large eps keeps Adam from magnifying them.
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "ema_decay": 0.9, "eps": 1e-5},
     "schedule": {"warmup": 5},
+    "staleness": {"fresh_start": 0},
     "stop": {"epochs": 2},
     "validation": {"score": False},
     "logging": {"every": 1, "tensorboard": False},

@@ -35,11 +35,13 @@ class Simulator:
             "model": {**model, "max_length": 64},
             "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "ema_decay": 0.9, "eps": 1e-5},
             "schedule": {"warmup": 5},
+            "staleness": {"fresh_start": 0},
             "stop": {"updates": NUM_UPDATES},
             "validation": {"score": False},
             "logging": {"every": 1, "tensorboard": False},
         }
-        return parse_config({**values, **more}, "test")
+        staleness = {**values["staleness"], **more.pop("staleness", {})}
+        return parse_config({**values, **more, "staleness": staleness}, "test")
 
     def __call__(
         self,
