@@ -133,8 +133,10 @@ def _submit(
 
 
 def _sbatch(command: tuple[str, ...]) -> str:
+    from hpcasync.slurm.environment import without_job
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=without_job())
     except OSError as error:
         raise UserError(f"cannot start sbatch: {error.strerror}; --slurm print shows the lines to submit") from error
     if done.returncode:

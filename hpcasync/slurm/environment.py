@@ -10,6 +10,10 @@ from hpcasync.launch.ranks import is_shell_of_srun
 
 # SLURM's run-length form: "4(x2),1" is 4, 4, 1.
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+# What a job or a step is told about itself. Where SLURM is found is no part of that.
+_OF_A_JOB = re.compile(
+    r"SLURM_(?!CONF$|CLUSTERS$)|SLURMD_|SRUN_|PMI_(RANK|SIZE|FD)|PMIX_(RANK|NAMESPACE|SERVER_)|OMPI_COMM_"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ def allocated_cpus(environment: Mapping[str, str] = os.environ) -> int:
     of_all = _COUNT.fullmatch(on_nodes)  # all nodes alike; ranks of mpirun see the variables of the batch script's node
     text = of_all[1] if of_all else environment.get("SLURM_CPUS_ON_NODE", "")
     return int(text) if text.isdecimal() else 0
+
+
+def without_job(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """An environment to submit from, also within a job: a new one must not inherit its cores, memory or tasks."""
+    return {name: value for name, value in environment.items() if not _OF_A_JOB.match(name)}
 
 
 def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcasync.errors import UserError
+from hpcasync.slurm.environment import without_job
 from hpcasync.slurm.partition import SINFO, check_fit, parse_sinfo
 from hpcasync.slurm.script import BatchJob, render
 
@@ -58,7 +59,7 @@ def dependency(before: BatchJob, job: BatchJob, job_id: str) -> list[str]:
 
 
 def _environment(job: BatchJob) -> dict[str, str]:
-    """Without variables that would win over what the script says."""
+    """Without variables that would win over what the script says, and without those of a job that this runs in."""
     component = job.components[0]
     said = {
         "SBATCH_PARTITION": component.partition,
@@ -70,7 +71,7 @@ def _environment(job: BatchJob) -> dict[str, str]:
         "SBATCH_REQUEUE": "requeue",
         "SBATCH_NO_REQUEUE": "requeue",
     }
-    return {name: value for name, value in os.environ.items() if not said.get(name)}
+    return {name: value for name, value in without_job().items() if not said.get(name)}
 
 
 def _run(command: Sequence[str], text: str = "", environment: Mapping[str, str] | None = None) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hpcasync.cli import experiment
 from hpcasync.cli.slurm import slurm
 from hpcasync.errors import UserError
+from hpcasync.slurm import submit
 from hpcasync.slurm.partition import Node, Partition, check_fit, parse_sinfo
 from hpcasync.slurm.resources import Resources
 from hpcasync.slurm.script import BatchJob
@@ -196,6 +198,30 @@ def test_a_job_waits_for_the_one_before_it() -> None:
     assert dependency(one, one, "7") == ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
     assert dependency(many, one, "7")[0] == "--dependency=afterok:7"
     assert dependency(many, many, "7")[0] == "--dependency=aftercorr:7"
+
+
+# A job array's task within an interactive allocation, as SLURM 22 and mpirun describe it.
+OF_A_JOB = {
+    "SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "3", "SLURM_CPU_BIND": "mask_cpu:0x3",
+    "SLURM_MEM_PER_NODE": "500", "SLURM_CPUS_PER_TASK": "2", "SLURMD_NODENAME": "n1", "SRUN_DEBUG": "3",
+    "PMI_RANK": "0", "PMIX_RANK": "0", "PMIX_SERVER_URI41": "x", "OMPI_COMM_WORLD_SIZE": "2",
+}  # fmt: skip
+OF_THE_USER = {
+    "SLURM_CONF": "/etc/elsewhere.conf",
+    "SBATCH_ACCOUNT": "mine",
+    "OMPI_MCA_osc": "rdma",
+    "PMIX_MCA_gds": "hash",
+}
+
+
+def test_a_job_that_is_submitted_within_a_job_inherits_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (OF_A_JOB | OF_THE_USER).items():
+        monkeypatch.setenv(name, value)
+    own = submit._environment(BatchJob("train", "a", (Resources(account="theirs"),), ("true",)))
+    assert not own.keys() & OF_A_JOB.keys() and "SBATCH_ACCOUNT" not in own
+    # What `hpcasync experiment --slurm` starts in place of sbatch here tells its environment.
+    told = dict(line.split("=", maxsplit=1) for line in experiment._sbatch(("env",)).splitlines() if "=" in line)
+    assert not told.keys() & OF_A_JOB.keys() and {name: told[name] for name in OF_THE_USER} == OF_THE_USER
 
 
 def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
