@@ -28,6 +28,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, make_progress, wait_for_all
 from hpcasync.errors import UserError
 from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.protocol.coordination import Coordination
+from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.protocol.observer import Observer, ShardSaver
 from hpcasync.ps.protocol.staleness import StalenessPolicy, make_policy
 from hpcasync.ps.protocol.updates import PushCounts, UpdateState
@@ -35,7 +37,6 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
 from hpcasync.ps.server.follower import Follower
-from hpcasync.ps.server.lost_workers import LostWorkers
 from hpcasync.ps.server.shard_server import initial_shard
 from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.start_checks import require_elementwise, require_same_training
@@ -206,7 +207,7 @@ class Engine:
             self._carry_buffers()
             return
         assert observer is not None
-        decisions = UpdateState(
+        updates = UpdateState(
             self._link.num_workers,
             options.pushes_per_update,
             pull_applied=options.pull == "applied",
@@ -221,11 +222,10 @@ class Engine:
             self._state,
             saver,
             observer,
-            decisions,
+            Coordination(updates, survival),
             clip_norm=clip_norm,
             compensation=compensation,
             lookahead=options.lookahead,
-            survival=survival,
         )
         coordinator.timeline = self._timeline
         self.start()

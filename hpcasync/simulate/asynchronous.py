@@ -1,11 +1,12 @@
-"""The asynchronous modes in virtual time: workers and one server, step for step as `ps.worker` and `ps.server`.
+"""The asynchronous modes in virtual time: workers and one server.
 
-The coordinator decides with its own `UpdateState`. All servers do the same at the same time, each on its shard, so one
-of them is simulated with its share of elements and bytes.
+All servers do the same at the same time, each on its shard, so one of them is simulated with its share of elements and
+bytes.
 """
 
 from collections.abc import Sequence
 
+from hpcasync.ps.protocol.coordination import Coordination
 from hpcasync.ps.protocol.updates import UpdateState
 from hpcasync.simulate.coordinator import SimulatedCoordinator
 from hpcasync.simulate.exchange import Exchange, ExchangeOptions
@@ -36,7 +37,8 @@ class AsynchronousCluster:
         *,
         stop_seconds: float = 0.0,
     ) -> None:
-        self._exchange = Exchange(costs, program, decisions, options)
+        self._exchange = Exchange(costs, program, options, decisions.version)
+        self._coordination = Coordination(decisions)
         self._stop_seconds = stop_seconds
 
     @property
@@ -62,7 +64,7 @@ class AsynchronousCluster:
         exchange = self._exchange
         num_workers = exchange.costs.cluster.workers
         of_coordinator, *of_workers = timelines or [Timeline()] * (1 + num_workers)
-        coordinator = SimulatedCoordinator(exchange, of_coordinator)
+        coordinator = SimulatedCoordinator(exchange, self._coordination, of_coordinator)
         serving = exchange.env.process(coordinator.run())
         kind = WORKERS[exchange.options.overlap]
         for index, timeline in enumerate(of_workers):
@@ -73,4 +75,4 @@ class AsynchronousCluster:
 
     def _stop_in_time(self, coordinator: SimulatedCoordinator) -> Waiting:
         yield self._exchange.env.timeout(self._stop_seconds)
-        coordinator.stop_if_over()
+        yield from coordinator.stop_if_over()

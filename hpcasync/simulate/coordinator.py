@@ -1,126 +1,131 @@
-"""The server of a simulated cluster: `ps.server.coordinator.Coordinator` in virtual time, step for step."""
-
-from collections.abc import Generator
-from typing import Any
+"""The server of a simulated cluster: it carries out what the real machines decide, in virtual time."""
 
 import simpy
 
+from hpcasync.ps.protocol.coordination import (
+    Apply,
+    Coordination,
+    Dropped,
+    Effects,
+    Handled,
+    Publish,
+    Report,
+    Settled,
+    Stop,
+)
+from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.protocol.updates import Arrival, Update
+from hpcasync.ps.protocol.slots import SlotLedger, Step
+from hpcasync.ps.protocol.updates import Update
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
 from hpcasync.timeline import Timeline
 
 
 class SimulatedCoordinator:
-    """Takes pushes in order, and decides with the real decisions (`ps.protocol.updates`).
+    """Takes pushes in order, and does what `Coordination` and `SlotLedger` say.
 
     Args:
         exchange: shared with the workers.
+        coordination: decides.
         timeline: records what it does.
     """
 
-    def __init__(self, exchange: Exchange, timeline: Timeline) -> None:
+    def __init__(self, exchange: Exchange, coordination: Coordination, timeline: Timeline) -> None:
         self._exchange = exchange
         self._env = exchange.env
         self._program = exchange.program
-        self._decisions = exchange.decisions
+        self._coordination = coordination
+        self._slots = SlotLedger(exchange.options.num_slots, sums_late=exchange.options.sums_late)
         self._costs = exchange.costs
         self._timeline = timeline
-        self._unread: list[Push] = []  # pushes of the group that lie in their slots still
+        self._taken: PushRecord
 
     def run(self) -> Waiting:
         """Serve until every worker has finished."""
+<<<<<<< HEAD
         self.stop_if_over()
         while not self._decisions.is_finished:
             while self._unread and self._exchange.is_quiet:
                 with self._timeline.span("read"):
                     yield from self._read_slots()
+=======
+        coordination = self._coordination
+        yield from self.stop_if_over()
+        while not coordination.is_finished:
+>>>>>>> 02b5121 (Sequence the coordinator in a pure machine that the engine and the simulator drive)
             message = yield from self._exchange.receive()
             if isinstance(message, Goodbye):
-                self._decisions.finish(message.worker)
+                yield from self._carry_out(coordination.look(message.worker, has_finished=True))
             else:
-                yield from self._take(message)
-            yield from self._advance()
+                yield from self._carry_out(coordination.receive(message.worker, self._record(message)))
+            yield from self._carry_out(coordination.advance())
 
-    def stop_if_over(self) -> None:
+    def stop_if_over(self) -> Waiting:
         """End training if the program says so."""
-        if not self._decisions.is_stopping and self._program.should_stop():
-            for arrival in self._decisions.stop():
-                self._program.after_drop(arrival.record, is_stale=False)
-            self._give_slots_back()
-            for told in self._exchange.told:
-                told.announce()
+        if not self._coordination.updates.is_stopping and self._program.should_stop():
+            yield from self._carry_out(self._coordination.stop())
 
-    def _take(self, push: Push) -> Waiting:
-        record = self._record(push)
-        is_accepted = self._decisions.receive(Arrival(push.worker, push.sequence, record))
-        with self._timeline.span("accumulate" if is_accepted else "drop", worker=push.worker):
-            yield self._serve_for(self._costs.cluster.server.push_seconds)
-            if is_accepted:
-                self._program.accumulate(record)
-                self._unread.append(push)
-                num_taken = push.sequence - self._exchange.told[push.worker].consumed
-                if num_taken == self._exchange.options.num_slots or not self._exchange.options.sums_late:
-                    yield from self._read_slots()
-            else:
-                self._program.after_drop(record, is_stale=not self._decisions.is_stopping)
-                yield from self._read_slots()
-                self._exchange.told[push.worker].settled = push.sequence
-                self._consume(push)
+    def _carry_out(self, effects: Effects) -> Waiting:
+        exchange, program = self._exchange, self._program
+        for effect in effects:
+            match effect:
+                case Order():
+                    yield from self._execute(effect)
+                case Apply(update):
+                    yield from self._execute(Order(Kind.APPLY, version=update.version), update)
+                case Publish(version):
+                    exchange.published = version
+                case Settled(worker, sequence):
+                    exchange.told[worker].tell(settled=sequence)
+                case Handled(worker, sequence):
+                    exchange.told[worker].tell(handled=sequence)
+                case Report(update):
+                    program.after_update(update, exchange.now)
+                    yield from self.stop_if_over()
+                case Dropped(record, is_stale):
+                    program.after_drop(record, is_stale=is_stale)
+                case Stop():
+                    exchange.is_stopping = True
+                    for told in exchange.told:
+                        told.tell()
 
-    def _read_slots(self) -> Waiting:
-        """Sum the gradients that lie in their slots still, and give the slots back."""
-        if self._unread:
-            yield self._serve_for(self._reading_seconds())
-            self._give_slots_back()
+    def _execute(self, order: Order, update: Update | None = None) -> Waiting:
+        if update is None:
+            span = self._timeline.span(order.kind.name.lower(), worker=order.worker)
+        else:
+            staleness = [(push.worker, num) for push, num in zip(update.pushes, update.staleness, strict=True)]
+            span = self._timeline.span("apply", version=update.version, staleness=staleness)
+        with span:
+            if order.kind in (Kind.ACCUMULATE, Kind.DROP):
+                yield self._serve_for(self._costs.cluster.server.push_seconds)
+            for step in self._slots.steps(order):
+                yield from self._make_step(step, order, update)
 
-    def _reading_seconds(self) -> float:
-        return len(self._unread) * self._costs.accumulate_seconds
-
-    def _give_slots_back(self) -> None:
-        for push in self._unread:
-            self._consume(push)
-        self._unread.clear()
-
-    def _consume(self, push: Push) -> None:
-        told = self._exchange.told[push.worker]
-        told.consumed = push.sequence
-        told.announce()
-
-    def _record(self, push: Push) -> PushRecord:
-        if self._decisions.is_stopping:  # it will be dropped
-            num_tokens = sum(map(self._program.num_tokens, push.tickets))
-            return PushRecord(push.version, num_tokens, 0.0, 0, push.compute_seconds, push.tickets)
-        return self._program.gradient(push.worker, push.version, push.parameters, push.tickets, push.compute_seconds)
-
-    def _advance(self) -> Waiting:
-        update = None
-        if self._decisions.should_apply():
-            update = yield from self._apply()
-        for index, sequence in self._decisions.tell():
-            told = self._exchange.told[index]
-            told.handled = sequence
-            told.announce()
-        if update is not None:
-            self._program.after_update(update, self._exchange.now)
-            self.stop_if_over()
-
-    def _apply(self) -> Generator[simpy.Event, Any, Update]:
-        update = self._decisions.apply()
-        staleness = [(push.worker, num) for push, num in zip(update.pushes, update.staleness, strict=True)]
-        with self._timeline.span("apply", version=update.version, staleness=staleness):
-            self._exchange.writing = update.version
-            yield self._serve_for(self._costs.apply_seconds + self._reading_seconds())
-            self._give_slots_back()
+    def _make_step(self, step: Step, order: Order, update: Update | None) -> Waiting:
+        # Reading takes time in the pass that needs the gradients.
+        reading_seconds = len(self._slots.held) * self._costs.accumulate_seconds
+        if step is Step.TAKE:
+            self._program.accumulate(self._taken)
+        elif step is Step.FOLD and self._slots.held:
+            yield self._serve_for(reading_seconds)
+        elif step is Step.APPLY:
+            assert update is not None
+            self._exchange.writing = order.version
+            yield self._serve_for(self._costs.apply_seconds + reading_seconds)
             self._program.apply(update)
-            self._exchange.published = update.version
-            for push in update.pushes:
-                told = self._exchange.told[push.worker]
-                told.settled = push.sequence
-                told.announce()
-        return update
+        elif step is Step.CONSUME:
+            for worker, sequence in self._slots.consume(order):
+                self._exchange.told[worker].tell(consumed=sequence)
 
     def _serve_for(self, seconds: float) -> simpy.Event:
         self._exchange.usage.server += seconds
         return self._env.timeout(seconds)
+
+    def _record(self, push: Push) -> PushRecord:
+        program = self._program
+        if self._coordination.updates.is_stopping:  # it will be dropped
+            num_tokens = sum(map(program.num_tokens, push.tickets))
+            return PushRecord(push.version, num_tokens, 0.0, 0, push.compute_seconds, push.tickets)
+        self._taken = program.gradient(push.worker, push.version, push.parameters, push.tickets, push.compute_seconds)
+        return self._taken

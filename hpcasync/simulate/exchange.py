@@ -8,7 +8,6 @@ from typing import Any
 import simpy
 
 from hpcasync.config.schema import Config, Overlap, PullPolicy
-from hpcasync.ps.protocol.updates import UpdateState
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage, polling_delay
@@ -49,8 +48,9 @@ class Told:
     settled: int = 0
     change: simpy.Event | None = field(default=None, repr=False)
 
-    def announce(self) -> None:
-        """Wake the worker if it waits for a change."""
+    def tell(self, **counts: int) -> None:
+        """Change counts, if any, and wake the worker if it waits for a change."""
+        vars(self).update(counts)
         if self.change is not None:
             self.change.succeed()
             self.change = None
@@ -90,26 +90,27 @@ class Exchange:
     Args:
         costs: how long everything takes.
         program: what is computed.
-        decisions: of the coordinator.
         options: of the exchange.
+        version: of the first parameters.
 
     Attributes:
         published: newest version that workers may pull.
         writing: version that the servers are writing, or have written.
+        is_stopping: whether workers have been told to stop.
         num_drawn: batches drawn so far.
         told: by worker.
     """
 
-    def __init__(self, costs: Costs, program: Program, decisions: UpdateState, options: ExchangeOptions) -> None:
+    def __init__(self, costs: Costs, program: Program, options: ExchangeOptions, version: int) -> None:
         self.env = simpy.Environment()
         self.costs = costs
         self.program = program
-        self.decisions = decisions
         self.options = options
         self.round_trip = 2 * costs.cluster.network.latency_seconds
         self.network = Network(self.env, costs.cluster.network, costs.cluster.workers, costs.num_servers)
         self.usage = Usage()
-        self.published = self.writing = decisions.version
+        self.published = self.writing = version
+        self.is_stopping = False
         self.num_drawn = 0
         self.told = [Told() for _ in range(costs.cluster.workers)]
         self._inbox: deque[Push | Goodbye] = deque()

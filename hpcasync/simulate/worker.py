@@ -67,7 +67,7 @@ class SimulatedWorker:
         tickets: list[int] = []
         self._compute_seconds = 0.0
         while len(tickets) < self._options.num_local:
-            ticket = None if exchange.decisions.is_stopping else exchange.program.ticket(exchange.num_drawn)
+            ticket = None if exchange.is_stopping else exchange.program.ticket(exchange.num_drawn)
             if ticket is None:
                 self._is_finished = True
                 break
@@ -142,7 +142,7 @@ class SimulatedWorker:
         started = exchange.now
         has_waited = False
         while not is_done():
-            if exchange.decisions.is_stopping:
+            if exchange.is_stopping:
                 return False
             has_waited = True
             self._told.change = self._env.event()
@@ -150,7 +150,7 @@ class SimulatedWorker:
         delay = polling_delay(exchange.now - started) if has_waited else 0.0
         yield self._env.timeout(2 * exchange.round_trip + delay)  # the word, the stop flag
         exchange.usage.waiting += exchange.now - started
-        return not exchange.decisions.is_stopping
+        return not exchange.is_stopping
 
     def _pull(self) -> Waiting:
         self._version, self._parameters = yield from self._fetch()

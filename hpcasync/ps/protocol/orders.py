@@ -3,6 +3,9 @@
 import enum
 from typing import NamedTuple
 
+from hpcasync.ps.protocol.lookahead import lookahead_steps
+from hpcasync.ps.protocol.updates import Update
+
 
 class Kind(enum.IntEnum):
     """What is to be done."""
@@ -13,6 +16,7 @@ class Kind(enum.IntEnum):
     DISCARD = 3  # the group: training is over
     SAVE = 4
     FINISH = 5
+    READ = 6  # the slots of the group: of a server to itself, while it has nothing else to do
 
 
 class Order(NamedTuple):
@@ -34,3 +38,15 @@ class Order(NamedTuple):
     num_tokens: int = 0
     learning_rate: float = 0.0
     lookahead: float = 0.0
+
+    @classmethod
+    def to_apply(cls, update: Update, learning_rate: float, lookahead: float) -> "Order":
+        """The order to make an update.
+
+        Args:
+            update: which it is.
+            learning_rate: of the schedule.
+            lookahead: staleness.lookahead.
+        """
+        steps = lookahead_steps(lookahead, update.staleness)
+        return cls(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate * update.rate_factor, steps)

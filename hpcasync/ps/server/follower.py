@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hpcasync.ps.protocol.orders import Kind
+from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.ps.server.shard_server import SAVED_TAG, ShardServer
 from hpcasync.ps.transport.order_channel import OrderReceiver
@@ -29,8 +29,8 @@ class Follower(ShardServer):
             self._execute(order, request)
         self._report_saves(self._saver.wait())
 
-    def _after_apply(self, version: int) -> None:
-        self._link.tell_applied(version)
+    def _after_apply(self, order: Order) -> None:
+        self._link.tell_applied(order.version)
 
     def _report_saves(self, results: Iterable[SavedShard]) -> None:
         for saved in results:

@@ -9,6 +9,7 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.observer import SaveRequest, ShardSaver
 from hpcasync.ps.protocol.orders import Kind, Order
+from hpcasync.ps.protocol.slots import SlotLedger, Step
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.polling import Polling
@@ -46,7 +47,16 @@ class ShardServer:
         self._clip_norm = clip_norm
         self._compensation = compensation
         self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device, state.threads)
-        self._unread: list[Order] = []  # pushes of the group that lie in their slots still
+        # A gradient that is corrected is read at once: it is corrected for the versions that there are.
+        self._slots = SlotLedger(link.num_slots, sums_late=link.wire.has_blocks and compensation is None)
+        self._steps = {
+            Step.TAKE: self._take,
+            Step.FOLD: self._fold,
+            Step.APPLY: self._apply,
+            Step.CLEAR: self._clear,
+            Step.CONSUME: self._consume,
+            Step.PUBLISH: self._after_apply,
+        }
         self._group: list[Order] = []  # pushes of the group
         self._polling = Polling(link)
         self._publish_initial(version)
@@ -60,72 +70,51 @@ class ShardServer:
 
     def _execute(self, order: Order, request: SaveRequest | None = None) -> None:
         with self._span(order):
-            self._carry_out(order, request)
+            if request is not None:
+                self._save(request)
+                return
+            if order.kind in (Kind.ACCUMULATE, Kind.DROP):
+                self._polling.arrived(order.worker, order.sequence)
+            for step in self._slots.steps(order):
+                self._steps[step](order)
 
     def _span(self, order: Order) -> AbstractContextManager[None]:
+        if order.kind is Kind.READ:
+            return self.timeline.span("read")
         if order.kind is not Kind.APPLY:
             return self.timeline.span(order.kind.name.lower(), worker=order.worker)
         staleness = [(push.worker, order.version - 1 - push.version) for push in self._group]
         return self.timeline.span("apply", version=order.version, staleness=staleness)
 
-    def _carry_out(self, order: Order, request: SaveRequest | None) -> None:
-        if order.kind is Kind.ACCUMULATE:
-            self._accumulate(order)
-        elif order.kind is Kind.DROP:
-            self._drop(order)
-        elif order.kind is Kind.APPLY:
-            self._apply(order)
-        elif order.kind is Kind.DISCARD:
-            self._group.clear()
-            self._sum.clear()
-            self._consume()
-        elif order.kind is Kind.SAVE:
-            assert request is not None
-            self._save(request)
-
-    def _accumulate(self, order: Order) -> None:
-        self._polling.arrived(order.worker, order.sequence)
+    def _take(self, order: Order) -> None:
+        self._group.append(order)
         self._link.data.sync()
         slot = self._link.slot(order.worker, order.sequence)
-        self._unread.append(order)
-        self._group.append(order)
-        if self._compensation is not None:
-            gradient = torch.empty_like(self._state.parameters)
-            self._link.wire.copy(gradient, slot)
-            self._compensation.correct(gradient, order.num_tokens, order.version, self._state.parameters)
-            self._sum.add(gradient)
-            self._consume()
+        if self._compensation is None:
+            self._sum.add_slot(slot)
             return
-        self._sum.add_slot(slot)
-        # Read while there is nothing else to do, else when it is applied; now, if its worker needs the slot or it can
-        # only be read whole.
-        num_taken = sum(unread.worker == order.worker for unread in self._unread)
-        if num_taken == self._link.num_slots or not self._link.wire.has_blocks:
-            self._fold()
+        gradient = torch.empty_like(self._state.parameters)
+        self._link.wire.copy(gradient, slot)
+        self._compensation.correct(gradient, order.num_tokens, order.version, self._state.parameters)
+        self._sum.add(gradient)
 
-    def _drop(self, order: Order) -> None:
-        self._polling.arrived(order.worker, order.sequence)
-        self._fold()  # a slot that is given back gives back those before it
-        self._unread.append(order)
-        self._consume()
-
-    def _fold(self) -> None:
+    def _fold(self, order: Order) -> None:
         self._sum.fold()
-        self._consume()
 
     def _read_while_idle(self) -> bool:
         """Read the gradients that wait in their slots, if any: their update will have less to do, and come sooner."""
-        if not self._unread:
+        if not self._slots.held:
             return False
-        with self.timeline.span("read"):
-            self._fold()
+        self._execute(Order(Kind.READ))
         return True
 
-    def _consume(self) -> None:
-        """Give the slots back whose gradients have been read."""
-        for order in self._unread:
-            self._link.tell_worker(order.worker, ControlWords.consumed(order.worker), order.sequence)
-        self._unread.clear()
+    def _clear(self, order: Order) -> None:
+        self._group.clear()
+        self._sum.clear()
+
+    def _consume(self, order: Order) -> None:
+        for worker, sequence in self._slots.consume(order):
+            self._link.tell_worker(worker, ControlWords.consumed(worker), sequence)
 
     def _apply(self, order: Order) -> None:
         scale = 1.0 / max(1, order.num_tokens)
@@ -142,15 +131,12 @@ class ShardServer:
             publish=self._link.own_buffer(order.version),
             lookahead=order.lookahead,
         )
-        self._group.clear()
-        self._sum.clear()
+        self._clear(order)
         if self._compensation is not None:
             self._compensation.remember(order.version, self._state.parameters)
         self._link.data.sync()
-        self._consume()
-        self._after_apply(order.version)
 
-    def _after_apply(self, version: int) -> None:
+    def _after_apply(self, order: Order) -> None:
         """This shard has the version."""
         raise NotImplementedError("the coordinator waits for the others, who tell it")
 

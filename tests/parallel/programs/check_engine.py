@@ -32,6 +32,7 @@ from quadratic import (
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import PullPolicy
+from hpcasync.ps.protocol.coordination import Coordination
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.staleness import make_policy
@@ -148,7 +149,7 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
         state,
         recording,
         recording,
-        decisions,
+        Coordination(decisions),
         clip_norm=clip_norm,
         compensation=compensation,
         lookahead=scenario.lookahead,

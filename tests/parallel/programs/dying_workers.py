@@ -29,7 +29,7 @@ from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.server.lost_workers import LostWorkers
+from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters

@@ -1,15 +1,12 @@
-"""What the coordinator of a job needs to go on without workers that die."""
+"""The deaths of workers, as far as the coordinator has dealt with them."""
 
 from collections.abc import Callable, Collection
 
-from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
-from hpcasync.ps.protocol.updates import UpdateState
-from hpcasync.ps.transport.link import Link
 
 
 class LostWorkers:
-    """The deaths of workers, as far as the coordinator has dealt with them.
+    """What the coordinator of a job needs to go on without workers that die.
 
     Args:
         work: what the dead have left undone.
@@ -48,14 +45,8 @@ class LostWorkers:
         self._num_rests[worker] = num_rests
         return self.work.rests(worker)
 
-    def share(self, link: Link, decisions: UpdateState) -> None:
-        """Offer what is left undone to the others, and let all finish when nothing is."""
-        if decisions.is_stopping:
-            return
-        for offer in self.work.offers():
-            if offer.wakes:
-                decisions.resume(offer.worker)
-            link.offer(offer.worker, offer.ticket)
-        if self.work.is_exhausted and not self._has_told:
-            self._has_told = True
-            link.tell_everybody(ControlWords.EXHAUSTED, 1)
+    def becomes_exhausted(self) -> bool:
+        """Whether nothing is left to do for anybody; True once, for all to be told."""
+        is_news = self.work.is_exhausted and not self._has_told
+        self._has_told = self._has_told or is_news
+        return is_news
