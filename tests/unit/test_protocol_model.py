@@ -13,7 +13,7 @@ import pytest
 from protocol_model import Options, Report, ViolationError, check
 
 from hpcasync.ps.protocol.lost_work import LostWork
-from hpcasync.ps.protocol.updates import UpdateState
+from hpcasync.ps.protocol.updates import Arrival, UpdateState
 
 FAR = frozenset({0})
 SMALL = [
@@ -169,9 +169,10 @@ def test_a_wait_for_those_who_wait_never_ends(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_stop_that_forgets_what_is_accumulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(state: UpdateState) -> None:
+    def stop(state: UpdateState) -> list[Arrival]:
         state._is_stopping = True
         state._group.clear()
+        return []
 
     monkeypatch.setattr(UpdateState, "stop", stop)
     with pytest.raises(ViolationError, match="1 pushed, 0 applied, 0 dropped"):

@@ -106,10 +106,7 @@ class Coordination:
         sequence = updates.num_received(worker) + 1
         if updates.receive(Arrival(worker, sequence, record)):
             return (Order(Kind.ACCUMULATE, worker, sequence, record.version, record.num_tokens),)
-        # No version will have it: nobody is to wait for that.
-        is_stale = not updates.is_stopping
-        order = Order(Kind.DROP, worker, sequence, record.version, record.num_tokens)
-        return Dropped(record, is_stale), Settled(worker, sequence), order
+        return Dropped(record, not updates.is_stopping), Order(Kind.DROP, worker, sequence)
 
     def look(self, worker: int, *, has_finished: bool, num_rests: int = 0) -> Effects:
         """What a worker has said of itself.
@@ -144,14 +141,25 @@ class Coordination:
 
     def advance(self) -> Effects:
         """Make the update that is due, if any; then let the workers go on that waited for it."""
-        if not self.updates.should_apply():
-            return self._handled()
-        update = self.updates.apply()
-        settled = (Settled(push.worker, push.sequence) for push in update.pushes)
-        return Apply(update), Publish(update.version), *settled, *self._handled(), Report(update)
-
-    def _handled(self) -> list[Handled]:
-        return [Handled(worker, sequence) for worker, sequence in self.updates.tell()]
+        updates = self.updates
+        if not updates.should_apply():
+            effects: list[Effect] = []
+            for worker, sequence in updates.tell():
+                # No version will have what was dropped: nobody is to wait for that.
+                if updates.is_settled(worker):
+                    effects.append(Settled(worker, sequence))
+                effects.append(Handled(worker, sequence))
+            return effects
+        update = updates.apply()
+        handled = updates.tell()
+        settled = {push.worker: push.sequence for push in update.pushes} | dict(handled)
+        return (
+            Apply(update),
+            Publish(update.version),
+            *(Settled(worker, sequence) for worker, sequence in settled.items()),
+            *(Handled(worker, sequence) for worker, sequence in handled),
+            Report(update),
+        )
 
     def stop(self) -> Effects:
         """Training is over: what is accumulated is dropped."""

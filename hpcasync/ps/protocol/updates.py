@@ -124,6 +124,10 @@ class UpdateState:
         """Pushes of this worker seen so far."""
         return self._num_received[worker]
 
+    def is_settled(self, worker: int) -> bool:
+        """Whether all pushes of this worker seen so far have been applied or dropped."""
+        return all(push.worker != worker for push in self._group)
+
     def receive(self, arrival: Arrival) -> bool:
         """Take note of a push; return whether it joins the group (else it is dropped).
 

@@ -26,10 +26,10 @@ from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
+from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocol_model import decisions, survivors
+from protocol_model import machines
 from protocol_model.messages import sending_steps
 from protocol_model.servers import coordinator_steps, execute, follower_steps
 from protocol_model.workers import landings, worker_steps
@@ -27,9 +27,7 @@ def check(options: Options) -> Report:
         ViolationError: an invariant does not hold, somebody waits for ever, or steps go round in a circle; with the
             steps that lead there.
     """
-    remembered = (survivors.decide_survival, survivors.share, survivors.has_ended)
-    for function in (decisions.decide, decisions.should_apply, decisions.is_finished, *remembered):
-        function.cache_clear()
+    machines.forget()
     start = initial(options)
     order, came_from = {start: 0}, [("begins", 0)]
     edges: list[list[int]] = []
@@ -107,7 +105,7 @@ def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
         if server.do is not Do.END:
             yield from sending_steps(options, world, number)
         if server.do is Do.REST:
-            yield from follower_steps(world, number) if number else coordinator_steps(options, world)
+            yield from follower_steps(options, world, number) if number else coordinator_steps(options, world)
         elif server.do is not Do.END:
             yield from execute(options, world, number)
 
@@ -125,7 +123,7 @@ def check_final(options: Options, world: World) -> None:
     require(pushed == applied + dropped, f"{pushed} pushed, {applied} applied, {dropped} dropped")
     require(pushed == sum(announced), f"{sum(announced)} pushes were announced, {pushed} were received")
     require(all(server.consumed == announced for server in world.servers), "a slot was not consumed")
-    require(not any(server.unread or server.read for server in world.servers), "a gradient was never read")
+    require(not any(server.held for server in world.servers), "a gradient was never read")
     require(not any(server.queue for server in world.servers), "a server ended with orders to execute")
     require(world.published == world.decisions.version, "the newest version was not published")
     if world.survival is not None:

@@ -2,8 +2,23 @@
 
 from collections.abc import Iterator
 
+from hpcasync.ps.protocol import orders
+from hpcasync.ps.protocol.coordination import (
+    Apply,
+    Dropped,
+    Effect,
+    Exhausted,
+    Handled,
+    Publish,
+    Report,
+    Settled,
+    Stop,
+)
+from hpcasync.ps.protocol.lost_work import Offer
+from hpcasync.ps.protocol.orders import Kind
+from hpcasync.ps.protocol.slots import Step
 from protocol_model import survivors
-from protocol_model.decisions import decide, is_finished, should_apply
+from protocol_model.machines import drive, is_finished, ledger, record_of
 from protocol_model.messages import before_writing
 from protocol_model.world import (
     NOBODY,
@@ -19,106 +34,154 @@ from protocol_model.world import (
     with_buffer,
 )
 
+_FIRST = {
+    Step.TAKE: Do.TAKE,
+    Step.FOLD: Do.READ,
+    Step.CONSUME: Do.CONSUME,
+    Step.APPLY: Do.START_WRITING,
+    Step.PUBLISH: Do.PUBLISH,
+    Step.CLEAR: Do.DISCARD,
+}
+
 
 def coordinator_steps(options: Options, world: World) -> Iterator[tuple[str, World]]:
     """Between orders: look for arrivals, end training, end the run."""
     decisions = world.decisions
     if options.may_stop and not decisions.is_stopping:
-        stopped = world._replace(decisions=decide(options, decisions, "stop", Order(), 0))
-        yield "coordinator stops", _send(stopped, Order())
+        yield "coordinator stops", carry_out(options, *drive(options, world, "stop"))
     if options.survives:
-        yield from survivors.coordinator_steps(options, world, _receive)
+        yield from survivors.coordinator_steps(options, world, receive, carry_out)
         if world.leaving != NOBODY:
             return
         advanced = _advance(options, world)
         if advanced != world:
             yield "coordinator advances", advanced
     elif world.leaving != NOBODY:
-        yield "coordinator looks again", _let_go(options, world)
+        yield "coordinator looks again", _look(options, world)
         return
     for index, worker in enumerate(world.workers):
         is_known_dead = world.survival is not None and index in world.survival.let_go
         if worker.announced > decisions.received[index] and not is_known_dead:
-            yield f"coordinator receives from {index}", _receive(options, world, index)
+            yield f"coordinator receives from {index}", receive(options, world, index)
         if options.survives or index not in decisions.active:
             continue
         if "announced read before finished" in options.bugs and not worker.finished:
             yield f"coordinator reads {index}", world._replace(leaving=index, leaving_announced=worker.announced)
         elif worker.finished:
             yield f"coordinator reads finished of {index}", world._replace(leaving=index)
-    is_awake = world.survival is not None and not survivors.has_ended(options, world.survival)
-    if is_finished(options, decisions) and not is_awake:
+    if is_finished(options, decisions, world.survival):
         ended = world.servers[0]._replace(do=Do.END)
         yield "coordinator ends the run", set_server(world, 0, ended)
 
 
-def _let_go(options: Options, world: World) -> World:
+def _look(options: Options, world: World) -> World:
     """Take what a finished worker has pushed, then let it go."""
     index = world.leaving
     worker = world.workers[index]
     announced = worker.announced if world.leaving_announced < 0 else world.leaving_announced
     if announced > world.decisions.received[index]:
-        return _receive(options, world, index)
+        return receive(options, world, index)
+    world = world._replace(leaving=NOBODY, leaving_announced=-1)
     if not worker.finished:
-        return world._replace(leaving=NOBODY, leaving_announced=-1)
-    decisions = decide(options, world.decisions, "finish", Order(worker=index), 0)
-    return _advance(options, world._replace(decisions=decisions, leaving=NOBODY, leaving_announced=-1))
+        return world
+    looked = carry_out(options, *drive(options, world, "look", index, has_finished=True))
+    return _advance(options, looked)
 
 
-def _receive(options: Options, world: World, index: int) -> World:
-    before = world.decisions
-    sequence = before.received[index] + 1
-    order = Order(worker=index, sequence=sequence)
-    version = world.records[index][sequence % options.num_slots]
-    if options.survives:
-        world = survivors.arrived(options, world, index, sequence)
-    decisions = decide(options, before, "receive", order, version)
-    accept = len(decisions.group) > len(before.group)
-    return _send(world._replace(decisions=decisions), order._replace(accept=accept))
+def receive(options: Options, world: World, index: int) -> World:
+    """The coordinator reads the record of a push."""
+    sequence = world.decisions.received[index] + 1
+    slot = sequence % options.num_slots
+    tickets = world.tickets[index][slot] if options.survives else ()
+    record = record_of(world.records[index][slot], options.num_tokens(index, sequence), tickets)
+    return carry_out(options, *drive(options, world, "receive", index, record))
 
 
 def _advance(options: Options, world: World) -> World:
     """The coordinator is between orders: make the update that is due, or tell the workers what is handled."""
-    before = world.decisions
-    if not should_apply(options, before):
-        return _tell(options, world)
-    decisions = decide(options, before, "apply", Order(), 0)
-    group = tuple((worker, sequence) for worker, sequence, _, _ in before.group)
-    order = Order(version=decisions.version, group=group)
-    world = world._replace(decisions=decisions)
-    if "handle before update" in options.bugs:
-        world = _tell(options, world, due=order.version)
-    return _send(world, order)
+    world, effects = drive(options, world, "advance")
+    if "handle before update" in options.bugs and effects and isinstance(effects[0], Apply):
+        told = tuple(effect for effect in effects if isinstance(effect, Handled))
+        world = carry_out(options, world, told, due=world.decisions.version)
+    return carry_out(options, world, effects)
 
 
-def _tell(options: Options, world: World, due: int = 0) -> World:
-    before = world.decisions
-    decisions = decide(options, before, "tell", Order(), 0)
-    world = world._replace(decisions=decisions)
-    if options.pull == "latest":
-        return world
-    for index, sequence in before.untold:
-        if (index, sequence) not in decisions.untold:
-            worker = world.workers[index]
-            due = max(worker.due, due or world.published)
-            world = set_worker(world, index, worker._replace(handled=sequence, due=due))
+def carry_out(options: Options, world: World, effects: tuple[Effect, ...], due: int = 0) -> World:
+    """Carry out what the coordinator has decided, up to an order; what comes after it waits until it is executed.
+
+    Args:
+        due: the version that workers must see that are told now; default: the published one.
+    """
+    for number, effect in enumerate(effects, 1):
+        match effect:
+            case orders.Order(kind, worker, sequence):
+                sent = _send(options, world, Order(kind, worker if kind is not Kind.DISCARD else NOBODY, sequence))
+                return sent._replace(pending=_that_matter(effects[number:]))
+            case Apply(update):
+                _check_update(options, update.version - 1, update.staleness)
+                group = tuple((push.worker, push.sequence) for push in update.pushes)
+                sent = _send(options, world, Order(Kind.APPLY, version=update.version, group=group))
+                return sent._replace(pending=_that_matter(effects[number:]))
+            case Publish(version):
+                require(version == world.published + 1, "versions go up by one")
+                world = world._replace(published=version)
+            case Settled(index, sequence):
+                told = world.workers[index]
+                is_applied = options.pull == "applied" and (index, sequence) in world.servers[0].order.group
+                newest = world.servers[0].order.version if is_applied else told.due
+                world = set_worker(world, index, told._replace(settled=sequence, due=newest))
+            case Handled(index, sequence) if options.pull != "latest":
+                told = world.workers[index]
+                newest = max(told.due, due or world.published)
+                world = set_worker(world, index, told._replace(handled=sequence, due=newest))
+            case Offer(index, ticket):
+                told = world.workers[index]
+                world = set_worker(world, index, told._replace(offers=told.offers + 1, offered=ticket))
+            case Exhausted():
+                world = world._replace(exhausted=True)
+            case Stop():
+                world = world._replace(stop=True)
     return world
 
 
-def _send(world: World, order: Order) -> World:
+def _that_matter(effects: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    """Without what is told to the program: it would tell states apart that are the same."""
+    return tuple(effect for effect in effects if not isinstance(effect, Report | Dropped))
+
+
+def _check_update(options: Options, before: int, staleness: list[int]) -> None:
+    require(min(staleness) >= 0, "a gradient is older than its parameters")
+    if options.limit is not None and options.policy != "scale":
+        require(max(staleness) <= options.limit, f"a gradient is {max(staleness)} updates stale")
+
+
+def _send(options: Options, world: World, order: Order) -> World:
     first, *others = world.servers
-    first = first._replace(do=order.first_step, order=order)
-    return world._replace(servers=(first, *(other._replace(queue=(*other.queue, order)) for other in others)))
+    queued = (other._replace(queue=(*other.queue, order)) for other in others)
+    return world._replace(servers=(_begin(options, first, order, is_coordinator=True), *queued))
 
 
-def follower_steps(world: World, number: int) -> Iterator[tuple[str, World]]:
+def _begin(options: Options, server: Server, order: Order, *, is_coordinator: bool) -> Server:
+    slots = ledger(options, server.held)
+    # A server that is not the coordinator waits for nobody, and tells its version with the last byte of it.
+    steps = [step for step in slots.steps(order) if is_coordinator or step is not Step.PUBLISH]  # type: ignore[arg-type]
+    server = server._replace(order=order, held=tuple(slots.held), steps=tuple(steps[1:]))
+    return server._replace(do=_FIRST[steps[0]])
+
+
+def _next(server: Server) -> Server:
+    """The step after the present one."""
+    if not server.steps:
+        return server._replace(do=Do.REST)
+    return server._replace(do=_FIRST[server.steps[0]], steps=server.steps[1:])
+
+
+def follower_steps(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
     server = world.servers[number]
     if server.queue:
         order, *queue = server.queue
-        yield (
-            f"server {number} takes an order",
-            set_server(world, number, server._replace(do=order.first_step, order=order, queue=tuple(queue))),
-        )
+        begun = _begin(options, server, order, is_coordinator=False)
+        yield f"server {number} takes an order", set_server(world, number, begun._replace(queue=tuple(queue)))
     elif world.servers[0].do is Do.END:
         yield f"server {number} ends", set_server(world, number, server._replace(do=Do.END))
 
@@ -126,93 +189,85 @@ def follower_steps(world: World, number: int) -> Iterator[tuple[str, World]]:
 def execute(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
     """The next step of a server in the order that it executes."""
     server = world.servers[number]
-    do, name = server.do, f"server {number}: {server.do.name.lower().replace('_', ' ')}"
-    if do in (Do.TAKE, Do.READ, Do.CONSUME):
-        server = _take(options, server, is_coordinator=number == 0)
-    elif do is Do.DISCARD:
-        server = _consume(server._replace(do=Do.REST, sum=(), read=server.unread, unread=()))
-        world = world._replace(stop=world.stop or number == 0)
-    elif do is Do.PUBLISH:
-        if all(other.version == server.order.version for other in world.servers) or "no barrier" in options.bugs:
-            yield name, _publish(options, world)
-        return
-    elif do is Do.SETTLE_FIRST:
-        yield name, set_server(_settle(options, world), 0, server._replace(do=Do.PUBLISH))
+    name = f"server {number}: {server.do.name.lower().replace('_', ' ')}"
+    if server.do is Do.PUBLISH:
+        if any(other.version != server.order.version for other in world.servers) and "no barrier" not in options.bugs:
+            return
+        server = _next(server)
+    elif server.do is Do.SETTLE_FIRST:
+        settled = tuple(effect for effect in world.pending if isinstance(effect, Settled))
+        world, server = carry_out(options, world, settled), server._replace(do=Do.PUBLISH)
+        world = set_server(world, 0, server)
+        yield name, world
         return
     else:
-        server = _apply(options, server)
-    if server.do is Do.REST:
-        server = server._replace(order=Order())
+        server = _step(options, server)
     after = set_server(world, number, server)
-    yield name, _advance(options, after) if number == 0 and server.do is Do.REST else after
+    if server.do is not Do.REST:
+        yield name, after
+        return
+    if number == 0:
+        after = carry_out(options, after._replace(pending=()), after.pending)
+        after = _advance(options, set_server(after, 0, after.servers[0]._replace(order=Order())))
+    else:
+        after = set_server(after, number, server._replace(order=Order()))
+    yield name, after
 
 
-def _take(options: Options, server: Server, *, is_coordinator: bool) -> Server:
-    """Take note of a push, read the slots if its worker needs them, give back those that have been read."""
+def _step(options: Options, server: Server) -> Server:
     order = server.order
-    push = order.worker, order.sequence
     if server.do is Do.TAKE:
-        server = server._replace(unread=(*server.unread, push))
         if "consume before accumulate" in options.bugs:
-            server = _consume(server._replace(read=(push,)))
-        num_taken = sum(worker == order.worker for worker, _ in server.unread)
-        return server._replace(do=Do.READ if num_taken == options.num_slots else Do.REST)
+            server = _give_back(server, [(order.worker, order.sequence)])
+        return _next(server)
     if server.do is Do.READ:
-        read = server.unread if order.accept else (*server.unread, push)
-        return _read(options, server)._replace(do=Do.CONSUME, read=read)
-    following = Do.REST
-    if order.version and is_coordinator:
-        following = Do.SETTLE_FIRST if "settle before publish" in options.bugs else Do.PUBLISH
-    is_done = "consume before accumulate" in options.bugs and (order.accept or bool(order.version))
-    return (server._replace(read=()) if is_done else _consume(server))._replace(do=following)
+        return _next(_read(options, server))
+    if server.do is Do.DISCARD:  # with the step after it
+        return _next(_consume(options, _next(server._replace(sum=()))))
+    if server.do is Do.CONSUME:
+        server = _next(_consume(options, server))
+        is_early = server.do is Do.PUBLISH and "settle before publish" in options.bugs
+        return server._replace(do=Do.SETTLE_FIRST) if is_early else server
+    return _apply(options, server)
 
 
 def _read(options: Options, server: Server) -> Server:
     """Read the slots of the group: each must still hold its push."""
-    for worker, sequence in server.unread:
+    for worker, sequence in server.held:
         content = server.slots[worker][sequence % options.num_gradients]
         require(content == sequence, f"push {sequence} of worker {worker} reads {content}")
-    return server._replace(sum=(*server.sum, *server.unread), unread=())
+    return server._replace(sum=(*server.sum, *server.held))
 
 
-def _consume(server: Server) -> Server:
+def _consume(options: Options, server: Server) -> Server:
+    slots = ledger(options, server.held)
+    given = slots.consume(server.order)  # type: ignore[arg-type]
+    if "consume before accumulate" in options.bugs and server.order.kind in (Kind.ACCUMULATE, Kind.APPLY):
+        given = []
+    return _give_back(server._replace(held=tuple(slots.held)), given)
+
+
+def _give_back(server: Server, pushes: list[tuple[int, int]]) -> Server:
     consumed = list(server.consumed)
-    for worker, sequence in server.read:
+    for worker, sequence in pushes:
         require(consumed[worker] == sequence - 1, "a push was taken out of order, or twice")
         consumed[worker] = sequence
-    return server._replace(consumed=tuple(consumed), read=())
+    return server._replace(consumed=tuple(consumed))
 
 
 def _apply(options: Options, server: Server) -> Server:
-    """One update of a shard: tell that a buffer is being written, write it, give the slots back.
+    """One update of a shard: tell that a buffer is being written, write it; then slots are given back.
 
     Only the coordinator then waits for the other shards: a follower in the barrier waits for its next order alone.
     """
     version = server.order.version
     if server.do is Do.START_WRITING:
-        server = _read(options, before_writing(options, server, version))._replace(read=server.unread)
+        server = _read(options, before_writing(options, server, version))
         require(server.sum == server.order.group, f"a shard applies {server.sum}, not {server.order.group}")
         require(version == server.version + 1, "a shard skips or repeats a version")
         is_late = "write before telling" in options.bugs
         return server._replace(do=Do.BEGIN_BUFFER, sum=(), writing=server.writing if is_late else version)
     if server.do is Do.BEGIN_BUFFER:
         return server._replace(do=Do.END_BUFFER, buffers=with_buffer(server.buffers, version, TORN))
-    return server._replace(
-        do=Do.CONSUME, writing=version, version=version, buffers=with_buffer(server.buffers, version, version)
-    )
-
-
-def _publish(options: Options, world: World) -> World:
-    """All shards have the version: tell the workers, and those of the group that their push is part of it."""
-    first = world.servers[0]
-    require(first.order.version == world.published + 1, "versions go up by one")
-    world = _settle(options, world)._replace(published=first.order.version)
-    return _tell(options, set_server(world, 0, first._replace(do=Do.REST, order=Order())))
-
-
-def _settle(options: Options, world: World) -> World:
-    workers = list(world.workers)
-    for index, sequence in world.servers[0].order.group:
-        due = world.servers[0].order.version if options.pull == "applied" else workers[index].due
-        workers[index] = workers[index]._replace(settled=sequence, due=due)
-    return world._replace(workers=tuple(workers))
+    buffers = with_buffer(server.buffers, version, version)
+    return _next(server._replace(writing=version, version=version, buffers=buffers))

@@ -44,7 +44,7 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
             announced = worker._replace(announced=worker.announced + 1, server=0, held=())
             yield "announces", move(set_worker(world, index, announced), index, At.WAIT if waits else At.PUBLISHED)
     elif at is At.WAIT:
-        word = worker.settled if options.waits_for(index, worker.announced) == "applied" else worker.handled
+        word = worker.settled if options.pull == "applied" else worker.handled
         if word == worker.announced or world.stop:
             yield "has waited", move(world, index, At.FINISH if world.stop else At.PUBLISHED)
     elif at is At.FINISH:

@@ -2,8 +2,9 @@
 
 One transition is one atomic step of `ps.worker.client` or `ps.server.coordinator`: a read or a write of a control
 word, the copy of one shard, an order between servers. A worker's write of a shard is in flight until it lands; only the
-flush waits for that. Decisions are those of the real `ps.protocol.updates.UpdateState`. A wait is a step that is
-possible once its condition holds, so that the graph of states has no cycle: a run that can always go on always ends.
+flush waits for that. What is done, and in which order, is decided by the machines that run (`machines`). A wait is a
+step that is possible once its condition holds, so that the graph of states has no cycle: a run that can always go on
+always ends.
 
 To keep the number of states small, a step that nobody else can see, or that commutes with everything between it and
 the step before, is part of that step: reading a word that only grows together with the reads beside it, taking an order
@@ -16,6 +17,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from hpcasync.config.schema import PullPolicy, StalenessPolicy
+from hpcasync.ps.protocol.coordination import Effect
+from hpcasync.ps.protocol.orders import Kind
+from hpcasync.ps.protocol.slots import Step
 
 TORN = -1
 NOBODY = -1
@@ -72,11 +76,6 @@ class Options:
     def num_tokens(self, worker: int, sequence: int) -> int:
         """Target tokens in the record of a push."""
         return 0 if (worker, sequence) in self.rejected else 1
-
-    def waits_for(self, worker: int, sequence: int) -> PullPolicy:
-        """What a worker waits for after a push: a rejected one is never applied."""
-        is_rejected = (worker, sequence) in self.rejected
-        return "handled" if self.pull == "applied" and is_rejected else self.pull
 
 
 class At(IntEnum):
@@ -138,7 +137,7 @@ class Worker(NamedTuple):
 
 
 class Do(IntEnum):
-    """What a server does next in the order that it executes."""
+    """What a server does next in the order that it executes: the steps of `ps.protocol.slots`, some in parts."""
 
     REST = 0
     TAKE = 1
@@ -154,22 +153,13 @@ class Do(IntEnum):
 
 
 class Order(NamedTuple):
-    """One push to accumulate or drop, a group of (worker, sequence) to apply as `version`, or one to discard."""
+    """What the checker has to know of an order: one push to accumulate or drop, or a group to apply as `version`."""
 
+    kind: Kind = Kind.DISCARD
     worker: int = NOBODY
     sequence: int = 0
-    accept: bool = False
     version: int = 0
     group: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def first_step(self) -> Do:
-        """How its execution begins."""
-        if self.version:
-            return Do.START_WRITING
-        if self.worker == NOBODY:
-            return Do.DISCARD
-        return Do.TAKE if self.accept else Do.READ
 
 
 class Send(IntEnum):
@@ -199,9 +189,9 @@ class Server(NamedTuple):
     In place, a server's slots are its parts of the workers' vectors.
 
     Attributes:
+        steps: what is to be done after `do` in the order.
         sum: pushes that have been read.
-        unread: pushes of the group that lie in their slots still.
-        read: pushes whose slots are to be given back.
+        held: pushes whose slots have not been given back (`SlotLedger`).
         sendings: per worker, its pull; none where the server is on the workers' node.
     """
 
@@ -214,8 +204,8 @@ class Server(NamedTuple):
     consumed: tuple[int, ...]
     sum: tuple[tuple[int, int], ...]
     version: int
-    unread: tuple[tuple[int, int], ...] = ()
-    read: tuple[tuple[int, int], ...] = ()
+    steps: tuple[Step, ...] = ()
+    held: tuple[tuple[int, int], ...] = ()
     sendings: tuple[Sending, ...] = ()
 
 
@@ -267,6 +257,7 @@ class World(NamedTuple):
         tickets: batches in the record of every slot, where workers are survived.
         survival: what the coordinator knows of the dead, where workers are survived.
         exhausted: the word that says that nothing is left to do.
+        pending: effects that the coordinator carries out when the order is executed that it executes.
     """
 
     workers: tuple[Worker, ...]
@@ -283,6 +274,7 @@ class World(NamedTuple):
     survival: Survivors | None = None
     leaving_words: tuple[bool, int, bool] = (False, 0, False)
     exhausted: bool = False
+    pending: tuple[Effect, ...] = ()
 
 
 def initial(options: Options) -> World:
