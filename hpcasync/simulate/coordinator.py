@@ -43,17 +43,11 @@ class SimulatedCoordinator:
 
     def run(self) -> Waiting:
         """Serve until every worker has finished."""
-<<<<<<< HEAD
-        self.stop_if_over()
-        while not self._decisions.is_finished:
-            while self._unread and self._exchange.is_quiet:
-                with self._timeline.span("read"):
-                    yield from self._read_slots()
-=======
         coordination = self._coordination
         yield from self.stop_if_over()
         while not coordination.is_finished:
->>>>>>> 02b5121 (Sequence the coordinator in a pure machine that the engine and the simulator drive)
+            while self._slots.held and self._exchange.is_quiet:
+                yield from self._execute(Order(Kind.READ))
             message = yield from self._exchange.receive()
             if isinstance(message, Goodbye):
                 yield from self._carry_out(coordination.look(message.worker, has_finished=True))
@@ -91,7 +85,9 @@ class SimulatedCoordinator:
                         told.tell()
 
     def _execute(self, order: Order, update: Update | None = None) -> Waiting:
-        if update is None:
+        if order.kind is Kind.READ:
+            span = self._timeline.span("read")
+        elif update is None:
             span = self._timeline.span(order.kind.name.lower(), worker=order.worker)
         else:
             staleness = [(push.worker, num) for push, num in zip(update.pushes, update.staleness, strict=True)]

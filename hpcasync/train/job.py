@@ -16,12 +16,8 @@ from hpcasync.config.schema import Config
 from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.protocol.lost_work import LostWork
-<<<<<<< HEAD
-from hpcasync.ps.server.kernel_library import describe_updates
-from hpcasync.ps.server.lost_workers import LostWorkers
-=======
 from hpcasync.ps.protocol.lost_workers import LostWorkers
->>>>>>> 02b5121 (Sequence the coordinator in a pure machine that the engine and the simulator drive)
+from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.runs.checkpoints import ShardWriter, read_shard

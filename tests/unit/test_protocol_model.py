@@ -34,6 +34,8 @@ SMALL = [
     Options(num_tickets=4, num_servers=1, pull="applied", limit=0, may_stop=True),
     Options(num_tickets=4, num_servers=1, limit=0, policy="drop", pushes_per_update=1),
     Options(num_tickets=1, num_servers=3),
+    Options(num_tickets=2, reads_idle=True),
+    Options(num_tickets=2, num_servers=1, may_stop=True, in_place=True, reads_idle=True),
     Options(num_tickets=3, num_servers=1, pushes_per_update=1, far=frozenset({0})),
     Options(num_tickets=2, pushes_per_update=1, far=frozenset({1})),
     Options(num_tickets=2, far=frozenset({0, 1}), deaths=1, pull="handled"),

@@ -69,6 +69,7 @@ def coordinator_steps(options: Options, world: World) -> Iterator[tuple[str, Wor
             yield f"coordinator reads {index}", world._replace(leaving=index, leaving_announced=worker.announced)
         elif worker.finished:
             yield f"coordinator reads finished of {index}", world._replace(leaving=index)
+    yield from _idle_step(options, world, 0)
     if is_finished(options, decisions, world.survival):
         ended = world.servers[0]._replace(do=Do.END)
         yield "coordinator ends the run", set_server(world, 0, ended)
@@ -176,13 +177,22 @@ def _next(server: Server) -> Server:
     return server._replace(do=_FIRST[server.steps[0]], steps=server.steps[1:])
 
 
+def _idle_step(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
+    server = world.servers[number]
+    if options.reads_idle and server.held:
+        begun = _begin(options, server, Order(Kind.READ), is_coordinator=number == 0)
+        yield f"server {number} reads while idle", set_server(world, number, begun)
+
+
 def follower_steps(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
     server = world.servers[number]
     if server.queue:
         order, *queue = server.queue
         begun = _begin(options, server, order, is_coordinator=False)
         yield f"server {number} takes an order", set_server(world, number, begun._replace(queue=tuple(queue)))
-    elif world.servers[0].do is Do.END:
+    else:
+        yield from _idle_step(options, world, number)
+    if not server.queue and world.servers[0].do is Do.END:
         yield f"server {number} ends", set_server(world, number, server._replace(do=Do.END))
 
 

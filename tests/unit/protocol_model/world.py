@@ -46,6 +46,7 @@ class Options:
         in_place: gradients are computed where servers read them.
         spare: gradients of a worker that are being computed or pushed, where they are computed in place.
         ahead: in place, the next gradient is begun before one is pushed (`exchange.overlap`).
+        reads_idle: servers read slots while they have nothing else to do.
         bugs: names of seeded mistakes.
     """
 
@@ -66,6 +67,7 @@ class Options:
     in_place: bool = False
     spare: int = 1
     ahead: bool = False
+    reads_idle: bool = False
     bugs: frozenset[str] = frozenset()
 
     @property
