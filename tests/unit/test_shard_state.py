@@ -12,8 +12,8 @@ from hpcasync.train.loop.optimizers import optimizer_factory
 NUM_ELEMENTS = 100
 CLIP_NORM = 0.7
 EMA_DECAY = 0.9
-ADAM = OptimizerConfig(name="adam", learning_rate=1.0)
-ADAMW = OptimizerConfig(name="adamw", learning_rate=1.0, weight_decay=0.1)
+ADAM = OptimizerConfig(name="adam", nesterov=False, learning_rate=1.0)
+ADAMW = OptimizerConfig(name="adamw", nesterov=False, learning_rate=1.0, weight_decay=0.1)
 
 
 def gradients(num_updates: int) -> list[tuple[torch.Tensor, int]]:

@@ -151,7 +151,10 @@ def replay(scenario: Scenario, updates: list[Update]) -> tuple[dict[int, Vector]
         mean *= min(1.0, clip / (float(np.linalg.norm(mean)) + 1e-6))
         first = beta1 * first + (1 - beta1) * mean
         second = beta2 * second + (1 - beta2) * mean**2
-        step = (first / (1 - beta1**number)) / (np.sqrt(second / (1 - beta2**number)) + OPTIMIZER.eps)
+        numerator = first / (1 - beta1**number)
+        if OPTIMIZER.nesterov:
+            numerator = beta1 * numerator + (1 - beta1) * mean
+        step = numerator / (np.sqrt(second / (1 - beta2**number)) + OPTIMIZER.eps)
         learning_rate = rate(update.version) * rate_factor(scenario, update)
         after = versions[update.version] = (now - learning_rate * step).astype(np.float32)
         pulled[update.version] = as_pulled(scenario, ahead(scenario, update, now, after))
