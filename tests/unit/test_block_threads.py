@@ -87,3 +87,19 @@ def test_results_do_not_depend_on_the_number_of_threads(
     for num_threads in (2, 5):
         for actual, wanted in zip(updates(num_threads, gradients, num_folded), expected, strict=True):
             assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_results_do_not_depend_on_how_early_gradients_are_summed(fused: bool) -> None:
+    def parameters(num_folded: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        state = ShardState(torch.ones(SIZE), optimizer_factory(OptimizerConfig()), fused=fused)
+        group = GroupSum(SIZE, make_wire("fp32", 1.0), fused=fused)
+        for number in range(4):
+            group.add_slot(torch.randn(SIZE, generator=generator).view(torch.uint8))
+            if number < num_folded:
+                group.fold()
+        state.apply(group.block, scale=0.3, learning_rate=0.01, version=1)
+        return state.parameters
+
+    assert all(torch.equal(parameters(num_folded), parameters(0)) for num_folded in range(1, 5))

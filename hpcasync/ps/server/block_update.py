@@ -31,9 +31,11 @@ class BlockUpdate:
     def make(self, optimizer: torch.optim.Optimizer, block: torch.nn.Parameter) -> None:
         """Step the optimizer of this block; then average and publish."""
         values = block.detach()
-        gradient = torch.mul(self.parts[0], self.scale, out=self.scratch)
-        for part in self.parts[1:]:
-            gradient.add_(part, alpha=self.scale)
+        # Added up first, then scaled: the same bits, however many of the parts have been added up before.
+        gradient, *others = self.parts
+        for part in others:
+            gradient = torch.add(gradient, part, out=self.scratch)
+        gradient = torch.mul(gradient, self.scale, out=self.scratch)
         begun = self._begin_publishing(values) if self.lookahead else None
         block.grad = gradient
         optimizer.step()
