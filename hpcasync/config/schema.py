@@ -26,7 +26,7 @@ StalenessPolicy = Literal["wait", "drop", "scale"]
 Tokenizer = Literal[
     "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
 ]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 
 
@@ -246,7 +246,10 @@ class Config(Section):
     run_dir: UserPath = Field(Path("runs"), description="directory that holds run directories")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="of initial parameters, shuffling and dropout")
     mode: Mode = Field("async-global", description="how gradients are combined")
-    precision: Precision = Field("fp32", description="of the workers' computation; parameters are always fp32")
+    precision: Precision = Field(
+        "fp32",
+        description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="of the workers; auto: GPUs, in turn, if there are some; in sync a GPU each"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.server import group_sum, shard_state
+from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
@@ -82,7 +82,6 @@ def test_results_do_not_depend_on_the_number_of_threads(
     monkeypatch: pytest.MonkeyPatch, gradients: GradientFormat, num_folded: int
 ) -> None:
     monkeypatch.setattr(shard_state, "BLOCK_ELEMENTS", 37)
-    monkeypatch.setattr(group_sum, "BLOCK_ELEMENTS", 37)
     expected = updates(1, gradients, num_folded)
     for num_threads in (2, 5):
         for actual, wanted in zip(updates(num_threads, gradients, num_folded), expected, strict=True):

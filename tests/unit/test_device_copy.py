@@ -28,6 +28,16 @@ def test_parts_reach_the_host(device: torch.device) -> None:
     assert torch.equal(hosts[0], torch.arange(NUM_ELEMENTS, dtype=torch.float32))
 
 
+def test_parts_are_rounded_before_they_travel(device: torch.device) -> None:
+    copies = DeviceCopy(device)
+    vector = torch.randn(NUM_ELEMENTS, device=device)
+    whole, part = Shard(0, NUM_ELEMENTS), Shard(100, 2000)
+    rounded, exact = copies.to_host(vector, part, torch.bfloat16)(), copies.to_host(vector, whole)()
+    assert (rounded.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(exact, vector.cpu())
+    assert torch.equal(rounded[100:2000], vector.cpu()[100:2000].to(torch.bfloat16))
+
+
 def test_a_copy_has_what_was_computed_before_it_and_nothing_after(device: torch.device) -> None:
     copies = DeviceCopy(device)
     vector = torch.zeros(NUM_ELEMENTS, device=device)

@@ -70,6 +70,13 @@ def whole(states: list[ShardState]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([state.parameters for state in states]), torch.cat(averages)
 
 
+def test_a_gpu_steps_a_shard_in_one_block() -> None:
+    """Which the test below does too, with blocks that are larger than the vector."""
+    many = 5 * shard_state.BLOCK_ELEMENTS
+    assert shard_state.block_elements(torch.empty(many, device="meta")) == many
+    assert shard_state.block_elements(torch.empty(many)) == shard_state.BLOCK_ELEMENTS
+
+
 @pytest.mark.parametrize("config", [ADAM, ADAMW], ids=lambda config: config.name)
 @pytest.mark.parametrize("num_servers", [1, 3])
 @pytest.mark.parametrize("block_elements", [7, 16, 1 << 18])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.server import group_sum
+from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.transport import gradient_formats as wire
@@ -104,7 +104,7 @@ def test_topk_never_sends_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_group_is_summed_block_by_block(
     monkeypatch: pytest.MonkeyPatch, num_folded: int, with_norm: bool, gradient_format: GradientFormat, fused: bool
 ) -> None:
-    monkeypatch.setattr(group_sum, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(shard_state, "BLOCK_ELEMENTS", 300)
     sender = make_wire(gradient_format, 0.01)
     dtype = torch.bfloat16 if gradient_format == "bf16" else torch.float32
     group = GroupSum(SIZE, sender, fused=fused)

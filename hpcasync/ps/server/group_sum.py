@@ -10,7 +10,7 @@ import torch
 
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.block_threads import BlockThreads, ThreadBlock
-from hpcasync.ps.server.shard_state import BLOCK_ELEMENTS, squared_norm
+from hpcasync.ps.server.shard_state import block_elements, squared_norm
 from hpcasync.ps.transport.gradient_formats import Wire
 
 
@@ -38,7 +38,7 @@ class GroupSum:
         self._threads = BlockThreads() if threads is None else threads
         self._is_fused = fused and fused_apply.is_available()
         self._vector = torch.zeros(size, dtype=torch.float32, device=device)
-        self._own_block = ThreadBlock(min(size, BLOCK_ELEMENTS), self._vector.device)
+        self._own_block = ThreadBlock(min(size, block_elements(self._vector)), self._vector.device)
         self._has_vector = False
         self._slots: list[torch.Tensor] = []
 
@@ -113,10 +113,11 @@ class GroupSum:
     def _for_all_blocks(self, work: Callable[[int, int, torch.Tensor], None]) -> None:
         """Do work(start, stop, the vector's elements) for each block."""
         size = self._vector.numel()
-        starts = range(0, size, BLOCK_ELEMENTS)
+        num_elements = block_elements(self._vector)
+        starts = range(0, size, num_elements)
 
         def work_on(index: int) -> None:
-            start, stop = starts[index], min(starts[index] + BLOCK_ELEMENTS, size)
+            start, stop = starts[index], min(starts[index] + num_elements, size)
             work(start, stop, self._vector[start:stop])
 
         self._threads.run(len(starts), work_on)

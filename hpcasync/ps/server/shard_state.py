@@ -49,12 +49,13 @@ class ShardState:
         self._ema_decay = ema_decay
         self._between_blocks = between_blocks
         self.threads = BlockThreads() if threads is None else threads
-        self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, BLOCK_ELEMENTS)]
+        num_elements = block_elements(parameters)
+        self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, num_elements)]
         self._optimizers = [make_optimizer([block]) for block in self._blocks]
-        starts = range(0, parameters.numel(), BLOCK_ELEMENTS)
-        self._scratch = ThreadBlock(min(parameters.numel(), BLOCK_ELEMENTS), parameters.device)
+        starts = range(0, parameters.numel(), num_elements)
+        self._scratch = ThreadBlock(min(parameters.numel(), num_elements), parameters.device)
         self._is_fused = fused and fused_apply.is_available()
-        self._bounds = [(start, min(start + BLOCK_ELEMENTS, parameters.numel())) for start in starts]
+        self._bounds = [(start, min(start + num_elements, parameters.numel())) for start in starts]
 
     @property
     def whole(self) -> Shard:
@@ -136,13 +137,20 @@ class ShardState:
             }
 
 
+def block_elements(vector: torch.Tensor) -> int:
+    """Elements stepped at a time: a GPU has no cache to keep a block in, and every block costs it the same launches."""
+    return BLOCK_ELEMENTS if vector.device.type == "cpu" else max(1, vector.numel())
+
+
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:
     """The blocks of a [size] gradient."""
     return lambda start, stop: [vector[start:stop]]
 
 
 def squared_norm(vector: torch.Tensor) -> float:
-    """Sum of squares of a vector, accumulated over blocks in float64."""
+    """Sum of squares of a vector, accumulated over blocks in float64; on a GPU in one pass, and waited for once."""
+    if vector.device.type != "cpu":
+        return float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
     is_fused = fused_apply.is_available() and fused_apply.is_plain(vector)
     square = (
         (lambda block: fused_apply.sum_of_squares([block])) if is_fused else (lambda block: float(block.dot(block)))

@@ -33,9 +33,11 @@ class Wire(Protocol):
 
     Attributes:
         has_blocks: whether a part of a shard can be read alone; else `start` is 0 and `total` a whole shard.
+        travels_as: the type of elements, which `write` may be given already.
     """
 
     has_blocks: bool
+    travels_as: torch.dtype
 
     def slot_bytes(self, num_elements: int) -> int:
         """Bytes of a slot for a shard of this size."""
@@ -70,7 +72,7 @@ class DenseWire:
     has_blocks = True
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self._dtype = self.travels_as = dtype
         self._staged: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def slot_bytes(self, num_elements: int) -> int:
@@ -130,6 +132,7 @@ class TopKWire:
     """
 
     has_blocks = False
+    travels_as = torch.float32
 
     def __init__(self, fraction: float) -> None:
         assert 0 < fraction <= 1

@@ -219,7 +219,7 @@ class Client:
         # The largest elements are found on the device: few travel.
         if self.is_on_host(gradient) or not self._link.wire.has_blocks:
             return lambda: gradient
-        return self._copies(gradient).to_host(gradient, part)
+        return self._copies(gradient).to_host(gradient, part, self._link.wire.travels_as)
 
     def abandon(self, gradient: torch.Tensor) -> None:
         """A gradient is not written: wait for its computation all the same, for the next pull changes parameters."""

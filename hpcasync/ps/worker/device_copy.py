@@ -27,26 +27,31 @@ class DeviceCopy:
         arguments = {} if device.type == "cpu" else {"device": device}
         self._to_host_stream = self._module.Stream(**arguments)
         self._to_device_stream = self._module.Stream(**arguments)
-        self._host: dict[int, torch.Tensor] = {}
+        self._host: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
-    def host(self, vector: torch.Tensor) -> torch.Tensor:
-        """The host vector beside this one; what it holds is up to the copies."""
-        key = vector.data_ptr()
+    def host(self, vector: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The host vector beside this one, of its type unless told; what it holds is up to the copies."""
+        key = vector.data_ptr(), dtype or vector.dtype
         if key not in self._host:
             is_paged = self._device.type == "cpu"
-            self._host[key] = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=not is_paged)
+            self._host[key] = torch.empty(vector.shape, dtype=key[1], pin_memory=not is_paged)
         return self._host[key]
 
-    def to_host(self, vector: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
+    def to_host(
+        self, vector: torch.Tensor, part: Shard, dtype: torch.dtype | None = None
+    ) -> Callable[[], torch.Tensor]:
         """Begin to copy elements [start, stop) as they are after what this thread has had computed so far.
+
+        What is to arrive in another type is converted before it is copied: less has to travel.
 
         Returns:
             waits for the copy, in any thread, and returns the host vector.
         """
-        host, computed, copied = self.host(vector), self._computed(), self._module.Event()
+        host, computed, copied = self.host(vector, dtype), self._computed(), self._module.Event()
         self._to_host_stream.wait_event(computed)
         with self._module.stream(self._to_host_stream):
-            host[part.start : part.stop].copy_(vector[part.start : part.stop], non_blocking=True)
+            values = vector[part.start : part.stop].to(host.dtype)
+            host[part.start : part.stop].copy_(values, non_blocking=True)
         copied.record(self._to_host_stream)
 
         def wait() -> torch.Tensor:

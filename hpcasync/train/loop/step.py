@@ -16,7 +16,7 @@ from hpcasync.train.loop.exchange import Contribution
 _FP16_SCALE = 2.0**16
 # Below it a gradient that is not finite is not for lack of range.
 _LEAST_SCALE = 2.0**-24
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GradientStep:
@@ -35,6 +35,8 @@ class GradientStep:
         self._num_batches = config.accumulate.local
         self._device = flat.parameters.device
         self._dtype = _AUTOCAST[config.precision]
+        if self._device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
         # torch's first scale suits mean losses. Ours is a sum over tokens, and overflows with it by so many times.
         first_scale = _FP16_SCALE / 2 ** math.ceil(math.log2(config.data.batch_tokens))
         is_fp16 = config.precision == "fp16"

@@ -1,6 +1,6 @@
 """Vectors on a GPU: workers pull and push by way of the host, rejected gradients in between; so is the server's shard.
 
-    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push
+    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push fp32|bf16
 
 `cpu` takes vectors of the CPU for ones of a device, so that the same copies are made. Every version is one number.
 """
@@ -14,6 +14,8 @@ from mpi4py import MPI
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.transport.gradient_formats import GradientFormat
+from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -46,7 +48,7 @@ def work(client: Client, module: torch.nn.Module, flat: FlatParameters, overlap:
     client.finish()
 
 
-def main(device: str, overlap: str) -> None:
+def main(device: str, overlap: str, gradients: GradientFormat) -> None:
     torch.set_num_threads(1)
     if device == "cpu":
         Client.is_on_host = staticmethod(lambda vector: False)  # type: ignore[method-assign]
@@ -54,7 +56,10 @@ def main(device: str, overlap: str) -> None:
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     flat = FlatParameters(module.to(device))
-    options, server_device = EngineOptions(pushes_per_update=2, clip_norm=1e6), torch.device(device)
+    options, server_device = (
+        EngineOptions(pushes_per_update=2, clip_norm=1e6, link=LinkOptions(gradients=gradients)),
+        torch.device(device),
+    )
     engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, options, server_device=server_device)
     observer = MinimalObserver(RATE, NUM_UPDATES)
     if engine.is_server:
@@ -71,4 +76,4 @@ def main(device: str, overlap: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])  # type: ignore[arg-type]
