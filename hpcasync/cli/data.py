@@ -1,6 +1,7 @@
 """`hpcasync data`: fetch, prepare and check corpora."""
 
 import typing
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from hpcasync.data.prepare import PrepareOptions
 from hpcasync.data.prepare import prepare as prepare_corpus
 from hpcasync.data.subwords import Normalization, SubwordOptions
 from hpcasync.data.summary import summarise, training_command
+from hpcasync.data.text import regular_files
 
 _RULES = typing.get_args(Normalization)
 
@@ -112,24 +114,31 @@ def prepare(
     processes: int | None,
     overwrite: bool,
 ) -> None:
-    """Make a corpus to train on from the text files SRC and TGT (plain or .gz, one sentence a line)."""
+    """Make a corpus to train on from the text files SRC and TGT (plain or .gz, one sentence a line).
+
+    One of the files may be - for standard input, any a pipe.
+    """
     if len(tests) > len(TEST_SETS):
         raise click.UsageError(f"--test is given {len(tests)} times; {len(TEST_SETS)} is the most")
-    options = PrepareOptions(
-        subwords=SubwordOptions(
-            vocab_size, model_type, character_coverage, byte_fallback, sample_sentences, normalization
-        ),
-        limits=Limits(max_length, max_ratio),
-        held_out={**({"valid": valid} if valid else {}), **dict(zip(TEST_SETS, tests, strict=False))},
-        joint=joint,
-        source_model=source_model,
-        target_model=target_model,
-        source_language=source_language,
-        target_language=target_language,
-        num_processes=processes or usable_cores(),
-        overwrite=overwrite,
-    )
-    manifest = prepare_corpus(source, target, directory, options)
+    with regular_files([source, target, *(valid or ()), *chain.from_iterable(tests)]) as files:
+        source, target, *held_out = files
+        pairs = list(zip(held_out[::2], held_out[1::2], strict=True))
+        names = [*(["valid"] if valid else []), *TEST_SETS]
+        options = PrepareOptions(
+            subwords=SubwordOptions(
+                vocab_size, model_type, character_coverage, byte_fallback, sample_sentences, normalization
+            ),
+            limits=Limits(max_length, max_ratio),
+            held_out=dict(zip(names, pairs, strict=False)),
+            joint=joint,
+            source_model=source_model,
+            target_model=target_model,
+            source_language=source_language,
+            target_language=target_language,
+            num_processes=processes or usable_cores(),
+            overwrite=overwrite,
+        )
+        manifest = prepare_corpus(source, target, directory, options)
     click.echo(summarise(manifest))
     click.echo(f"\nPrepared {directory}. Train on it with:\n\n    {training_command(manifest, directory)}")
 

@@ -12,12 +12,18 @@ from hpcasync.errors import UserError
 if TYPE_CHECKING:
     from hpcasync.report.write import Format
 
+_STDOUT = Path("/dev/stdout")
 _FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png")
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=FILE)
-@click.option("-o", "--output", type=FILE, help="File to write; default: report.html, or standard output for md, json.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="File to write; default: report.html, or standard output for md, json; -: standard output.",
+)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of the file, else html.")
 @click.option("--title", default="", help="Of the report; default: the runs' names.")
 @click.option("--thresholds", default="", metavar="BLEU,...", help="Scores to tell times for; default: round ones.")
@@ -39,19 +45,21 @@ def report(
     ended are shown as far as they are. html is one page that opens offline; for a timeline in it, train with
     logging.timeline=true.
     """
-    chosen = form or _form_of(output)
+    is_stream = str(output) == "-"
+    chosen = form or ("md" if is_stream else _form_of(output))
     if timeline_to is not None and timeline_to <= timeline_from:
         raise UserError(f"--timeline-to {timeline_to:g} is not later than --timeline-from {timeline_from:g}")
     from hpcasync.report.report import make_report
     from hpcasync.report.write import as_json, as_markdown, write_report
 
     made = make_report(runs, title=title, thresholds=_parse_thresholds(thresholds))
-    if output is None and chosen in ("md", "json"):
+    if (output is None or is_stream) and chosen in ("md", "json"):
         click.echo(as_markdown(made) if chosen == "md" else as_json(made), nl=False)
         return
-    path = output or Path(f"report.{chosen}")
+    path = _STDOUT if is_stream else output or Path(f"report.{chosen}")
     write_report(made, path, chosen, timeline_from=timeline_from, timeline_to=timeline_to)
-    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if not is_stream:
+        click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _form_of(output: Path | None) -> "Format":

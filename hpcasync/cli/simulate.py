@@ -14,6 +14,7 @@ from hpcasync.train.supervise.stop_signals import note_stop_signals
 if TYPE_CHECKING:
     from hpcasync.simulate.cluster import ClusterConfig
 
+_STDOUT = Path("/dev/stdout")
 _PREFIX = "cluster."
 
 
@@ -76,7 +77,7 @@ def simulate(
         raise click.UsageError("--resume goes on with the run and its cluster: leave --overwrite and --fit out")
     cluster = _resolve_cluster(resolved, cluster_file, fitted_run, of_cluster, resume=resume)
     if save_cluster is not None:
-        _write(save_cluster, cluster.to_yaml())
+        _write(_STDOUT if str(save_cluster) == "-" else save_cluster, cluster.to_yaml())
     if options["no_gradients"] or options["sweep_workers"]:
         if cluster.forced_staleness.updates:
             raise click.UsageError("--staleness changes gradients: it goes without --no-gradients and --sweep-workers")

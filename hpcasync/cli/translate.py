@@ -17,8 +17,10 @@ _READ_AHEAD = 2048  # sentences that are sorted by length into batches
 
 @click.command()
 @click.argument("model", metavar="MODEL", type=FILE)
-@click.option("-i", "--input", "source", type=FILE, metavar="FILE", help="Text, plain or .gz; default: standard input.")
-@click.option("-o", "--output", "target", type=FILE, metavar="FILE", help="Default: standard output.")
+@click.option(
+    "-i", "--input", "source", type=FILE, metavar="FILE", help="Text, plain or .gz; default, or -: standard input."
+)
+@click.option("-o", "--output", "target", type=FILE, metavar="FILE", help="Default, or -: standard output.")
 @click.option("--beam", default=5, show_default=True, type=BEAM, help="Hypotheses kept per sentence.")
 @click.option("--greedy", is_flag=True, help="Always take the most probable token; the same as --beam 1.")
 @click.option("--nbest", default=1, show_default=True, type=BEAM, help="Translations per sentence.")
@@ -102,10 +104,10 @@ def translate(
         max_length=trained.config.model.max_length,
     )
     output_format: OutputFormat = "nbest" if nbest > 1 else "best-with-score" if scores else "best"
-    is_interactive = source is None and sys.stdin.isatty()
+    is_interactive = str(source or "-") == "-" and sys.stdin.isatty()
     translations = searcher.stream(input_lines(source), read_ahead or (1 if is_interactive else _READ_AHEAD))
     lines = (format_translation(number, hypotheses, output_format) for number, hypotheses in enumerate(translations))
-    is_shown = sys.stderr.isatty() and (target is not None or not sys.stdout.isatty())
+    is_shown = sys.stderr.isatty() and (str(target or "-") != "-" or not sys.stdout.isatty())
     with open_output(target) as stream, _progress(is_shown=is_shown) as advance:
         for line in lines:
             write_line(line, stream, str(target or "standard output"))
@@ -153,6 +155,7 @@ def _beam(beam: int, greedy: bool) -> int:
 
 
 def _check_files(source: Path | None, target: Path | None) -> None:
+    source, target = (None if str(path) == "-" else path for path in (source, target))
     if source is not None and not source.exists():
         raise UserError(f"there is no input file {source}")
     if source is not None and target is not None and target.exists() and source.samefile(target):

@@ -8,12 +8,14 @@ import codecs
 import gzip
 import io
 import stat
+import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 from hpcasync.errors import UserError, describe
 
@@ -31,24 +33,79 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path} is not a regular file; it has to be read more than once")
-        with path.open("rb") as raw:
-            if raw.peek(2)[:2] == _GZIP_MAGIC:
-                with gzip.GzipFile(fileobj=raw) as unpacked, io.BufferedReader(unpacked, _READ_BYTES) as stream:
-                    yield stream
-            else:
-                yield raw
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is a damaged or truncated gzip file ({error}); fetch or compress it again") from error
+        with path.open("rb") as raw, _unpacked(raw, str(path)) as stream:
+            yield stream
     except OSError as error:
         raise UserError(f"cannot read {path}: {describe(error, 'name a text file, plain or .gz')}") from error
+
+
+@contextmanager
+def _unpacked(raw: io.BufferedReader, name: str) -> Iterator[BinaryIO]:
+    try:
+        if raw.peek(2)[:2] in (_GZIP_MAGIC, _GZIP_MAGIC[:1]):  # a slow pipe may have given a single byte yet
+            with gzip.GzipFile(fileobj=raw) as unpacked, io.BufferedReader(unpacked, _READ_BYTES) as stream:
+                yield stream
+        else:
+            yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{name} is a damaged or truncated gzip file ({error}); fetch or compress it again") from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file as bytes, without line ends."""
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream):
-            content = line.removesuffix(b"\n").rstrip(b"\r")
-            yield content.removeprefix(codecs.BOM_UTF8) if number == 0 else content
+        yield from _without_line_ends(stream)
+
+
+def read_stream(path: Path | None) -> Iterator[bytes]:
+    """The lines of what can be read once, as those of a file: a pipe that has a path, or None: standard input.
+
+    Raises:
+        UserError: it cannot be read, or is damaged gzip; while it is read.
+    """
+    name = "standard input" if path is None else str(path)
+    try:
+        with nullcontext(_standard_input()) if path is None else path.open("rb") as raw, _unpacked(raw, name) as stream:
+            yield from _without_line_ends(stream)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _standard_input() -> io.BufferedReader:
+    stream: Any = sys.stdin.buffer
+    return stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
+
+
+@contextmanager
+def regular_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The paths, with a copy in place of each that can be read only once: "-" (standard input), pipes.
+
+    Raises:
+        UserError: standard input is given twice, or the copy cannot be written.
+    """
+    if sum(str(path) == "-" for path in paths) > 1:
+        raise UserError("standard input (-) can be given once only")
+    with TemporaryDirectory(prefix="hpcasync-") as directory:
+        yield [_copied(path, Path(directory) / str(number)) for number, path in enumerate(paths)]
+
+
+def _copied(path: Path, directory: Path) -> Path:
+    if str(path) != "-" and not path.is_fifo():
+        return path
+    copy = directory / ("standard-input" if str(path) == "-" else f"pipe-{path.name}")
+    try:
+        directory.mkdir()
+        with copy.open("wb") as output:
+            output.writelines(line + b"\n" for line in read_stream(None if str(path) == "-" else path))
+    except OSError as error:
+        raise UserError(f"cannot write {copy}: {describe(error, 'make room, or set TMPDIR')}") from error
+    return copy
+
+
+def _without_line_ends(stream: Iterable[bytes]) -> Iterator[bytes]:
+    for number, line in enumerate(stream):
+        content = line.removesuffix(b"\n").rstrip(b"\r")
+        yield content.removeprefix(codecs.BOM_UTF8) if number == 0 else content
 
 
 def read_sentences(path: Path) -> list[str]:

@@ -1,12 +1,12 @@
 """Text in and out, line by line: decoded input with numbered errors, translations as lines."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from hpcasync.data.text import read_lines
+from hpcasync.data.text import read_lines, read_stream
 from hpcasync.errors import UserError, describe
 from hpcasync.nmt.search import Hypothesis
 
@@ -14,11 +14,12 @@ OutputFormat = Literal["best", "best-with-score", "nbest"]
 
 
 def input_lines(path: Path | None) -> Iterator[str]:
-    """The lines of a file (plain or gzip), of a pipe that has a path, or where `path` is None of standard input.
+    """The lines of a file (plain or gzip), of a pipe that has a path, or of standard input (None or "-").
 
     Raises:
         UserError: the file cannot be read, or a line is no UTF-8; while it is read.
     """
+    path = None if str(path) == "-" else path
     name = "standard input" if path is None else str(path)
     for number, line in enumerate(_raw_lines(path), start=1):
         try:
@@ -38,7 +39,7 @@ def read_documents(paths: Sequence[Path]) -> list[list[str]]:
     """
     if sum(str(path) == "-" for path in paths) > 1:
         raise UserError("standard input (-) can be given once only")
-    return [list(input_lines(None if str(path) == "-" else path)) for path in paths]
+    return [list(input_lines(path)) for path in paths]
 
 
 def format_translation(number: int, hypotheses: Sequence[Hypothesis], output_format: OutputFormat) -> str:
@@ -56,12 +57,12 @@ def format_translation(number: int, hypotheses: Sequence[Hypothesis], output_for
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open a file for writing, or where `path` is None take standard output.
+    """Open a file for writing, or take standard output (None or "-").
 
     Raises:
         UserError: the file cannot be written.
     """
-    if path is None:
+    if path is None or str(path) == "-":
         yield sys.stdout.buffer
         return
     try:
@@ -96,19 +97,8 @@ def write_line(line: str, stream: BinaryIO, name: str) -> None:
 
 
 def _raw_lines(path: Path | None) -> Iterator[bytes]:
-    if path is None:
-        yield from _without_line_ends(sys.stdin.buffer)
-    elif path.is_fifo():
-        with path.open("rb") as stream:
-            yield from _without_line_ends(stream)
-    else:
-        yield from read_lines(path)
-
-
-def _without_line_ends(stream: Iterable[bytes]) -> Iterator[bytes]:
-    for line in stream:
-        content = line.removesuffix(b"\n")
-        yield content.removesuffix(b"\r")
+    is_stream = path is None or (path.exists() and not path.is_file() and not path.is_dir())
+    return read_stream(path) if path is None or is_stream else read_lines(path)
 
 
 def _one_line(text: str) -> str:
