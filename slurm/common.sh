@@ -16,6 +16,11 @@ prepare_environment() {
         fail "hpcasync is not on PATH of the job: say in slurm/site.sh how to get there, or run \`make setup\`"
     # What a log shows should be what has happened.
     export PYTHONUNBUFFERED=1
+    # sbatch --export=NONE, a default of some sites, is about the user's shell; the steps of this job need what was set
+    # here.
+    unset SLURM_EXPORT_ENV
+    echo "hpcasync: $(date +%FT%T%z), job $SLURM_JOB_ID (${SLURM_JOB_NAME-}) on ${SLURM_JOB_NODELIST-}," \
+        "start number $((${SLURM_RESTART_COUNT:-0} + 1))" >&2
 }
 
 # train_job sync|async|any [--suffix=TEXT] CONFIG [key=value …] [--resume | --overwrite] [--resume-from=RUN_DIR]
@@ -37,16 +42,21 @@ train_job() {
     plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
     eval "$plan"
     choose_flags
+    before=$(newest_checkpoint)
     pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}" "${from[@]}"
-    rm -f "$started"
+}
+
+newest_checkpoint() {
+    compgen -G "$run_dir/checkpoints/u*[0-9]/state.json" | sort | tail -n 1
 }
 
 # After a requeue the job goes on from the newest complete checkpoint, or, if it had none yet, begins again: whatever
 # flags it was submitted with, they must not throw away or refuse what it did itself. A run directory from before the
 # job's first start is not its own; then the flags stand. Reads run_dir; sets `started`, a file that says when that
-# start was, and changes `flags`.
+# start was and holds how many starts in a row have brought no checkpoint, and changes `flags`.
 choose_flags() {
     started=$(dirname "$run_dir")/.$(basename "$run_dir").job-$SLURM_JOB_ID
+    remove_old_marks
     if ((${SLURM_RESTART_COUNT:-0} == 0)) || [[ ! -e $started ]]; then
         mkdir -p "$(dirname "$run_dir")"
         touch "$started"
@@ -58,6 +68,16 @@ choose_flags() {
         fi
         echo "hpcasync: start number $((SLURM_RESTART_COUNT + 1)) of job $SLURM_JOB_ID: train ${flags[*]}" >&2
     fi
+}
+
+# Of jobs that were cancelled, which leave theirs behind.
+remove_old_marks() {
+    local mark state
+    for mark in "${started%"$SLURM_JOB_ID"}"[0-9]*; do
+        [[ -e $mark && $mark != "$started" ]] || continue
+        state=$(squeue --noheader --format %T --jobs "${mark##*.job-}" 2>&1) || true
+        [[ -n $state && $state != *"Invalid job id"* ]] || rm -f "$mark"
+    done
 }
 
 # Exit code of training that a signal made save and end; see hpcasync/exit_codes.py.
@@ -77,10 +97,29 @@ pass_signals() {
     done
     trap - USR1
     # 138: it had not got so far as to note the signal, and died of it.
-    if ((code == EXIT_PREEMPTED || (is_warned && code == 138))); then
+    if ((code == EXIT_PREEMPTED || (is_warned && code == 138))) && has_got_forward; then
         echo "hpcasync: job $SLURM_JOB_ID goes back into the queue" >&2
-        scontrol requeue "$SLURM_JOB_ID" ||
-            echo "hpcasync: error: it cannot be requeued: submit it again with --resume" >&2
+        scontrol requeue "$SLURM_JOB_ID" && return "$code"
+        echo "hpcasync: error: it cannot be requeued: submit it again with --resume" >&2
     fi
+    rm -f "${started-}"
     return "$code"
+}
+
+# Whether to start the job again: not where two starts in a row have brought no new checkpoint. The time limit is then so
+# near the warning that it would be queued for ever.
+has_got_forward() {
+    local fruitless=0
+    [[ -n ${started-} ]] || return 0
+    if [[ $(newest_checkpoint) == "$before" ]]; then
+        fruitless=$(($(cat "$started" 2>/dev/null || true) + 1))
+    fi
+    # In place, with the time of the first start.
+    touch -r "$started" "$started.time" && echo "$fruitless" >"$started" && touch -r "$started.time" "$started"
+    rm -f "$started.time"
+    if ((fruitless >= 2)); then
+        echo "hpcasync: error: two starts of job $SLURM_JOB_ID have brought no new checkpoint: it is not queued again." \
+            "Give it more --time, or a later warning (--signal=B:USR1@SECONDS); train with --resume goes on" >&2
+        return 1
+    fi
 }

@@ -10,6 +10,7 @@ import click
 from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
 from hpcasync.slurm.jobs import KINDS, Kind, Request, plan_jobs
+from hpcasync.slurm.resources import gpus_of_gres
 from hpcasync.slurm.script import BatchJob, render
 from hpcasync.slurm.submit import check_jobs, submit_jobs
 from hpcasync.slurm.sweep import read_sweep
@@ -31,6 +32,12 @@ _OPTIONS = (
     click.option("--account", default=""),
     click.option("--mem", "memory", default=""),
     click.option("--constraint", default=""),
+    click.option("--gres", default="", help="In the place of --gpus-per-node, for example gpu:a100:4."),
+    click.option("--qos", default="", help="As sbatch takes it, for all jobs; so --reservation and --mail-type."),
+    click.option("--reservation", default=""),
+    click.option("--mail-type", default=""),
+    click.option("--mail-user", default=""),
+    click.option("--sbatch", "others", default="", help="Any other options of sbatch for all jobs, in quotes."),
     click.option("--requeue/--no-requeue", default=True, show_default=True, help="Whether SLURM may start it again."),
     click.option("--chain", default="train", show_default=True, help=f"Jobs, each after the one before it has ended "
                  f"well: {','.join(KINDS)}."),
@@ -81,7 +88,13 @@ def _plan(config: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> 
     sweep, chain = options.pop("sweep"), options.pop("chain")
     if options["time"]:
         parse_time(options["time"])
+    names = ("qos", "reservation", "mail_type", "mail_user")
+    extra = [f"--{name.replace('_', '-')}={value}" for name in names if (value := options.pop(name))]
+    extra += _sbatch_options(options.pop("others"))
+    if options["gres"] and not options["gpus_per_node"]:
+        options["gpus_per_node"] = gpus_of_gres(options["gres"])
     request = Request(
+        extra=tuple(extra),
         chain=_kinds(chain),
         prepare=_words("--prepare", options.pop("prepare")),
         evaluate=_words("--evaluate", options.pop("evaluate")),
@@ -97,6 +110,19 @@ def _kinds(chain: str) -> tuple[Kind, ...]:
         if name not in names:
             raise UserError(f"--chain {chain}: there is no job {name!r}; choose from {', '.join(KINDS)}")
     return tuple(names[name] for name in chain.split(","))
+
+
+def _sbatch_options(text: str) -> list[str]:
+    """Each option with its value."""
+    options: list[str] = []
+    for word in _words("--sbatch", text):
+        if word.startswith("-"):
+            options.append(word)
+        elif options:
+            options[-1] += f"={word}" if options[-1].startswith("--") else word
+        else:
+            raise UserError(f"--sbatch {text!r}: {word!r} is no option of sbatch; they begin with -")
+    return options
 
 
 def _words(option: str, text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, is_set, plan_job
-from hpcasync.slurm.resources import Resources
+from hpcasync.slurm.resources import Resources, with_gpus
 from hpcasync.slurm.script import SETTINGS_WORD, BatchJob
 
 Kind = Literal["prepare", "train", "evaluate"]
@@ -26,6 +26,7 @@ class Request:
         nodes, gpus_per_node, partition, account, memory, constraint, time, requeue: of the training
             job, as sbatch's options of these names.
         cpus_per_task: None: 1, or what a worker on a GPU needs.
+        gres: of the training job; counts its GPUs where gpus_per_node does not. extra: options of sbatch, for all jobs.
         tasks_per_node: ranks on each node; None: a worker for each GPU, or one, and the servers beside them.
         servers: servers on all nodes; None: as configured, else one for each node.
         server_nodes: nodes of their own for the servers, as another component of the job; 0: beside the workers.
@@ -43,6 +44,8 @@ class Request:
     account: str = ""
     memory: str = ""
     constraint: str = ""
+    gres: str = ""
+    extra: tuple[str, ...] = ()
     time: str = ""
     requeue: bool = True
     servers: int | None = None
@@ -210,6 +213,7 @@ def _training_components(configs: Sequence[Config], request: Request) -> tuple[R
         cpus_per_task=configs[0].roles.server_threads,
         partition=request.server_partition or request.partition,
         account=request.account,
+        extra=request.extra,
     )
     return servers, _component(request, request.nodes, request.tasks_per_node or num_workers)
 
@@ -224,6 +228,8 @@ def _component(request: Request, nodes: int, tasks: int) -> Resources:
         account=request.account,
         memory=request.memory,
         constraint=request.constraint,
+        gres=request.gres,
+        extra=request.extra,
     )
 
 
@@ -235,6 +241,8 @@ def _single(request: Request, *, cpus: int, gpus: int) -> Resources:
         partition=request.partition,
         account=request.account,
         constraint=request.constraint,
+        gres=with_gpus(request.gres, gpus) if request.gres else "",
+        extra=request.extra,
     )
 
 

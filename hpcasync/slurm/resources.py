@@ -1,7 +1,11 @@
 """What a job asks SLURM for, as lines of its script."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+# gpu, gpu:2, gpu:a100, gpu:a100:2: type and number.
+_GPUS = re.compile(r"\bgpu(?P<type>:[a-zA-Z][\w.-]*)?(?::(?P<number>\d+))?(?=,|$)")
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,8 @@ class Resources:
         cpus_per_task: CPUs of a task.
         gpus_per_node: GPUs of each node; 0: none.
         partition, account, memory, constraint: SLURM's options of these names (--mem); empty: SLURM's default.
+        gres: asks for the GPUs in the place of --gpus-per-node; empty: that does.
+        extra: other options of sbatch, each whole.
     """
 
     nodes: int = 1
@@ -24,6 +30,8 @@ class Resources:
     account: str = ""
     memory: str = ""
     constraint: str = ""
+    gres: str = ""
+    extra: tuple[str, ...] = ()
 
     @property
     def cpus_per_node(self) -> int:
@@ -40,7 +48,9 @@ class Resources:
         yield f"--nodes={self.nodes}"
         yield f"--ntasks-per-node={self.tasks_per_node}"
         yield f"--cpus-per-task={self.cpus_per_task}"
-        if self.gpus_per_node:
+        if self.gres:
+            yield f"--gres={self.gres}"
+        elif self.gpus_per_node:
             yield f"--gpus-per-node={self.gpus_per_node}"
         for name, value in (
             ("partition", self.partition),
@@ -50,3 +60,15 @@ class Resources:
         ):
             if value:
                 yield f"--{name}={value}"
+        yield from self.extra
+
+
+def gpus_of_gres(gres: str) -> int:
+    """GPUs that --gres asks for on each node, for example "gpu:a100:2"."""
+    return sum(int(match["number"] or 1) for match in _GPUS.finditer(gres))
+
+
+def with_gpus(gres: str, count: int) -> str:
+    """The same generic resources with another number of GPUs; without any for 0."""
+    parts = [_GPUS.sub(lambda match: f"gpu{match['type'] or ''}:{count}", part) for part in gres.split(",")]
+    return ",".join(part for part in parts if count or not part.startswith("gpu"))

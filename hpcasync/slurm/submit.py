@@ -10,8 +10,11 @@ from hpcasync.errors import UserError
 from hpcasync.slurm.environment import without_job
 from hpcasync.slurm.partition import SINFO, check_fit, parse_sinfo
 from hpcasync.slurm.script import BatchJob, render
+from hpcasync.slurm.times import parse_time
 
 _TIMEOUT_SECONDS = 60
+# SLURM's resolution of the warning (`man sbatch`, --signal).
+_EARLY_SECONDS = 60
 
 
 def check_jobs(jobs: Sequence[BatchJob], environment: Mapping[str, str] = os.environ) -> None:
@@ -26,9 +29,22 @@ def check_jobs(jobs: Sequence[BatchJob], environment: Mapping[str, str] = os.env
             partition = component.partition or environment.get("SBATCH_PARTITION", "")
             wanted = dataclasses.replace(component, partition=partition)
             try:
+                _check_warning(job, environment)
                 check_fit(wanted, job.time or environment.get("SBATCH_TIMELIMIT", ""), partitions)
             except UserError as error:
                 raise UserError(f"the job {job.name} cannot start: {error}") from error
+
+
+def _check_warning(job: BatchJob, environment: Mapping[str, str]) -> None:
+    """A job that is warned of its end as soon as it starts would be requeued for ever."""
+    text = job.time or environment.get("SBATCH_TIMELIMIT", "")
+    seconds = parse_time(text) if text else None
+    earliest = job.signal_seconds + _EARLY_SECONDS
+    if job.signal_seconds and seconds is not None and seconds <= earliest:
+        raise UserError(
+            f"--time {text} leaves no time to train: SLURM warns {job.signal_seconds} s before the limit, or up to "
+            f"{_EARLY_SECONDS} s earlier, and the job then saves and ends; give more than {earliest // 60} minutes"
+        )
 
 
 def submit_jobs(jobs: Sequence[BatchJob], scripts: Path) -> list[str]:
@@ -70,7 +86,9 @@ def _environment(job: BatchJob) -> dict[str, str]:
         "SBATCH_ARRAY_INX": "array" if job.settings else "",
         "SBATCH_REQUEUE": "requeue",
         "SBATCH_NO_REQUEUE": "requeue",
+        "SBATCH_GRES": component.gres,
     }
+    said |= {f"SBATCH_{option[2:].partition('=')[0].replace('-', '_').upper()}": option for option in component.extra}
     return {name: value for name, value in without_job().items() if not said.get(name)}
 
 

@@ -1,6 +1,7 @@
 """Jobs of several nodes, each a network host of its own with its own name, address and shared memory."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_servers_are_spread_over_the_nodes(submitter: Submitter, environment: tu
     assert "n1: servers on ranks 2, workers on ranks 3" in job.output
     run_dir = submitter.directory / "runs" / f"{name}-async-global-seed1"
     assert summary_of(run_dir)["num_updates"] == 4
+
+
+def test_a_job_without_the_users_environment(submitter: Submitter) -> None:
+    """`--export=NONE`, a default of some sites: mpirun's own srun would start its daemons without any."""
+    options = ("--nodes=2", "--ntasks-per-node=1", "--export=NONE")
+    job = completed(
+        submitter.run("train-async.sbatch", "tiny.yaml", "name=bare", "roles.servers=1", FEW, options=options)
+    )
+    assert re.match(r"hpcasync: \d{4}-\S+, job \d+ \(train-async\) on n\[0-1\], start number 1\n", job[0].output)
+    assert summary_of(submitter.directory / "runs" / "bare-async-global-seed1")["num_updates"] == 4
 
 
 def test_servers_on_nodes_of_their_own(submitter: Submitter, environment: tuple[str, ...]) -> None:

@@ -13,9 +13,9 @@ from hpcasync.cli.slurm import slurm
 from hpcasync.errors import UserError
 from hpcasync.slurm import submit
 from hpcasync.slurm.partition import Node, Partition, check_fit, parse_sinfo
-from hpcasync.slurm.resources import Resources
+from hpcasync.slurm.resources import Resources, gpus_of_gres
 from hpcasync.slurm.script import BatchJob
-from hpcasync.slurm.submit import dependency
+from hpcasync.slurm.submit import check_jobs, dependency
 from hpcasync.slurm.sweep import read_sweep
 from hpcasync.slurm.times import parse_time
 
@@ -228,3 +228,40 @@ def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"no sinfo on PATH.*hpcasync slurm render"):
         run("submit mine.yaml")
+
+
+def test_any_option_of_sbatch_goes_to_every_job() -> None:
+    options = "--qos long --reservation r1 --mail-type END --sbatch '--comment \"a b\" -L x --exclusive'"
+    script = run(f"render mine.yaml --chain train,evaluate {options}")
+    for line in ("--qos=long", "--reservation=r1", "--mail-type=END", "'--comment=a b'", "-Lx", "--exclusive"):
+        assert script.count(f"#SBATCH {line}\n") == 2, line
+    with pytest.raises(UserError, match="'comment' is no option of sbatch"):
+        run("render mine.yaml --sbatch comment")
+
+
+def test_gres_stands_for_gpus() -> None:
+    script = run("render mine.yaml --chain train,evaluate --gres gpu:a100:4,tmp:1")
+    train, evaluate = script.split("#!/bin/bash")[1:]
+    assert "#SBATCH --gres=gpu:a100:4,tmp:1\n" in train and "#SBATCH --ntasks-per-node=5\n" in train
+    assert "#SBATCH --gres=gpu:a100:1,tmp:1\n" in evaluate and "--gpus-per-node" not in script
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("gpu:a100:4", 4), ("gpu:2", 2), ("gpu", 1), ("gpu:a100", 1), ("mps:100", 0), ("gpu:2,gpu:b:1", 3)],
+)
+def test_the_gpus_of_gres(gres: str, count: int) -> None:
+    assert gpus_of_gres(gres) == count
+
+
+@pytest.mark.parametrize(
+    ("time", "is_refused"), [("2", True), ("3", True), ("0:04:00", False), ("", False), ("1-0", False)]
+)
+def test_a_time_limit_near_the_warning_is_refused(monkeypatch: pytest.MonkeyPatch, time: str, is_refused: bool) -> None:
+    monkeypatch.setattr("hpcasync.slurm.submit._run", lambda command: "cpu*|n0|8|(null)|infinite\n")
+    job = BatchJob("train", "mine", (Resources(),), ("train_job",), time=time, signal_seconds=120)
+    if is_refused:
+        with pytest.raises(UserError, match=f"--time {time} leaves no time to train.*more than 3 minutes"):
+            check_jobs([job], {})
+    else:
+        check_jobs([job], {})

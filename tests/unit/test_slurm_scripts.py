@@ -1,6 +1,7 @@
 """What the batch scripts decide: the size of the job, resuming, signals. The scripts themselves run in tests/system."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -285,6 +286,14 @@ class TestScripts:
         assert done.returncode == 2
         assert "hpcasync is not on PATH of the job: say in slurm/site.sh" in done.stderr
 
+    def test_steps_are_given_what_the_script_has(self) -> None:
+        """Whatever `sbatch --export=NONE` has said of the user's own environment."""
+        program = "prepare_environment; [[ -z ${SLURM_EXPORT_ENV+set} ]]"
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = run_bash(program, PATH=path, SLURM_EXPORT_ENV="NONE", SLURM_JOB_NAME="x", SLURM_JOB_NODELIST="n[0-1]")
+        assert done.returncode == 0
+        assert re.fullmatch(r"hpcasync: \S+T\S+, job 7 \(x\) on n\[0-1\], start number 1\n", done.stderr)
+
     def test_an_active_environment_is_kept(self) -> None:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = run_bash('before=$PATH; prepare_environment; [[ $PATH == "$before" ]]', PATH=path)
@@ -375,6 +384,55 @@ class TestPreemption:
     @pytest.mark.parametrize("name", ["train-async", "train-sync", "train-hetero", "sweep"])
     def test_training_is_warned(self, name: str) -> None:
         assert "#SBATCH --signal=B:USR1@120\n" in (SCRIPTS / f"{name}.sbatch").read_text()
+
+
+class TestProgress:
+    """`has_got_forward`: a job that its time limit stops before it gets anywhere is not queued for ever."""
+
+    def start(self, tmp_path: Path, number: int, checkpoint: str = "") -> "subprocess.CompletedProcess[str]":
+        """A start that is warned, and makes a checkpoint or none."""
+        for name in ("scontrol", "squeue"):
+            (tmp_path / name).write_text('#!/bin/sh\necho "$0 $*" | grep -o "scontrol .*"; exit 0\n')
+            (tmp_path / name).chmod(0o755)
+        run_dir = tmp_path / "runs" / "x-sync-seed1"
+        saved = run_dir / "checkpoints" / checkpoint
+        make = f"mkdir -p {saved}; touch {run_dir}/config.yaml {saved}/state.json; " if checkpoint else ""
+        train = f"pass_signals bash -c '{make}exit {PREEMPTED}'"
+        program = f"flags=(); choose_flags; before=$(newest_checkpoint); {train}"
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return run_bash(program, run_dir=str(run_dir), SLURM_RESTART_COUNT=str(number), PATH=path)
+
+    def marks(self, tmp_path: Path) -> list[str]:
+        return [path.name for path in (tmp_path / "runs").glob(".*")]
+
+    def test_two_starts_without_a_checkpoint_are_enough(self, tmp_path: Path) -> None:
+        done = self.start(tmp_path, 0, "u00000010")
+        assert (done.returncode, done.stdout) == (PREEMPTED, "scontrol requeue 7\n"), done.stderr
+        done = self.start(tmp_path, 1)
+        assert (done.returncode, done.stdout) == (PREEMPTED, "scontrol requeue 7\n")
+        assert self.marks(tmp_path) == [".x-sync-seed1.job-7"]
+        done = self.start(tmp_path, 2)
+        assert (done.returncode, done.stdout) == (PREEMPTED, "")
+        assert "two starts of job 7 have brought no new checkpoint" in done.stderr and "--time" in done.stderr
+        assert self.marks(tmp_path) == []
+
+    def test_a_checkpoint_in_between_counts(self, tmp_path: Path) -> None:
+        for number, checkpoint in enumerate(["", "u00000010", "", "u00000020", ""]):
+            assert self.start(tmp_path, number, checkpoint).stdout == "scontrol requeue 7\n"
+
+    @pytest.mark.parametrize("code", [0, 2, 1])
+    def test_no_mark_stays_of_a_job_that_has_ended(self, tmp_path: Path, code: int) -> None:
+        program = f"flags=(); choose_flags; before=; pass_signals bash -c 'exit {code}'"
+        run_dir = tmp_path / "runs" / "x"
+        run_dir.parent.mkdir()
+        (run_dir.parent / ".x.job-3").touch()  # of a job that was cancelled
+        (tmp_path / "squeue").write_text(
+            "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
+        )
+        (tmp_path / "squeue").chmod(0o755)
+        done = run_bash(program, run_dir=str(run_dir), PATH=f"{tmp_path}:{os.environ['PATH']}")
+        assert done.returncode == code, done.stderr
+        assert self.marks(tmp_path) == []
 
 
 class TestSignals:
