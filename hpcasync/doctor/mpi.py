@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -54,11 +55,35 @@ def check_rma(launcher: Launcher | None) -> list[Check]:
         facts = _run_probe(launcher, "hpcasync.doctor.rma_probe")
     except ProbeError as error:
         return [Check("rma", "broken", str(error), True, disables, cure)]
-    detail = (
-        f"put {facts['put_gigabytes_per_second']} GB/s, get {facts['get_gigabytes_per_second']} GB/s, "
-        f"fetch_and_op {facts['fetch_and_op_microseconds']} us on two ranks"
-    )
+    detail = f"{_speeds(facts)} on two ranks"
     return [Check("rma", "ok", detail, True, facts=facts), check_threads(facts["thread_level"])]
+
+
+def _speeds(facts: dict[str, Any]) -> str:
+    return (
+        f"put {facts['put_gigabytes_per_second']} GB/s, get {facts['get_gigabytes_per_second']} GB/s, "
+        f"fetch_and_op {facts['fetch_and_op_microseconds']} us"
+    )
+
+
+def has_two_nodes(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is an allocation of SLURM with several nodes."""
+    number = environment.get("SLURM_JOB_NUM_NODES", "")
+    return number.isdecimal() and int(number) > 1
+
+
+def check_nodes(launcher: Launcher) -> Check:
+    """The same operations between two nodes of this allocation, with what mpirun and the network need for it."""
+    disables = "jobs of several nodes"
+    cure = "run the line above for MPI's own messages; do the nodes reach each other by name, over the same network?"
+    options = {"openmpi": ("--map-by", "ppr:1:node"), "mpich": ("-ppn", "1")}[launcher.flavour]
+    try:
+        facts = _run_probe(launcher, "hpcasync.doctor.rma_probe", options)
+    except ProbeError as error:
+        return Check("nodes", "broken", str(error), disables=disables, cure=cure)
+    if len(facts["hosts"]) < 2:
+        return Check("nodes", "broken", f"both ranks ran on {facts['hosts'][0]}", disables=disables, cure=cure)
+    return Check("nodes", "ok", f"{_speeds(facts)} between {' and '.join(facts['hosts'])}", facts=facts)
 
 
 def check_threads(level: str) -> Check:
@@ -98,11 +123,11 @@ def check_horovod(launcher: Launcher | None) -> Check:
 _FEATURES = ("MPI", "NCCL", "Gloo", "CUDA")
 
 
-def _run_probe(launcher: Launcher, module: str) -> dict[str, Any]:
+def _run_probe(launcher: Launcher, module: str, options: Sequence[str] = ()) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # mpi4py's runner ends both ranks when one raises.
     program = [sys.executable, "-m", "mpi4py", "-m", module]
-    line = job_line_here(2, program, environment=environment, launcher=launcher)
+    line = job_line_here(2, program, environment=environment, options=options, launcher=launcher)
     job = capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
     if job.timed_out:
         raise ProbeError(f"no end after {_TIMEOUT_SECONDS} s: {line}")

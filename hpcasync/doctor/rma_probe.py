@@ -22,10 +22,12 @@ def main() -> None:
     assert world.size == 2, f"2 ranks were started and mpi4py sees {world.size}: mpirun is another MPI's"
     put_seconds, get_seconds = _exchange_values(world)
     ticket_seconds = _draw_tickets(world)
+    hosts = sorted(set(world.allgather(MPI.Get_processor_name())))
     if world.rank == 0:
         gigabytes = _NUM_VALUES * 4 / 1e9
         facts = {
             "library": library_name(),
+            "hosts": hosts,
             "thread_level": thread_level(),
             "put_gigabytes_per_second": round(gigabytes / put_seconds, 2),
             "get_gigabytes_per_second": round(gigabytes / get_seconds, 2),

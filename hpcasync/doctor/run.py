@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from hpcasync.doctor.check import Check
 from hpcasync.doctor.machine import machine_checks
-from hpcasync.doctor.mpi import check_horovod, check_launcher, check_library, check_rma
+from hpcasync.doctor.mpi import check_horovod, check_launcher, check_library, check_nodes, check_rma, has_two_nodes
 from hpcasync.doctor.packages import check_cuda, check_torch, package_checks
 
 
@@ -21,6 +21,9 @@ def run_checks(announce: Callable[[str], None]) -> list[Check]:
     checks.append(launcher_check)
     if library is not None:
         checks += check_rma(launcher)
+    if launcher is not None and has_two_nodes():
+        announce("MPI, between two nodes")
+        checks.append(check_nodes(launcher))
     announce("Horovod, on two ranks")
     checks.append(check_horovod(launcher))
     return checks

@@ -1,7 +1,9 @@
 """Jobs of several nodes, each a network host of its own with its own name, address and shared memory."""
 
+import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,16 @@ def test_a_job_without_the_users_environment(submitter: Submitter) -> None:
     )
     assert re.match(r"hpcasync: \d{4}-\S+, job \d+ \(train-async\) on n\[0-1\], start number 1\n", job[0].output)
     assert summary_of(submitter.directory / "runs" / "bare-async-global-seed1")["num_updates"] == 4
+
+
+def test_doctor_looks_at_two_nodes(submitter: Submitter) -> None:
+    script = submitter.directory / "doctor.sh"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output=%x-%j.out\n{sys.executable} -m hpcasync doctor --json\n")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--job-name=doctor", script)
+    [job] = submitter.finish(submitter.cluster.submit(*options, cwd=submitter.directory))
+    nodes = json.loads(job.output[job.output.index("{\n") : job.output.rindex("}") + 1])["checks"]["nodes"]
+    assert nodes["status"] == "ok", nodes
+    assert nodes["facts"]["hosts"] == ["n0", "n1"]
 
 
 def test_servers_on_nodes_of_their_own(submitter: Submitter, environment: tuple[str, ...]) -> None:
