@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/stale_momentum.py
 
-A loss of curvature c, Adam's second moment taken for constant, learning rate r: the largest r * c for which gradients of
-mean staleness s, of which a part s is one update old and the others are fresh, do not make the parameters oscillate ever
-more. The step is along m + numerator * (g - m), with m the mean of gradients g with decay b1 (numerator 1 - b1: Nesterov's);
-gradients are computed `lookahead` times the mean staleness ahead, along the last step.
+A loss of curvature c, Adam's second moment taken for constant, learning rate r: the largest r * c with which the
+parameters do not oscillate ever more, where a part s of the gradients (the mean staleness) is one update old and the
+others are fresh. The step is along m + numerator * (g - m), with m the mean of gradients g with decay b1 (numerator
+1 - b1 is Nesterov's); gradients are computed `lookahead` times the mean staleness ahead, along the last step.
 """
 
 from functools import reduce
