@@ -1,5 +1,6 @@
 """Part B of the check: what takes how long, beside a bare PyTorch loop."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ class Sizes:
     def __init__(self, device: str) -> None:
         is_cuda = device == "cuda"
         self.device = device
-        self.preset = "base" if is_cuda else "small"
+        tiny = {"dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+        self.model: dict[str, Any] = {"preset": "base", **dict.fromkeys(tiny, 0)} if is_cuda else tiny
         self.pieces = 32_000 if is_cuda else 1_000
         self.tokens = (8_000, 25_000) if is_cuda else (300, 600)
         self.num_elements = 60_500_000 if is_cuda else 2_000_000
@@ -98,7 +100,7 @@ def _apply(sizes: Sizes, where: str) -> dict[str, Any]:
 
 def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
     """Ours eagerly, and a bare loop of the same sizes, eager and compiled: forward, backward and Adam, in bf16."""
-    config = ModelConfig.model_validate({"preset": sizes.preset, "tie": "all"})
+    config = ModelConfig.model_validate(sizes.model)
     source, target = bare_batch(tokens, sizes.pieces, sizes.device)
     ours = build_model(config, sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
     flat = FlatParameters(ours)
@@ -139,7 +141,7 @@ def _bare_step(
 def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines."""
     settings = [f"name=speed-{workers}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
-    settings += [f"model={{preset: {sizes.preset}}}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
+    settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
     settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
     said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", config, *settings, "--overwrite")
     run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
