@@ -1,5 +1,6 @@
 """A prepared corpus: memory-mapped token files, vocabularies, untokenised validation and test text."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -136,7 +137,7 @@ class PreparedCorpus:
         """The untokenised sentences of "valid", "test", "test2" …: sources and targets.
 
         Raises:
-            UserError: the corpus was prepared without them.
+            UserError: the corpus was prepared without them, or they have changed since.
         """
         if name not in self.manifest.held_out:
             option = "--valid SRC TGT" if name == "valid" else "--test SRC TGT, once for each test set,"
@@ -144,6 +145,7 @@ class PreparedCorpus:
                 f"{self.path} has no {name} text, but {', '.join(self.manifest.held_out) or 'none'}: prepare the "
                 f"corpus with {option}"
             )
+        self.verify([held_out_file(name, side) for side in SIDES])
         source, target = (read_sentences(self.path / held_out_file(name, side)) for side in SIDES)
         return source, target
 
@@ -152,13 +154,18 @@ class PreparedCorpus:
         """Identifies the content: 16 hexadecimal digits of the manifest's SHA-256."""
         return self.manifest.digest
 
-    def verify(self) -> None:
-        """Compare the digest of every file with the manifest: reads all of the corpus.
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compare the digests of files with the manifest; of all, which reads all of the corpus, unless some are named.
 
         Raises:
             UserError: naming the files that differ.
         """
-        wrong = [name for name, record in self.manifest.files.items() if file_digest(self.path / name) != record.sha256]
+        recorded = self.manifest.files
+        wrong = [
+            name
+            for name in (recorded if names is None else names)
+            if file_digest(self.path / name) != recorded[name].sha256
+        ]
         if wrong:
             raise UserError(f"{self.path}: the content of {', '.join(wrong)} has changed; prepare the corpus again")
 

@@ -14,6 +14,7 @@ from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError, describe
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
+from hpcasync.runs.identity import check_parameters, identity_of_run
 from hpcasync.runs.snapshots import CONFIG_FILE, PARAMETERS_FILE, chosen_directory, find_run_dir, list_snapshots
 
 _NUM_SHOWN = 3  # names of parameters in a message
@@ -50,6 +51,9 @@ def load_model(
     run_dir = find_run_dir(path)
     files = parameter_files(path, run_dir, average) + [resolve_parameters(other) for other in average_with]
     trained = build_untrained(run_dir, device)
+    expected = identity_of_run(run_dir)
+    for file in files:
+        check_parameters(file, find_run_dir(file), expected, run_dir)
     load_parameters_(trained.model, files)
     return TrainedModel(
         trained.model,

@@ -14,6 +14,7 @@ import torch
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
+from hpcasync.runs.identity import check_parameters, identity_of_run
 from hpcasync.runs.records import Record, evaluation_file, read_records
 from hpcasync.runs.snapshots import PARAMETERS_FILE, Snapshot
 
@@ -39,11 +40,16 @@ def evaluate_snapshots(
     path = run_dir / evaluation_file(settings.split)
     known = read_records(path)
     trained = None
+    if snapshots and (before := snapshots[0].corpus_digest) not in ("", corpus.digest):
+        logger.warning(
+            "%s is not the corpus as the run was trained on it (%s, now %s)", corpus.path, before, corpus.digest
+        )
     for snapshot in snapshots:
         identity = _identity(snapshot, corpus, settings)
         record = next((r for r in known if all(r.get(key) == value for key, value in identity.items())), None)
         if record is None:
             trained = trained or build_untrained(run_dir, device)
+            check_parameters(snapshot.path / PARAMETERS_FILE, run_dir, identity_of_run(run_dir), run_dir)
             load_parameters_(trained.model, [snapshot.path / PARAMETERS_FILE])
             scores = score_parameters(trained, corpus, settings).to_dict()
             record = {**identity, **{key: _finite(value) for key, value in scores.items()}}

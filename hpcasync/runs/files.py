@@ -18,10 +18,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file as save_arrays
 
+from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError, describe
 
 PARAMETERS_FILE = "parameters.safetensors"
 STATE_FILE = "state.json"
+FILES_KEY = "files"
 PARTIAL = ".partial"
 # What a full disk, a quota or a read-only directory raise.
 WRITE_ERRORS = (OSError, SafetensorError)
@@ -69,7 +71,8 @@ def write_snapshot(directory: Path, arrays: dict[str, np.ndarray], state: dict[s
         with permissions_of_new_files(partial / PARAMETERS_FILE):
             save_arrays(arrays, partial / PARAMETERS_FILE)
         sync_path(partial / PARAMETERS_FILE)
-        write_state(partial, state)
+        files = {PARAMETERS_FILE: {"sha256": file_digest(partial / PARAMETERS_FILE)}}
+        write_state(partial, {**state, FILES_KEY: files})
         publish(directory)
     except WRITE_ERRORS as error:
         shutil.rmtree(partial, ignore_errors=True)

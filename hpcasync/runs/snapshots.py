@@ -22,6 +22,7 @@ class Snapshot:
     num_updates: int
     target_tokens: int
     wall_seconds: float
+    corpus_digest: str = ""  # of the corpus that it was trained on; empty: an older release did not tell
 
     @property
     def name(self) -> str:
@@ -44,6 +45,7 @@ class Snapshot:
                 num_updates=int(state["num_updates"]),
                 target_tokens=int(state["target_tokens"]),
                 wall_seconds=float(state["wall_seconds"]),
+                corpus_digest=str(state.get("layout", {}).get("corpus", "")),
             )
         except OSError as error:
             raise UserError(

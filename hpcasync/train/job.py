@@ -105,12 +105,20 @@ def run_training(
     setup = collectively(comm, lambda: _set_up(config, comm))
     with setup.deaths.explained(), ExitStack() as stack:
         require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
+        collectively(comm, lambda: _verify_corpus(setup))
         require_same(comm, setup.task.flat.digest, "the layout of the model")
         require_same(comm, describe_updates(), "how updates are computed")
         locked = run_directory_locked(config, must_exist=resume and resume_from is None)
         collectively(comm, lambda: _on_first(setup, lambda: stack.enter_context(locked)))
         collectively(comm, lambda: _find_checkpoint(setup, resume=resume, resume_from=resume_from))
         return _train(setup, overwrite=overwrite)
+
+
+def _verify_corpus(setup: _Setup) -> None:
+    """One rank of each host reads all of it: tokens and offsets may have been exchanged for others of the same size."""
+    hosts, rank = setup.roles.hosts, setup.comm.rank
+    if hosts.index(hosts[rank]) == rank:
+        setup.task.corpus.verify()
 
 
 def _train(setup: _Setup, *, overwrite: bool) -> int:

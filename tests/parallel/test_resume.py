@@ -131,6 +131,8 @@ def test_what_cannot_go_on(trainer: Trainer) -> None:
     assert_one_message(trainer(2, *common, check=False), "holds a run already", "--resume", "--overwrite")
     other_model = trainer(2, *common, "model.dim=48", flags=["--resume"], check=False)
     assert_one_message(other_model, "u00000002 was written with another model")
+    other_heads = trainer(2, *common, "model.heads=4", flags=["--resume"], check=False)
+    assert_one_message(other_heads, "another architecture (transformer, 2 heads, norm pre, now transformer, 4 heads")
     other_batches = trainer(2, *common, "data.batch_tokens=200", flags=["--resume"], check=False)
     assert_one_message(other_batches, "another batches (150 tokens, seed 1, now 200 tokens, seed 1)")
     absent = trainer(2, "mode=async", "name=absent", stop(2), flags=["--resume"], check=False)

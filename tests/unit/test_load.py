@@ -112,7 +112,7 @@ def test_damaged_files(run_dir: Path) -> None:
     content = file.read_bytes()
     for damaged in (b"", b"no safetensors", content[: len(content) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"u00000250/parameters.safetensors cannot be read .*damaged or truncated"):
+        with pytest.raises(UserError, match=r"u00000250/parameters.safetensors is damaged or truncated"):
             load_model(run_dir)
     (run_dir / "snapshots" / NAMES[2] / "state.json").write_text('{"version": 3}')
     with pytest.raises(UserError, match=r"u00000250/state.json is damaged \(KeyError\('num_updates'\)\)"):

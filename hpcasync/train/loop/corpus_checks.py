@@ -11,7 +11,7 @@ def open_corpus(config: Config) -> PreparedCorpus:
 
     Raises:
         UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text or no tokeniser where
-            some is needed, or sentences that the model cannot hold.
+            some is needed, two vocabularies for shared vectors, or sentences that the model cannot hold.
     """
     corpus = PreparedCorpus.open(config.data.path)
     if config.validation.score and not corpus.has_split("valid"):
@@ -21,6 +21,12 @@ def open_corpus(config: Config) -> PreparedCorpus:
         )
     if config.validation.score:
         check_tokenizer(choose_tokenizer(config.validation.tokenize, corpus.manifest.target_language))
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    if config.model.tie == "all" and source.pieces(range(len(source))) != target.pieces(range(len(target))):
+        raise UserError(
+            f"model.tie=all needs one joint vocabulary, but {corpus.path} has two, of {len(source)} "
+            f"and {len(target)} pieces: set model.tie=target, or prepare the corpus with --joint"
+        )
     longest = 1 + max(corpus.manifest.source.max_length, corpus.manifest.target.max_length)
     limit = config.model.max_length
     if longest > limit:

@@ -7,10 +7,12 @@ import torch
 from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.runs.identity import identity
 from hpcasync.train.loop.corpus_checks import open_corpus
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
@@ -36,10 +38,12 @@ class Task:
     @property
     def layout(self) -> dict[str, str]:
         """What a resumed run must share with the one before it."""
+        files = self.corpus.manifest.files
         return {
             "model": self.flat.digest,
             "corpus": self.corpus.digest,
             "batches": f"{self.config.data.batch_tokens} tokens, seed {self.config.seed}",
+            **identity(self.config.model, {side: files[vocabulary_file(side)].sha256 for side in SIDES}),
         }
 
     @property

@@ -12,9 +12,11 @@ import torch
 
 from hpcasync.config.schema import load_config
 from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.errors import UserError
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
-from hpcasync.runs.files import PARAMETERS_FILE, read_state
+from hpcasync.runs.files import FILES_KEY, PARAMETERS_FILE, read_state
+from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.train.machine.cores import unbind
 from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, narrow_to
 
@@ -42,9 +44,13 @@ def main(run_dir: Path) -> None:
     trained = build_untrained(run_dir, torch.device(device))
     for name in _names():
         directory = run_dir / "snapshots" / name
+        state = read_state(directory)
+        if state.pop(LAYOUT_KEY, {}).get("corpus", corpus.digest) != corpus.digest:
+            raise UserError(f"{corpus.path} has been prepared anew since training began: its scores would not compare")
+        state.pop(FILES_KEY, None)
         load_parameters_(trained.model, [directory / PARAMETERS_FILE])
         scores = score_parameters(trained, corpus, settings)
-        print(json.dumps({"name": name, **read_state(directory), **scores.to_dict()}), file=results, flush=True)
+        print(json.dumps({"name": name, **state, **scores.to_dict()}), file=results, flush=True)
 
 
 def _names() -> Iterator[str]:

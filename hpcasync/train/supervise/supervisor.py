@@ -17,6 +17,7 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically
+from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train.loop.schedule import in_batches, learning_rate
@@ -190,6 +191,7 @@ class Supervisor:
         state = {"version": number, **self.counters.to_dict(), "seed": self._config.seed}
         state.update(mode=self._config.mode, configuration_digest=self._config.digest)
         state["is_due"] = bool(every) and number % every == 0  # rather than made because the run ends
+        state[LAYOUT_KEY] = self._layout
         self._snapshots.write(request.name, self._flat.named_arrays(vector), state)
 
     def save_all(self, request: SaveRequest, state: ShardState) -> None:
