@@ -68,7 +68,7 @@ def _measure(link: Link, workers: MPI.Intracomm, num_elements: int, num_rounds: 
             lambda: client.pull(parameters),
             memcpy.gigabytes_per_second,
         ):
-            client.wait_until_handled()
+            client.wait()
             workers.Barrier()
             started = time.perf_counter()
             action()

@@ -20,7 +20,7 @@ from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.worker.client import PullPolicy
+from hpcasync.ps.protocol.working import PullPolicy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.loop.optimizers import optimizer_factory
 

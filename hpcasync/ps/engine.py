@@ -33,6 +33,7 @@ from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.protocol.observer import Observer, ShardSaver
 from hpcasync.ps.protocol.staleness import StalenessPolicy, make_policy
 from hpcasync.ps.protocol.updates import PushCounts, UpdateState
+from hpcasync.ps.protocol.working import PullPolicy
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
@@ -42,7 +43,7 @@ from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
 from hpcasync.ps.start_checks import require_elementwise, require_same_training
 from hpcasync.ps.transport.link import Link, LinkOptions
 from hpcasync.ps.worker.buffers import Buffers
-from hpcasync.ps.worker.client import Client, PullPolicy
+from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import owner_of
 from hpcasync.timeline import Timeline
 

@@ -1,15 +1,16 @@
 """Workers of a simulated cluster: the loop of `train.loop.worker` with the asynchronous exchanges, in virtual time.
 
-Each class does step for step what the exchange of the same name in `train.modes.asynchronous` or
-`train.modes.overlapped` does with `ps.worker.client.Client`.
+What a worker waits for is decided by `ps.protocol.working`; each class has the order of computing and moving of the
+exchange of the same name in `train.modes.asynchronous` or `train.modes.overlapped`.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 import simpy
 
+from hpcasync.ps.protocol.working import Wait, Working
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
 from hpcasync.simulate.timing import polling_delay
@@ -42,7 +43,7 @@ class SimulatedWorker:
         self._version = -1
         self._parameters: Any = None
         self._pulled = -1
-        self._num_pushed = 0
+        self._working = Working(exchange.options.num_slots, exchange.options.pull)
         self._compute_seconds = 0.0
         self._is_finished = False
 
@@ -69,7 +70,7 @@ class SimulatedWorker:
         while len(tickets) < self._options.num_local:
             ticket = None if exchange.is_stopping else exchange.program.ticket(exchange.num_drawn)
             if ticket is None:
-                self._is_finished = True
+                self._is_finished = self._working.drew(has_batch=False)
                 break
             exchange.num_drawn += 1
             tickets.append(ticket)
@@ -120,28 +121,22 @@ class SimulatedWorker:
         return Push(self._index, 0, self._version, self._parameters, tickets, self._compute_seconds)
 
     def _announce(self, push: Push) -> None:
-        self._num_pushed += 1
-        self._exchange.send(replace(push, sequence=self._num_pushed))
+        self._exchange.send(replace(push, sequence=self._working.announce()))
 
     def _wait_for_slot(self) -> Answer:
-        needed = self._num_pushed + 1 - self._options.num_slots
-        return self._wait(lambda: self._told.consumed >= needed)
+        return self._wait(self._working.before_write())
 
     def _wait_for_servers(self) -> Answer:
         """As exchange.pull says; False if training has ended."""
-        if self._options.pull == "latest":
-            yield from ()
-            return True
-        if self._options.pull == "applied":
-            return (yield from self._wait(lambda: self._told.settled >= self._num_pushed))
-        return (yield from self._wait(lambda: self._told.handled >= self._num_pushed))
+        wait = self._working.after_push()
+        return wait is None or (yield from self._wait(wait))
 
-    def _wait(self, is_done: Callable[[], bool]) -> Answer:
+    def _wait(self, wait: Wait) -> Answer:
         """Wait until the servers' words say so; False if training has ended meanwhile."""
         exchange = self._exchange
         started = exchange.now
         has_waited = False
-        while not is_done():
+        while getattr(self._told, wait.told.value) < wait.value:
             if exchange.is_stopping:
                 return False
             has_waited = True

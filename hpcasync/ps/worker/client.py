@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
@@ -11,6 +10,7 @@ from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.comm.windows import PIECE_BYTES
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.working import Count, PullPolicy, Wait, Working
 from hpcasync.ps.transport.link import Link
 from hpcasync.ps.transport.record_codec import encode_record
 from hpcasync.ps.worker.device_copy import DeviceCopy
@@ -18,7 +18,11 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.gradient_ring import GradientRing
 from hpcasync.ps.worker.push_checks import PushWatch, require_vector
 
-PullPolicy = Literal["latest", "handled", "applied"]
+_WORDS = {
+    Count.CONSUMED: ControlWords.consumed,
+    Count.HANDLED: ControlWords.handled,
+    Count.SETTLED: ControlWords.settled,
+}
 
 
 class Client:
@@ -29,22 +33,18 @@ class Client:
         pull: what `wait` waits for.
 
     Attributes:
-        may_lose_workers: the job goes on without workers that die: who finds no more batches rests.
-        num_pushed: pushes made.
+        working: what this worker has done, and so waits for.
         num_pull_retries: pulls that met a shard which had moved on, and were repeated.
         wait_seconds: time spent waiting for a free slot or for the own push to be applied.
     """
 
     def __init__(self, link: Link, pull: PullPolicy = "handled", *, may_lose_workers: bool = False) -> None:
         assert link.worker_index is not None
-        self._pull = pull
-        self.may_lose_workers = may_lose_workers
+        self.working = Working(link.num_slots, pull, may_lose_workers=may_lose_workers)
         self._link = link
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
         self._version = -1
-        self._num_offers = 0
-        self._num_rests = 0
         self._device_copy: DeviceCopy | None = None
         self._ring: GradientRing | None = None
         self._watch = PushWatch()
@@ -52,9 +52,13 @@ class Client:
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
-        self.num_pushed = 0
         self.num_pull_retries = 0
         self.wait_seconds = 0.0
+
+    @property
+    def num_pushed(self) -> int:
+        """Pushes made."""
+        return self.working.num_pushed
 
     def draw(self) -> int:
         """The number of the next batch; each number is drawn once over all workers."""
@@ -62,23 +66,21 @@ class Client:
 
     def take_offer(self) -> int | None:
         """A batch that a dead worker has left undone, if one is offered to this worker; comes before `draw`."""
-        if not self.may_lose_workers:
+        if not self.working.may_lose_workers:
             return None
         words = ControlWords.offers(self._worker), ControlWords.offered_ticket(self._worker)
         num_offers = self._link.control.read(self._coordinator, words[0])
-        if num_offers == self._num_offers:
+        if not self.working.has_offer(num_offers):
             return None
-        # The next one is made only when this one has been pushed.
-        self._num_offers = num_offers
+        self.working.num_taken_offers = num_offers
         return self._link.control.read(self._coordinator, words[1])
 
     def rest(self) -> bool:
         """There are no more batches to draw: wait for an offer; False if nothing is left to do for anybody."""
-        self._num_rests += 1
         read, rank = self._link.control.read, self._coordinator
-        self._link.tell_coordinator(ControlWords.rests(self._worker), self._num_rests)
+        self._link.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
         waiting = self._link.make_wait(LONG_SECONDS)
-        while read(rank, ControlWords.offers(self._worker)) == self._num_offers:
+        while not self.working.has_offer(read(rank, ControlWords.offers(self._worker))):
             if self.should_stop() or read(rank, ControlWords.EXHAUSTED):
                 return False
             self._link.make_progress()
@@ -185,7 +187,7 @@ class Client:
         """
         shared = self._link.num_vectors if self.is_on_host(flat.gradient) else 0
         vectors = [self._link.vector(sequence) for sequence in range(shared)]
-        self._ring = GradientRing(flat, vectors, num_private, self.num_pushed + 1)
+        self._ring = GradientRing(flat, vectors, num_private, self.working.next_push)
 
     def turn(self) -> None:
         """The gradient has been given away to be pushed: another vector takes its place, if they take turns.
@@ -196,8 +198,7 @@ class Client:
         if self._ring is None:
             return
         needed = self._ring.begin()
-        ranks = self._link.roles.server_ranks
-        if needed <= 0 or self._wait_for(ControlWords.consumed(self._worker), needed, ranks):
+        if needed <= 0 or self._wait_for(Wait(Count.CONSUMED, needed)):
             self._ring.end()
         else:
             self._ring.leave()  # training has ended: servers may read any of them still
@@ -206,9 +207,8 @@ class Client:
         """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
         for _, rank in self._far_servers:
             # Its sleeps are short from now on: what is put there moves while it looks.
-            self._link.control.store(rank, ControlWords.begun(self._worker), self.num_pushed + 1)
-        needed = self.num_pushed + 1 - self._link.num_slots
-        return self._wait_for(ControlWords.consumed(self._worker), needed, self._link.roles.server_ranks)
+            self._link.control.store(rank, ControlWords.begun(self._worker), self.working.next_push)
+        return self._wait_for(self.working.before_write())
 
     def stage(self, gradient: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
         """Begin to bring the part [start, stop) of a [num_elements] gradient to where `write` can take it from.
@@ -241,7 +241,7 @@ class Client:
 
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """
-        link, sequence = self._link, self.num_pushed + 1
+        link, sequence = self._link, self.working.next_push
         if link.num_vectors and gradient.data_ptr() == link.vector(sequence).data_ptr():
             return  # it has been computed there
         for server, _ in self._near_servers:
@@ -265,28 +265,15 @@ class Client:
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""
         link = self._link
-        sequence = self.num_pushed + 1
-        link.write_record(sequence, encode_record(record, link.max_tickets))
+        link.write_record(self.working.next_push, encode_record(record, link.max_tickets))
         for rank in link.roles.server_ranks:
             link.data.flush(rank)
-        link.tell_coordinator(ControlWords.announced(self._worker), sequence)
-        self.num_pushed = sequence
+        link.tell_coordinator(ControlWords.announced(self._worker), self.working.announce())
 
     def wait(self) -> bool:
         """Wait after a push as the pull policy says; False if training has ended."""
-        if self._pull == "applied":
-            return self.wait_until_settled()
-        return self._pull == "latest" or self.wait_until_handled()
-
-    def wait_until_handled(self) -> bool:
-        """Wait for the servers, never for a worker: until they have accumulated the last push and, if it completes a
-        group, published the update; False if training has ended meanwhile.
-        """
-        return self._wait_for(ControlWords.handled(self._worker), self.num_pushed, (self._coordinator,))
-
-    def wait_until_settled(self) -> bool:
-        """Wait until the last push is in the published version or dropped; False if training has ended meanwhile."""
-        return self._wait_for(ControlWords.settled(self._worker), self.num_pushed, (self._coordinator,))
+        wait = self.working.after_push()
+        return wait is None or self._wait_for(wait)
 
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
@@ -294,7 +281,9 @@ class Client:
         if self._ring is not None:
             self._ring.leave()
 
-    def _wait_for(self, word: int, value: int, ranks: tuple[int, ...]) -> bool:
+    def _wait_for(self, wait: Wait) -> bool:
+        word, value = _WORDS[wait.told](self._worker), wait.value
+        ranks = self._link.roles.server_ranks if wait.told is Count.CONSUMED else (self._coordinator,)
         started = time.perf_counter()
         waiting = self._link.make_wait(word=word)
         try:

@@ -40,7 +40,6 @@ class AsynchronousExchange:
         self._batches = batches
         self._timeline = timeline
         self._version = 0
-        self._has_drawn_all = False
         self._is_finished = False
         client.place_gradients(flat, self._NUM_GRADIENTS)
 
@@ -56,9 +55,9 @@ class AsynchronousExchange:
             return None
         if (offered := self._client.take_offer()) is not None:
             return offered
-        ticket = None if self._has_drawn_all else self._batches.ticket(self._client.draw())
-        self._has_drawn_all = ticket is None
-        self._is_finished = ticket is None and not self._client.may_lose_workers
+        working = self._client.working
+        ticket = None if working.has_drawn_all else self._batches.ticket(self._client.draw())
+        self._is_finished = working.drew(has_batch=ticket is not None)
         return ticket
 
     def expect_gradient(self) -> None:

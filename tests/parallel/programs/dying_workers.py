@@ -97,8 +97,7 @@ class Mortal(Client):
 
     def rest(self) -> bool:
         if self.moment == "rest":
-            self._num_rests += 1
-            self._link.tell_coordinator(ControlWords.rests(self._worker), self._num_rests)
+            self._link.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
         self._die_at("rest")
         return super().rest()
 

@@ -12,7 +12,8 @@ from hpcasync.ps.protocol.slots import SlotLedger
 from hpcasync.ps.protocol.staleness import make_policy
 from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
 from hpcasync.ps.protocol.updates import Arrival, UpdateState
-from protocol_model.world import Decisions, Options, Survivors, World
+from hpcasync.ps.protocol.working import Working
+from protocol_model.world import Decisions, Options, Survivors, Worker, World
 
 
 def drive(options: Options, world: World, event: str, *args: Any, **kwargs: Any) -> tuple[World, tuple[Effect, ...]]:
@@ -47,6 +48,14 @@ def ledger(options: Options, held: tuple[tuple[int, int], ...]) -> SlotLedger:
     slots = SlotLedger(options.num_slots, sums_late=True)
     slots.held = list(held)
     return slots
+
+
+def working(options: Options, worker: Worker) -> Working:
+    """A worker's machine with this content."""
+    machine = Working(options.num_slots, options.pull, may_lose_workers=options.survives)
+    machine.num_pushed, machine.num_taken_offers = worker.announced, worker.seen
+    machine.num_rests, machine.has_drawn_all = worker.rests, worker.has_drawn_all
+    return machine
 
 
 def record_of(version: int, num_tokens: int, tickets: tuple[int, ...] = ()) -> PushRecord:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from hpcasync.ps.protocol.lost_work import Offer
-from protocol_model.machines import drive
+from protocol_model.machines import drive, working
 from protocol_model.world import NOBODY, At, Options, World, move, require, set_worker
 
 Receive = Callable[[Options, World, int], World]
@@ -13,6 +13,7 @@ CarryOut = Callable[..., World]
 def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
     """Draw, take what is offered, or rest: train.asynchronous and ps.client."""
     worker = world.workers[index]
+    machine = working(options, worker)
     if worker.at is At.PUBLISHED:
         require(world.published >= max(worker.version, worker.due), "the published version went back")
         pulled = worker._replace(version=world.published, due=0)
@@ -20,7 +21,7 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         yield f"pulls {world.published}", move(set_worker(world, index, pulled), index, at)
     elif worker.at is At.OFFER and world.stop:
         yield "is told to stop", move(world, index, At.FINISH)
-    elif worker.at is At.OFFER and worker.offers > worker.seen:
+    elif worker.at is At.OFFER and machine.has_offer(worker.offers):
         taken = set_worker(world, index, worker._replace(seen=worker.offers))
         yield f"takes {worker.offered}", _hold(options, taken, index, worker.offered)
     elif worker.at is At.OFFER:
@@ -30,12 +31,13 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         if number < options.num_tickets:
             yield f"draws {number}", _hold(options, world, index, number)
         else:
+            assert not machine.drew(has_batch=False), "who may have to do the work of the dead goes on"
             yield "finds the end", _go_on(set_worker(world, index, worker._replace(has_drawn_all=True)), index)
     elif worker.at is At.REST:
-        rests = set_worker(world, index, worker._replace(rests=worker.rests + 1))
+        rests = set_worker(world, index, worker._replace(rests=machine.rest()))
         yield "rests", move(rests, index, At.RESTING)
     elif worker.at is At.RESTING:
-        if worker.offers > worker.seen:
+        if machine.has_offer(worker.offers):
             yield "wakes", move(world, index, At.PUBLISHED)
         if world.stop or world.exhausted:
             yield "hears of the end", move(world, index, At.FINISH)

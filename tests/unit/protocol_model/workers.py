@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hpcasync.ps.protocol.working import Count
 from protocol_model import survivors
+from protocol_model.machines import working
 from protocol_model.messages import request, take
 from protocol_model.world import At, Options, Send, Worker, World, move, require, set_server, set_worker, with_slot
 
@@ -31,7 +33,7 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
     elif at is At.AHEAD:
         yield from _turn(options, world, index)
     elif at is At.SLOT:
-        needed = worker.announced + 1 - options.num_slots
+        needed = working(options, worker).before_write().value
         servers = world.servers[:1] if "slot check at the coordinator only" in options.bugs else world.servers
         is_free = all(server.consumed[index] >= needed for server in servers) or "no slot check" in options.bugs
         if is_free or world.stop:
@@ -40,12 +42,14 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         yield f"writes to {worker.server}", _write(options, world, index)
     elif at is At.ANNOUNCE:
         if _has_landed(options, world, index) or "announce before flush" in options.bugs:
-            waits = options.pull != "latest"
-            announced = worker._replace(announced=worker.announced + 1, server=0, held=())
-            yield "announces", move(set_worker(world, index, announced), index, At.WAIT if waits else At.PUBLISHED)
+            machine = working(options, worker)
+            announced = worker._replace(announced=machine.announce(), server=0, held=())
+            at = At.PUBLISHED if machine.after_push() is None else At.WAIT
+            yield "announces", move(set_worker(world, index, announced), index, at)
     elif at is At.WAIT:
-        word = worker.settled if options.pull == "applied" else worker.handled
-        if word == worker.announced or world.stop:
+        wait = working(options, worker).after_push()
+        assert wait is not None
+        if {Count.SETTLED: worker.settled, Count.HANDLED: worker.handled}[wait.told] >= wait.value or world.stop:
             yield "has waited", move(world, index, At.FINISH if world.stop else At.PUBLISHED)
     elif at is At.FINISH:
         yield "finishes", set_worker(world, index, worker._replace(at=At.DONE, finished=True))
