@@ -4,6 +4,7 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import Config
+from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
@@ -99,19 +100,19 @@ class SimulatedServer:
         """Of the sum."""
         return self._sum.squared_norm()
 
-    def apply(self, version: int, *, scale: float, learning_rate: float, lookahead: float) -> None:
+    def apply(self, order: Order, scale: float) -> None:
         """Make the optimizer step and begin a new group."""
         self.state.apply(
             self._sum.block,
             scale=scale,
-            learning_rate=learning_rate,
-            version=version,
+            learning_rate=order.learning_rate,
+            version=order.version,
             publish=self._ahead,
-            lookahead=lookahead,
+            lookahead=order.lookahead,
         )
         self._sum.clear()
         if self._compensation is not None:
-            self._compensation.remember(version, self.state.parameters)
+            self._compensation.remember(order.version, self.state.parameters)
 
 
 class _Slot:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from hpcasync.comm.shards import Shard
-from hpcasync.ps.protocol.lookahead import lookahead_steps
 from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.server.shard_state import clip_factor
+from hpcasync.ps.server.shard_state import gradient_scale
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
@@ -104,15 +104,16 @@ class Training:
 
     def apply(self, update: Update) -> None:
         """As servers do it, each on its shard."""
-        self._learning_rate = self._observer.learning_rate(update) * update.rate_factor
-        scale = 1.0 / max(1, update.num_tokens)
-        clip_norm = self._config.optimizer.clip_norm
-        if clip_norm:
-            squared = sum(server.squared_norm() for server in self._servers)
-            scale *= clip_factor(scale * squared**0.5, clip_norm)
-        lookahead = lookahead_steps(self._config.staleness.lookahead, update.staleness)
+        config = self._config
+        order = Order.to_apply(update, self._observer.learning_rate(update), config.staleness.lookahead)
+        self._learning_rate = order.learning_rate
+        scale = gradient_scale(
+            order.num_tokens,
+            config.optimizer.clip_norm,
+            lambda: sum(server.squared_norm() for server in self._servers),
+        )
         for server in self._servers:
-            server.apply(update.version, scale=scale, learning_rate=self._learning_rate, lookahead=lookahead)
+            server.apply(order, scale)
         self._published = self._new_version(update.version, self._assemble())
 
     def after_update(self, update: Update, now: float) -> None:

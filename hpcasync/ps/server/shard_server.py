@@ -13,7 +13,7 @@ from hpcasync.ps.protocol.slots import SlotLedger, Step
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.polling import Polling
-from hpcasync.ps.server.shard_state import ShardState, clip_factor
+from hpcasync.ps.server.shard_state import ShardState, gradient_scale
 from hpcasync.ps.transport.link import Link
 from hpcasync.timeline import Timeline
 
@@ -117,11 +117,12 @@ class ShardServer:
             self._link.tell_worker(worker, ControlWords.consumed(worker), sequence)
 
     def _apply(self, order: Order) -> None:
-        scale = 1.0 / max(1, order.num_tokens)
         self._link.data.sync()
-        if self._clip_norm:
-            squared = self._link.server_comm.allreduce(self._sum.squared_norm())
-            scale *= clip_factor(scale * float(squared) ** 0.5, self._clip_norm)
+        scale = gradient_scale(
+            order.num_tokens,
+            self._clip_norm,
+            lambda: float(self._link.server_comm.allreduce(self._sum.squared_norm())),
+        )
         self._link.begin_writing(order.version)
         self._state.apply(
             self._sum.block,

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from hpcasync.config.schema import Config
-from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, gradient_scale, squared_norm
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import BatchOrder
@@ -127,12 +127,12 @@ class AllreduceExchange:
 
     def _apply(self, gradient: torch.Tensor, report: UpdateReport) -> bool:
         """Make the optimizer step; False, and nothing, where the sum is not finite."""
-        optimizer, scale = self._config.optimizer, 1.0 / report.target_tokens
+        optimizer, squared = self._config.optimizer, 0.0
         if optimizer.clip_norm or self._config.sync.compression == "fp16":
-            norm = scale * squared_norm(gradient) ** 0.5
-            if not math.isfinite(norm):
+            squared = squared_norm(gradient)
+            if not math.isfinite(squared):
                 return False
-            scale *= clip_factor(norm, optimizer.clip_norm)
+        scale = gradient_scale(report.target_tokens, optimizer.clip_norm, lambda: squared)
         self._count(report)
         rate = learning_rate(optimizer, self._schedule, self._counters)
         version = self._counters.num_updates
