@@ -141,25 +141,23 @@ class Coordination:
 
     def advance(self) -> Effects:
         """Make the update that is due, if any; then let the workers go on that waited for it."""
-        updates = self.updates
-        if not updates.should_apply():
-            effects: list[Effect] = []
-            for worker, sequence in updates.tell():
-                # No version will have what was dropped: nobody is to wait for that.
-                if updates.is_settled(worker):
-                    effects.append(Settled(worker, sequence))
-                effects.append(Handled(worker, sequence))
+        updates, effects = self.updates, list[Effect]()
+        if updates.should_apply():
+            update = updates.apply()
+            handled = updates.tell()
+            settled = {push.worker: push.sequence for push in update.pushes}
+            settled.update(handled)
+            effects += Apply(update), Publish(update.version)
+            effects += [Settled(worker, sequence) for worker, sequence in settled.items()]
+            effects += [Handled(worker, sequence) for worker, sequence in handled]
+            effects.append(Report(update))
             return effects
-        update = updates.apply()
-        handled = updates.tell()
-        settled = {push.worker: push.sequence for push in update.pushes} | dict(handled)
-        return (
-            Apply(update),
-            Publish(update.version),
-            *(Settled(worker, sequence) for worker, sequence in settled.items()),
-            *(Handled(worker, sequence) for worker, sequence in handled),
-            Report(update),
-        )
+        for worker, sequence in updates.tell():
+            # No version will have what was dropped: nobody is to wait for that.
+            if updates.is_settled(worker):
+                effects.append(Settled(worker, sequence))
+            effects.append(Handled(worker, sequence))
+        return effects
 
     def stop(self) -> Effects:
         """Training is over: what is accumulated is dropped."""
