@@ -66,7 +66,8 @@ def _carry_on(described: "Experiment", runs: "list[PlannedRun]", jobs: int, slur
     _finish(described, runs)
     if failed:
         for outcome in failed:
-            click.echo(f"failed: {outcome.run.name}: {outcome.reason} (log {outcome.log})", err=True)
+            what = "interrupted" if outcome.is_interrupted else "failed"
+            click.echo(f"{what}: {outcome.run.name}: {outcome.reason} (log {outcome.log})", err=True)
         raise UserError(f"{len(failed)} of {len(runs)} runs have not ended; the same command goes on with them")
 
 
@@ -107,7 +108,7 @@ def _finish(described: "Experiment", runs: "list[PlannedRun]") -> None:
     for row in table.rows:
         shown.add_row(*row)
     Console(width=200, highlight=False).print(shown)
-    for path in write_outcome(described, report, table, experiment_directory(described)):
+    for path in write_outcome(described, report, table, runs, experiment_directory(described)):
         click.echo(path)
 
 

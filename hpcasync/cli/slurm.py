@@ -18,22 +18,22 @@ from hpcasync.slurm.times import parse_time
 
 _COUNT = Count(1)
 _OPTIONS = (
-    click.option("--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
+    click.option("-N", "--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
     click.option("--ntasks-per-node", "tasks_per_node", type=_COUNT, help="Ranks on a node; default: a worker for each "
                  "GPU, or one, and the servers beside them."),
-    click.option("--cpus-per-task", type=_COUNT, help="CPUs of a rank; default: 1, or 3 where there are GPUs."),
+    click.option("-c", "--cpus-per-task", type=_COUNT, help="CPUs of a rank; default: 1, or 3 where there are GPUs."),
     click.option("--gpus-per-node", "--gpus", default=0, type=Count(min=0), help="GPUs of a node."),
     click.option("--servers", type=_COUNT, help="Servers on all nodes; default: as configured, else one a node."),
     click.option("--server-nodes", default=0, type=Count(min=0), help="Nodes of their own for the servers: a "
                  "heterogeneous job."),
     click.option("--server-partition", default="", help="Partition of those nodes."),
-    click.option("--time", default="", help="Time limit, as sbatch takes it."),
-    click.option("--partition", default="", help="As sbatch takes it; so --account, --mem and --constraint."),
-    click.option("--account", default=""),
+    click.option("-t", "--time", default="", help="Time limit, as sbatch takes it."),
+    click.option("-p", "--partition", default="", help="As sbatch takes it; so --account, --mem and --constraint."),
+    click.option("-A", "--account", default=""),
     click.option("--mem", "memory", default=""),
-    click.option("--constraint", default=""),
+    click.option("-C", "--constraint", default=""),
     click.option("--gres", default="", help="In the place of --gpus-per-node, for example gpu:a100:4."),
-    click.option("--qos", default="", help="As sbatch takes it, for all jobs; so --reservation and --mail-type."),
+    click.option("-q", "--qos", default="", help="As sbatch takes it, for all jobs; so --reservation and --mail-type."),
     click.option("--reservation", default=""),
     click.option("--mail-type", default=""),
     click.option("--mail-user", default=""),

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 from hpcasync.errors import UserError, describe
-from hpcasync.exit_codes import DIVERGED
+from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.experiment.status import Status
 
 _NOT_STARTED = -1
+_INTERRUPTED = -2
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ERROR_MARK = "hpcasync: error:"
 
@@ -31,7 +32,7 @@ class Outcome:
 
     Attributes:
         run: which.
-        code: of the first command that failed; 0 if none did; negative if it was not started.
+        code: of the first command that failed; 0 if none did; negative if it was not started, or interrupted.
         log: what its commands printed.
         seconds: time that it took, set-up and scoring included.
     """
@@ -47,10 +48,17 @@ class Outcome:
         return self.code not in (0, DIVERGED)
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether nothing is wrong with the run: it was told to end, or was not begun."""
+        return self.code in (_NOT_STARTED, _INTERRUPTED)
+
+    @property
     def reason(self) -> str:
         """The log's last error, or its last line."""
         if self.code == _NOT_STARTED:
             return "not started"
+        if self.code == _INTERRUPTED:
+            return "interrupted"
         lines = [line.strip() for line in _tail(self.log).splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR_MARK in line]
         return (errors or lines or ["it printed nothing"])[-1]
@@ -157,9 +165,14 @@ class Executor:
             for argv in argvs:
                 code = self._command(argv, file.fileno())
                 if code:
+                    # Scoring ends at once and leaves nothing half done; training saves a checkpoint.
+                    is_told = self._stopping.is_set() and (argv[0] == "evaluate" or code == PREEMPTED)
+                    code = _INTERRUPTED if is_told else code
                     break
         outcome = Outcome(run, code, log, time.perf_counter() - started)
-        end = {0: "done", DIVERGED: "diverged"}.get(code, f"ended with code {code}: {outcome.reason}")
+        end = {0: "done", DIVERGED: "diverged", _INTERRUPTED: "interrupted", _NOT_STARTED: "not started"}.get(
+            code, f"ended with code {code}: {outcome.reason}"
+        )
         self._say(f"{number} {run.name}: {end} after {outcome.seconds:,.0f} s")
         return outcome
 

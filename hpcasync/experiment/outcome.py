@@ -39,7 +39,7 @@ def collect(experiment: Experiment, runs: Sequence[PlannedRun]) -> Report | None
 def make_table(report: Report, runs: Sequence[PlannedRun]) -> Table:
     """A row for each group of runs: mode, its place on the axes, and what came out."""
     by_path = {run.config.output_dir: run for run in runs}
-    axes = list(dict.fromkeys(axis for run in runs for axis in run.coordinates if axis not in (SEED, MODE)))
+    axes = _axes(runs)
     titles, rows = result_cells(report.results, report.threshold)
     placed = []
     for result, row in zip(report.results, rows, strict=True):
@@ -48,7 +48,9 @@ def make_table(report: Report, runs: Sequence[PlannedRun]) -> Table:
     return Table(("mode", *axes, *titles[1:]), tuple(placed))
 
 
-def write_outcome(experiment: Experiment, report: Report, table: Table, directory: Path) -> list[Path]:
+def write_outcome(
+    experiment: Experiment, report: Report, table: Table, runs: Sequence[PlannedRun], directory: Path
+) -> list[Path]:
     """Write results.md, results.json, results.csv and report.html, and return their paths.
 
     Raises:
@@ -57,7 +59,7 @@ def write_outcome(experiment: Experiment, report: Report, table: Table, director
     files = {
         "results.md": f"# {experiment.name}\n\n{markdown(table.titles, table.rows)}",
         "results.json": json.dumps({"title": experiment.name, **to_json(report.results)}, indent=1) + "\n",
-        "results.csv": _csv(report.results),
+        "results.csv": _csv(report.results, runs),
     }
     try:
         for name, text in files.items():
@@ -69,21 +71,30 @@ def write_outcome(experiment: Experiment, report: Report, table: Table, director
     return [page, *(directory / name for name in files)]
 
 
-def _csv(results: Sequence[Result]) -> str:
+def _axes(runs: Sequence[PlannedRun]) -> list[str]:
+    """Those beside mode and seed, which have columns anyway."""
+    return list(dict.fromkeys(axis for run in runs for axis in run.coordinates if axis not in (SEED, MODE)))
+
+
+def _csv(results: Sequence[Result], runs: Sequence[PlannedRun]) -> str:
     """A line per run, for other programs."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     thresholds = list(results[0].reached) if results else []
-    writer.writerow(["run", "mode", "seed", "updates", "target_tokens", "wall_seconds", "target_tokens_per_second",
-                     "staleness_mean", "bleu_best", "bleu_final",
+    by_path = {run.config.output_dir: run for run in runs}
+    axes = _axes(runs)
+    writer.writerow(["run", "mode", "seed", *axes, "updates", "target_tokens", "wall_seconds",
+                     "target_tokens_per_second", "staleness_mean", "bleu_best", "bleu_final", "bleu_test",
                      *(f"seconds_to_bleu_{threshold:g}" for threshold in thresholds)])  # fmt: skip
     for result in results:
         for run in result.group.runs:
             last = run.summary or (run.updates[-1] if run.updates else {})
             scores = [score["bleu"] for score in run.validations if score["bleu"] is not None]
+            tests = [score["bleu"] for score in run.tests if score["bleu"] is not None]
             times = ["" if (t := time_to(threshold, run.validations)) is None else t for threshold in thresholds]
-            writer.writerow([run.path.name, run.mode, run.seed, last.get("num_updates", 0),
-                             last.get("target_tokens", 0), last.get("wall_seconds", 0), run.tokens_per_second,
-                             run.staleness_mean, max(scores, default=""), scores[-1] if scores else "",
-                             *times])  # fmt: skip
+            coordinates = by_path[run.path].coordinates
+            writer.writerow([run.path.name, run.mode, run.seed, *(coordinates.get(axis, "") for axis in axes),
+                             last.get("num_updates", 0), last.get("target_tokens", 0), last.get("wall_seconds", 0),
+                             run.tokens_per_second, run.staleness_mean, max(scores, default=""),
+                             scores[-1] if scores else "", tests[-1] if tests else "", *times])  # fmt: skip
     return output.getvalue()

@@ -1,5 +1,6 @@
 """Experiments: axes become runs, each is looked up in its directory, and becomes a command or a line of an array."""
 
+import csv
 import json
 import os
 import signal
@@ -103,7 +104,10 @@ def test_an_experiment_of_included_runs_alone(tmp_path: Path) -> None:
         ({"axes": {"seed": [1]}, "exclude": [{"seed": 1}]}, "has no runs"),
         ({"cluster": "x.yaml"}, "cluster is for run: simulated"),
         ({"set": {"cluster.workers": 3}}, "cluster.workers is for run: simulated"),
-        ({"axes": {"optimizer.learning_rat": [1]}}, r"run \(optimizer.learning_rat 1\).*did you mean learning_rate"),
+        (
+            {"axes": {"optimizer.learning_rat": [1]}},
+            r"run \(optimizer.learning_rat 1\).*did you mean optimizer.learning_rate",
+        ),
         ({"axes": {"mode": ["async"]}, "set": {"accumulate.global": 3}}, "run .mode async.: .*must be 1, not 3"),
         ({"axes": {"workers": [2, "many"]}}, "workers must be a whole number from 1, not 'many'"),
         ({"axes": {"m": {"a": {"mode": "sync"}}}, "include": [{"m": "b"}]}, "axis m has no 'b', but a"),
@@ -207,7 +211,7 @@ def test_a_signal_ends_what_runs_and_starts_no_other(tmp_path: Path) -> None:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     first, second = Executor(tmp_path / "logs", 1, say).run_all([(run, [waiting]) for run in runs])
-    assert (first.code, first.is_failed) == (128 + signal.SIGUSR1, True)
+    assert first.is_failed and first.is_interrupted and first.reason == "interrupted"
     assert second.is_failed and second.reason == "not started"
     assert first.log.read_text().startswith("$ hpcasync evaluate")
 
@@ -277,6 +281,21 @@ def test_slurm_print_writes_the_settings_and_shows_the_lines(tmp_path: Path) -> 
 def test_nothing_to_collect(tmp_path: Path) -> None:
     result = CliRunner().invoke(experiment_command, [str(write(tmp_path)), "--collect"])
     assert result.exit_code == 0 and "no run has left any record" in result.output
+
+
+def test_the_file_for_other_programs_has_axes_and_test_scores(tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"method": MODES}, set={"seed": 1})
+    runs = plan_runs(load_experiment(file))
+    for run in runs[:2]:
+        make_run(run.config.output_dir.parent, run.config.mode, name=run.config.name)
+    scored = {"num_updates": 400, "target_tokens": 400000, "wall_seconds": 10.0, "bleu": 33.5, "loss": 1.0}
+    record = {"snapshot": "u00000400", "version": 400, **scored}
+    (runs[1].config.output_dir / "evaluation-test.jsonl").write_text(json.dumps(record) + "\n")
+    result = CliRunner().invoke(experiment_command, [str(file), "--collect"])
+    assert result.exit_code == 0, result.exception
+    with (tmp_path / "runs" / "trial" / "results.csv").open() as lines:
+        rows = {row["run"]: row for row in csv.DictReader(lines)}
+    assert {(row["method"], row["bleu_test"]) for row in rows.values()} == {("sync", ""), ("global", "33.5")}
 
 
 def test_without_the_packages_of_a_page_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
