@@ -53,7 +53,9 @@ def _work(engine: Engine, parameters: torch.Tensor, *, is_failing: bool) -> None
         compute_for(_STEP_SECONDS)
         if is_failing and number == _NUM_BEFORE:
             _fail()
-        if not (client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))) and client.wait()):
+        if not (
+            client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,)), is_checked=True) and client.wait()
+        ):
             break
         number += 1
     client.finish()

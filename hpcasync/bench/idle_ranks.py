@@ -55,7 +55,7 @@ def _work(engine: Engine, parameters: torch.Tensor, num_steps: int, step_seconds
     for step in range(num_steps):
         version = client.pull(parameters)
         compute_for(step_seconds)
-        if not (client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,))) and client.wait()):
+        if not (client.push(gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,)), is_checked=True) and client.wait()):
             break
     client.finish()
 

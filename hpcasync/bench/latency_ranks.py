@@ -87,7 +87,7 @@ def _work(engine: Engine, flat: FlatParameters, num_steps: int, compute_seconds:
         compute_for(compute_seconds)
         flat.gradient.fill_(1e-3)  # as a backward pass would, in this core's cache
         moments = [time.perf_counter()]
-        client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,)))
+        client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (step,)), is_checked=True)
         moments.append(time.perf_counter())
         # The wait of the last step ends with the run, or with its update: both have been published.
         client.wait()

@@ -64,7 +64,7 @@ def _measure(link: Link, workers: MPI.Intracomm, num_elements: int, num_rounds: 
         seconds = []
         record = PushRecord(0, 1, 0.0, 0, 0.0, (number,))
         for action in (
-            lambda record=record: client.push(gradient, record),
+            lambda record=record: client.push(gradient, record, is_checked=True),
             lambda: client.pull(parameters),
             memcpy.gigabytes_per_second,
         ):

@@ -68,7 +68,10 @@ def _push_and_pull(engine: Engine, flat: FlatParameters) -> None:
         version = client.pull(flat.parameters)
         if number < _WARM_UP:
             flat.gradient.fill_(1e-3)  # each of the vectors that take turns
-        if not (client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,))) and client.wait()):
+        if not (
+            client.push(flat.gradient, PushRecord(version, 1, 0.0, 0, 0.0, (number,)), is_checked=True)
+            and client.wait()
+        ):
             break
         number += 1
     client.finish()
