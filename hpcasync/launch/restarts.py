@@ -61,7 +61,8 @@ def run_with_restarts(
         reason = reason_to_end(attempt, max_restarts)
         if reason is not None:
             if reason:
-                _say(f"{reason}; {_describe(run_dir, attempt.after, has_restarts=max_restarts > 0)}")
+                is_own = "--resume" in arguments_to_go_on(command, run_dir, began)
+                _say(f"{reason}; {_describe(run_dir, attempt.after if is_own else '', has_restarts=max_restarts > 0)}")
             return job.exit_code
         arguments = arguments_to_go_on(command, run_dir, began)
         _say(f"the job ended with code {job.exit_code}; restart {number} of {max_restarts}: {' '.join(arguments)}")

@@ -126,3 +126,16 @@ def test_mistakes_and_preemptions_end_without_a_word(tmp_path: Path, capsys: pyt
     for code in (2, PREEMPTED, DIVERGED):
         assert run_with_restarts(Job(tmp_path, (code, 0)), COMMAND, tmp_path, 5) == code
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("flag", "is_advised"), [("--overwrite", False), ("--resume", True)])
+def test_a_run_that_was_to_be_overwritten_is_no_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, is_advised: bool
+) -> None:
+    """The job died before it began its own, as where mpirun finds not enough slots."""
+    (tmp_path / "config.yaml").touch()
+    add_checkpoint(tmp_path, 10)
+    long_ago = time.time() - 600
+    os.utime(tmp_path / "config.yaml", (long_ago, long_ago))
+    assert run_with_restarts(lambda _: SupervisedJob(1, ()), [*COMMAND, flag], tmp_path, 0) == 1
+    assert ("u00000010" in capsys.readouterr().err) == is_advised
