@@ -1,6 +1,7 @@
 """The batch scripts, as they are, on a real SLURM: each runs a small job to its end."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_singletons_of_srun_are_refused(slurm: SlurmCluster, tmp_path: Path) -> 
     with pytest.raises(SlurmError, match=r"srun started 2 processes .*but MPI_COMM_WORLD has 1"):
         slurm.run(*srun, "--ntasks=2", sys.executable, program, cwd=ROOT)
     slurm.run(*srun, "--ntasks=1", sys.executable, program, cwd=ROOT)
+
+
+def test_a_persons_shell_is_no_task(slurm: SlurmCluster) -> None:
+    """`srun --ntasks=4 --pty`: one shell, whose variables speak of four tasks."""
+    hello = ("launch", "-n", "2", "--", sys.executable, "-c", "from mpi4py import MPI; print(MPI.COMM_WORLD.size)")
+    srun = ("srun", "--ntasks=4", "--nodes=1", "--mpi=none")
+    at_a_terminal = shlex.join([*srun, "--pty", sys.executable, "-m", "hpcasync", *hello])
+    said = slurm.run("script", "--quiet", "--return", "--command", at_a_terminal, "/dev/null", cwd=ROOT)
+    assert said.splitlines()[-2:] == ["2", "2"], said
+    with pytest.raises(
+        SlurmError, match=r"srun has started 4 tasks, of which this is number \d \(SLURM_STEP_NUM_TASKS=4\)"
+    ):
+        slurm.run(*srun, sys.executable, "-m", "hpcasync", *hello, cwd=ROOT)
