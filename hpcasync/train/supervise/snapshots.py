@@ -1,5 +1,6 @@
 """The snapshots of a run: written beside the training, scored, the best and the last named, old ones removed."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -143,7 +144,7 @@ class Snapshots:
                 self._pending.clear()
                 self._recorder.note(
                     f"{scores['error']}: {scores['num_unscored']} snapshot(s) not scored; training goes on, score them "
-                    f"later with `hpcasync evaluate {self._run_dir} --all`"
+                    f"later with `hpcasync evaluate {shlex.quote(str(self._run_dir))} --all`"
                 )
                 continue
             if scores["name"] in self._pending:
