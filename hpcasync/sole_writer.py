@@ -84,12 +84,13 @@ class Writer:
 
 
 @contextmanager
-def sole_writer(directory: Path, cure: str) -> Iterator[None]:
+def sole_writer(directory: Path, cure: str, elsewhere: str = "name another place") -> Iterator[None]:
     """Be the only writer of a directory, which is made if it is not there, and removed again if nothing was written.
 
     Args:
         directory: of a run, say.
         cure: what to do where somebody else writes, for the message.
+        elsewhere: what to do where it cannot be written.
 
     Raises:
         UserError: somebody else does, or the directory cannot be written.
@@ -102,7 +103,7 @@ def sole_writer(directory: Path, cure: str) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = _take(path, writer, cure)
         except OSError as error:
-            raise UserError(f"cannot write {directory}: {describe(error, 'name another place')}") from error
+            raise UserError(f"cannot write {directory}: {describe(error, elsewhere)}") from error
         has_ended = threading.Event()
         beat = threading.Thread(target=_beat, args=(descriptor, directory, writer, has_ended), daemon=True)
         beat.start()

@@ -26,7 +26,8 @@ def run_directory_locked(config: Config, *, must_exist: bool) -> Iterator[None]:
     run_dir = config.output_dir
     if must_exist:
         _check_holds_run(run_dir, "--resume")
-    with sole_writer(run_dir, "wait until that has ended, or end it, or set another name, seed or run_dir"):
+    cure = "wait until that has ended, or end it, or set another name, seed or run_dir"
+    with sole_writer(run_dir, cure, "set run_dir to where you may write"):
         yield
 
 

@@ -239,7 +239,7 @@ MODELS = [
     Case("evaluate: all of a part", f"evaluate {BEST} --all", (BEST,), "--all needs a run directory"),
     Case("evaluate: state is garbage", "evaluate run --all", (f"{BEST}/state.json is damaged",), "remove",
          write(f"{BEST}/state.json", "{}")),
-    Case("evaluate: scores are garbage", "evaluate run --device cpu", ("evaluation-valid.jsonl, line 1",), "remove",
+    Case("evaluate: scores are garbage", "evaluate run --device cpu", ("evaluation-valid.jsonl: line 1",), "remove",
          write("run/evaluation-valid.jsonl", "garbage\n")),
     Case("evaluate: unequal lines", "evaluate train.en valid.de", ("train.en has", "the reference has"), "lines"),
     Case("evaluate: no such score", "evaluate valid.en valid.de --metrics bluer", ("'bluer'",), "choose from bleu"),
@@ -261,8 +261,8 @@ LAUNCHING = [
 ]  # fmt: skip
 
 ENVIRONMENT = [
-    setting("run below a file", "run_dir=run.yaml/runs", "cannot write the run directory run.yaml", cure="set run_dir"),
-    setting("run cannot be", "run_dir=/proc/runs", "cannot write the run directory /proc", cure="set run_dir"),
+    setting("run below a file", "run_dir=run.yaml/runs", "cannot write run.yaml/runs", cure="set run_dir"),
+    setting("run cannot be", "run_dir=/proc/runs", "cannot write /proc/runs", cure="set run_dir"),
     Case("run is there", "train run.yaml", ("runs/x-sync-seed1 holds a run",), "--overwrite",
          write("runs/x-sync-seed1/config.yaml", "x")),
     Case("something else is there", "train run.yaml --overwrite", ("runs/x-sync-seed1 is not empty",), "choose another",

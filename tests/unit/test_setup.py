@@ -181,7 +181,9 @@ def load_build_script() -> ModuleType:
 def setup_in(directory: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run the set-up script in a copy of what it reads."""
     (directory / ".ci").mkdir()
-    for name in (".ci/setup", ".ci/build_horovod.py", "constraints.txt", "setup.py"):
+    kernel = "hpcasync/ps/server/fused_apply.c"
+    (directory / kernel).parent.mkdir(parents=True)
+    for name in (".ci/setup", ".ci/build_horovod.py", "constraints.txt", "setup.py", kernel):
         shutil.copy(ROOT / name, directory / name)
     environment = {**os.environ, **settings}
     return subprocess.run([str(directory / ".ci/setup")], capture_output=True, text=True, env=environment)
