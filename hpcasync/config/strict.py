@@ -131,7 +131,7 @@ def validate(
         of_overrides: list[str] = []
         for detail in error.errors():
             if override := _override_of(detail["loc"], overrides):
-                of_overrides.append(f"override {prefix + override!r}: {_explain(detail, schema, prefix)}")
+                of_overrides.append(f"override {_shortened(prefix + override)!r}: {_explain(detail, schema, prefix)}")
             else:
                 of_source.append(_explain(detail, schema))
         in_file = [f"{source}: " + "; ".join(of_source)] if of_source else []
@@ -152,7 +152,7 @@ def _apply_override(values: dict[str, Any], override: str, schema: type[BaseMode
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(
-            f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.001"
+            f"override {_shortened(override)!r} is not of the form key=value, for example optimizer.learning_rate=0.001"
         )
     *parents, last = key.split(".")
     annotation: Any = schema
@@ -161,14 +161,14 @@ def _apply_override(values: dict[str, Any], override: str, schema: type[BaseMode
     try:
         value = _parse_override(text, annotation)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"override {override!r}: the value is no valid YAML") from error
+        raise UserError(f"override {_shortened(override)!r}: the value is no valid YAML") from error
     section: Any = values
     for parent in parents:
         if section.get(parent) is None:
             section[parent] = {}  # missing, or a key with nothing below it
         section = section[parent]
         if not isinstance(section, dict):
-            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+            raise UserError(f"override {_shortened(override)!r}: {parent} is a value, not a section")
     section[last] = value
 
 

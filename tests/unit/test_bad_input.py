@@ -216,7 +216,7 @@ MODELS = [
     Case("text is no UTF-8", "translate run --device cpu", ("standard input, line 1", "UTF-8"), "iconv",
          stdin=b"caf\xe9\n"),
     Case("output below a file", f"{TRANSLATE} --output run.yaml/new", ("cannot write run.yaml/new",), "choose another"),
-    Case("disk full", f"{TRANSLATE} --output /dev/full", ("write /dev/full", "No space left"), "choose another output"),
+    Case("disk full", f"{TRANSLATE} --output /dev/full", ("write /dev/full", "No space left"), "make room"),
     Case("output is input", f"{TRANSLATE} --output valid.en", ("valid.en",), "choose another output"),
     Case("too many to average", f"{TRANSLATE} --average 9", ("9 snapshots",), "run has 3"),
     Case("no number to average", f"{TRANSLATE} --average ²", ("safetensors in ²",), "give a run directory"),

@@ -134,7 +134,7 @@ def test_keys_take_finite_numbers_alone(schema: type[Config] | type[ClusterConfi
         for text in (*NOT_NUMBERS[:10], "9" * 5000, f"-{10**30}", "1e300", "1e-300", "true", *more):
             message = refusal(load, f"{key}={text}")
             assert key.rpartition(".")[2] in message, (key, text, message)
-            assert len(message) < 12_000  # an override is shown as it was given
+            assert len(message) < 1_500
 
 
 def test_experiments_take_finite_numbers_alone(tmp_path: Path, base: Path) -> None:
