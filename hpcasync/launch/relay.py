@@ -15,6 +15,7 @@ _FRAME = re.compile(rb"-{60,}\s*")
 _NOTICE = re.compile(
     rb"exited with non-zero status|MPI_ABORT was invoked|\bcalling\s+\"abort\"|srun returned non-zero exit status"
 )
+_LACKS_SLOTS = b"not enough slots available in the system"
 # MPICH's, without a frame.
 _ABORT_LINE = re.compile(rb"Abort\(-?\d+\) on node \d+ .*application called MPI_Abort")
 # Those of mpirun are shorter; somebody else's frame is not held back for long.
@@ -28,14 +29,17 @@ class NoticeFilter:
 
     Attributes:
         notices: what was taken out.
+        lacks_slots: Open MPI's mpirun has started nothing, since it was given fewer slots than ranks.
     """
 
     def __init__(self) -> None:
         self.notices = b""
+        self.lacks_slots = False
         self._held: list[bytes] = []
 
     def take(self, line: bytes) -> bytes:
         """What is to be written when a line has come."""
+        self.lacks_slots = self.lacks_slots or _LACKS_SLOTS in line
         if self._held:
             self._held.append(line)
             if _FRAME.fullmatch(line):
@@ -94,6 +98,11 @@ class Relay:
             self._live.close()
         if not is_explained:
             self._write(self._filter.notices, sys.stderr.buffer)
+        if self._filter.lacks_slots:
+            self.say(
+                "mpirun has fewer slots than ranks: start fewer (-n), give hosts more (--host NAME:SLOTS), ask the "
+                "batch system for more tasks (--ntasks-per-node), or add --oversubscribe to let ranks share cores"
+            )
 
     def _hand_on(self, source: IO[bytes], target: BinaryIO) -> None:
         is_error = target is sys.stderr.buffer

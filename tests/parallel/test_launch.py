@@ -16,7 +16,7 @@ from runners import CliRunner, MpiRunner
 from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus
 
-from hpcasync.launch.locate import find_library
+from hpcasync.launch.locate import find_launcher, find_library
 from hpcasync.launch.session_directory import session_directory
 
 PROGRAM = Path(__file__).parent / "programs" / "supervised_job.py"
@@ -239,3 +239,12 @@ def test_ranks_are_bound_on_a_workstation_only_where_that_is_asked_for(
         used = [set(process.cpu_affinity() or ()) for _, process in sorted(job.ranks().items())]
     assert len(used) == 2
     assert used[0].isdisjoint(used[1]) if bind == "always" else used == [os.sched_getaffinity(0)] * 2
+
+
+def test_too_few_slots_get_the_cure(run_cli: CliRunner) -> None:
+    if find_launcher().flavour != "openmpi":
+        pytest.skip("slots are Open MPI's")
+    done = run_cli("launch", "-n", "2", "--host", "localhost:1", "--map-by", "slot", "--", "python", "-c", "1")
+    assert done.returncode != 0
+    assert "hpcasync: mpirun has fewer slots than ranks: start fewer (-n)" in done.stderr
+    assert "--oversubscribe" in done.stderr and "checkpoint" not in done.stderr
