@@ -1,7 +1,6 @@
 """The processes of a job: a time limit, nothing left behind."""
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -58,8 +57,9 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=end_with_parent(),
+        preexec_fn=ignore_broken_pipes,
     )
+    guard = ParentGuard(process.pid)
     timed_out = False
     stragglers: tuple[str, ...] = ()
     try:
@@ -71,6 +71,7 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
             stdout, stderr = process.communicate(timeout=_GRACE_SECONDS)
         ended = time.monotonic()
     finally:
+        guard.close()
         stragglers = clean_up(process, job, started_at)
     return FinishedJob(exit_code(process.returncode), stdout, stderr, timed_out, stragglers, ended)
 
@@ -114,18 +115,35 @@ def _processes_of(job: str) -> Iterator[psutil.Process]:
             yield process
 
 
-def end_with_parent() -> Callable[[], None] | None:
-    """What mpirun does before it starts, so that it gets SIGTERM when this process is killed and cannot send it."""
-    if not sys.platform.startswith("linux"):
-        return None
-    # Looked up before the fork: little may be done after it.
-    prctl = ctypes.CDLL(None).prctl
-    parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+class ParentGuard:
+    """Sends a process SIGTERM, once, when this one is killed and cannot do so.
 
-    def end_with_parent() -> None:
-        prctl(parent_death_signal, signal.SIGTERM)
+    Not by Linux's parent death signal: that comes again for each thread of a parent that is killed, and mpirun takes a
+    second SIGTERM for an order to end at once, without its ranks.
 
-    return end_with_parent
+    Args:
+        pid: of the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        # At the end of its input, which the kernel closes with this process, it sends the signal.
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r line || kill -TERM "$0"', str(pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """The process has ended, or is left alone from now on."""
+        with contextlib.suppress(OSError):
+            self._shell.communicate(b"done\n")
+
+
+def ignore_broken_pipes() -> None:
+    """In mpirun before it starts: nobody may read what it says of its end; it must not die of that before its ranks."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def exit_code(returncode: int) -> int:

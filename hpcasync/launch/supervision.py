@@ -5,13 +5,14 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
 
 from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.launch.mpirun import JobLine
-from hpcasync.launch.process import JOB_VARIABLE, clean_up, end_with_parent, exit_code
+from hpcasync.launch.process import JOB_VARIABLE, ParentGuard, clean_up, exit_code, ignore_broken_pipes
 from hpcasync.launch.relay import Relay
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -70,10 +71,10 @@ def supervise(
             stdout=subprocess.PIPE if has_live_line else None,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=end_with_parent(),
+            preexec_fn=ignore_broken_pipes,
         )
         relay.begin(process.stdout, process.stderr)
-        with lifelines.watched(supervision.lose):
+        with closing(ParentGuard(process.pid)), lifelines.watched(supervision.lose):
             supervision.begin(process)
             code = exit_code(process.wait())
     finally:

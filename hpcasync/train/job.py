@@ -74,6 +74,11 @@ class _Setup:
         return self.checkpoint is None or self.checkpoint.parent.parent != self.config.output_dir
 
     @property
+    def own_checkpoint(self) -> Path | None:
+        """The checkpoint in this run's directory: of another run's a copy, which stays while that run goes on."""
+        return None if self.checkpoint is None else self.config.output_dir / "checkpoints" / self.checkpoint.name
+
+    @property
     def end_of_tickets(self) -> int | None:
         """The first ticket after the last epoch; None: there is none."""
         num_epochs = self.config.stop.epochs
@@ -110,7 +115,10 @@ def run_training(
         require_same(comm, describe_updates(), "how updates are computed")
         locked = run_directory_locked(config, must_exist=resume and resume_from is None)
         collectively(comm, lambda: _on_first(setup, lambda: stack.enter_context(locked)))
-        collectively(comm, lambda: _find_checkpoint(setup, resume=resume, resume_from=resume_from))
+        collectively(comm, lambda: _on_first(setup, lambda: _find_checkpoint(setup, resume, resume_from)))
+        # A run that goes on meanwhile may have a newer one when the next rank looks.
+        setup.checkpoint = comm.bcast(setup.checkpoint, root=setup.roles.coordinator_rank)
+        collectively(comm, lambda: _read_state(setup))
         return _train(setup, overwrite=overwrite)
 
 
@@ -172,8 +180,11 @@ def _set_up(config: Config, comm: MPI.Intracomm) -> _Setup:
     return _Setup(config, comm, roles, task, resources, RunState.new(config), None, 0, deaths)
 
 
-def _find_checkpoint(setup: _Setup, *, resume: bool, resume_from: Path | None) -> None:
+def _find_checkpoint(setup: _Setup, resume: bool, resume_from: Path | None) -> None:
     setup.checkpoint = find_checkpoint_of(setup.config, resume=resume, resume_from=resume_from)
+
+
+def _read_state(setup: _Setup) -> None:
     if setup.checkpoint is not None:
         setup.state, setup.num_checkpoint_shards = read_run_state(
             setup.checkpoint, setup.task.layout, setup.config.validation.metric
@@ -202,8 +213,8 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
 
 
 def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
-    if setup.checkpoint is not None:
-        state.load_state_tensors(read_shard(setup.checkpoint, setup.num_checkpoint_shards, shard))
+    if setup.own_checkpoint is not None:
+        state.load_state_tensors(read_shard(setup.own_checkpoint, setup.num_checkpoint_shards, shard))
 
 
 def _run_synchronous(setup: _Setup, collectives: Collectives) -> int:
@@ -322,7 +333,7 @@ def _engine_options(setup: _Setup) -> EngineOptions:
 
 
 def _load_own_shard(setup: _Setup, engine: Engine) -> None:
-    checkpoint = setup.checkpoint
+    checkpoint = setup.own_checkpoint
     if checkpoint is not None:
         engine.load(lambda shard: read_shard(checkpoint, setup.num_checkpoint_shards, shard))
 

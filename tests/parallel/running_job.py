@@ -144,5 +144,5 @@ class RunningJob:
 
     def mpirun(self) -> psutil.Process:
         """The process of mpirun."""
-        [process] = psutil.Process(self.process.pid).children()
+        [process] = [child for child in psutil.Process(self.process.pid).children() if child.name() != "sh"]
         return process

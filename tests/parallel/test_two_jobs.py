@@ -31,7 +31,7 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_two_jobs_in_one_run_directory(trainer: Trainer, tmp_path: Path) -> None:
-    settings = "mode=async", "name=contested", "stop={updates: 1000000}", "checkpoint={every: 20}"
+    settings = "mode=async", "name=contested", "stop={updates: 1000000}", "checkpoint={every: 200}"
     with RunningJob(2, trainer.path, *settings, log=tmp_path / "log") as job:
         job.wait_until(lambda: job.newest, "a checkpoint")
         coordinator = job.rank(0).pid

@@ -14,7 +14,7 @@ from runners import RANK_ENVIRONMENT
 
 from hpcasync.launch.here import job_line_here
 from hpcasync.launch.mpirun import Launcher
-from hpcasync.launch.process import FinishedJob, end_with_parent
+from hpcasync.launch.process import FinishedJob, ParentGuard, ignore_broken_pipes
 
 NUM_RANKS = 5
 _POLL_SECONDS = 0.01
@@ -33,6 +33,7 @@ class WarmJob:
         self._launcher = launcher
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: ParentGuard | None = None
         self._num_starts = 0
         self._number = 0
 
@@ -90,8 +91,9 @@ class WarmJob:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent(),
+                preexec_fn=ignore_broken_pipes,
             )
+        self._guard = ParentGuard(self._process.pid)
 
     def _ask(self, **request: object) -> None:
         path = self._requests / f"request-{self._number}.json"
@@ -115,4 +117,6 @@ class WarmJob:
                 self._process.wait(_CLOSING_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._process = None
+        if self._guard is not None:
+            self._guard.close()
+        self._process = self._guard = None

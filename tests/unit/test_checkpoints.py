@@ -144,7 +144,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
         save_file({"parameters": torch.zeros(4)}, path)
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\x00" * 64)
-    with pytest.raises(UserError, match=r"shard-00001-of-00002.safetensors cannot be read .*; remove .*u00000004"):
+    with pytest.raises(UserError, match=r"cannot read .*shard-00001-of-00002.safetensors: .*; remove .*u00000004"):
         read_shard(checkpoint, 2, Shard(0, NUM_ELEMENTS))
 
 

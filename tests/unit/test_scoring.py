@@ -141,7 +141,7 @@ def test_snapshots_are_scored_once(tiny_run: TinyRun, tmp_path: Path) -> None:
     assert [json.loads(line)["snapshot"] for line in file.read_text().splitlines()] == list(NAMES)
     assert len(read_records(file)) == 3
     # Other settings need other scores.
-    with pytest.raises(UserError, match=r"cannot be read"):
+    with pytest.raises(UserError, match=r"is damaged or truncated"):
         evaluate(beam=3)
 
 

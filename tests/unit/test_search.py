@@ -273,7 +273,7 @@ def test_nbest_is_sorted_and_scores_add_up(vocabulary: Vocabulary) -> None:
         assert len({h.tokens for h in hypotheses}) == 4
         for hypothesis in hypotheses:
             assert hypothesis.tokens[-1] == EOS
-            assert hypothesis.text == vocabulary.decode(hypothesis.tokens)
+            assert hypothesis.text == vocabulary.decode(hypothesis.tokens).rstrip()
             assert hypothesis.score == pytest.approx(hypothesis.log_prob / len(hypothesis.tokens) ** 0.7)
 
 
