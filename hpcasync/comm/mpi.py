@@ -1,6 +1,5 @@
 """Starting MPI and agreeing on errors: what every rank does before roles differ."""
 
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -86,8 +85,3 @@ def require_same(comm: MPI.Intracomm, value: str, what: str) -> None:
             "start every rank with the same files and arguments",
             everywhere=True,
         )
-
-
-def is_initialised() -> bool:
-    """Whether MPI has been started in this process, without starting it."""
-    return "mpi4py.MPI" in sys.modules and MPI.Is_initialized() and not MPI.Is_finalized()
