@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hpcasync.report.groups import Group
 from hpcasync.report.run import Run
@@ -42,7 +43,8 @@ class Reached:
     Attributes:
         seconds: training time of the first snapshot that reached it, over the runs that did.
         num_reached: runs that did.
-        ratio: time of the fastest synchronous group divided by this group's; None unless all runs of both did.
+        ratio: time of the fastest synchronous group with the same slow worker, if any, divided by this group's; None
+            unless all runs of both did.
     """
 
     seconds: Spread | None
@@ -82,17 +84,6 @@ def make_results(groups: Sequence[Group], thresholds: Sequence[float]) -> list[R
         threshold: [[time_to(threshold, run.validations) for run in group.runs] for group in groups]
         for threshold in thresholds
     }
-    baselines = {
-        threshold: min(
-            (
-                statistics.fmean(known)
-                for group, seconds in zip(groups, times[threshold], strict=True)
-                if group.mode == BASELINE_MODE and (known := _all_known(seconds))
-            ),
-            default=None,
-        )
-        for threshold in thresholds
-    }
     return [
         Result(
             group,
@@ -102,7 +93,10 @@ def make_results(groups: Sequence[Group], thresholds: Sequence[float]) -> list[R
             Spread.of(run.tests[-1]["bleu"] if run.tests else None for run in group.runs),
             Spread.of(run.tokens_per_second for run in group.runs),
             Spread.of(run.staleness_mean for run in group.runs),
-            {threshold: _reached(times[threshold][index], baselines[threshold]) for threshold in thresholds},
+            {
+                threshold: _reached(seconds[index], _baseline(group, groups, seconds))
+                for threshold, seconds in times.items()
+            },
             sum(run.summary is None for run in group.runs),
         )
         for index, group in enumerate(groups)
@@ -139,6 +133,21 @@ def _best(run: Run) -> float | None:
 def _all_known(seconds: Sequence[float | None]) -> list[float]:
     known = [value for value in seconds if value is not None]
     return known if len(known) == len(seconds) else []
+
+
+def _baseline(group: Group, groups: Sequence[Group], times: Sequence[Sequence[float | None]]) -> float | None:
+    """Time of the fastest synchronous group that had to do with the same slow worker as this one."""
+    means = (
+        statistics.fmean(known)
+        for other, seconds in zip(groups, times, strict=True)
+        if other.mode == BASELINE_MODE and _straggler(other) == _straggler(group) and (known := _all_known(seconds))
+    )
+    return min(means, default=None)
+
+
+def _straggler(group: Group) -> Any:
+    straggler = group.runs[0].config.get("straggler") or {}
+    return None if straggler.get("worker") is None else straggler
 
 
 def _reached(seconds: Sequence[float | None], baseline: float | None) -> Reached:

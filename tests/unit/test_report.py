@@ -146,6 +146,26 @@ def test_time_to_a_score_is_that_of_the_first_snapshot_that_reached_it() -> None
     assert [time_to(threshold, scores) for threshold in (5, 6, 9, 10)] == [1.0, 3.0, 3.0, None]
 
 
+def test_a_slow_worker_is_compared_with_sync_that_has_it_too(tmp_path: Path) -> None:
+    slow = {"worker": 1, "slowdown": 2.0}
+    runs = [
+        make_run(tmp_path, "sync", name="even"),
+        make_run(tmp_path, "async-global", name="even"),
+        make_run(tmp_path, "sync", name="slow", seconds_per_snapshot=120.0, straggler=slow),
+        make_run(tmp_path, "async-global", name="slow", seconds_per_snapshot=80.0, straggler=slow),
+    ]
+    ratios = {
+        (result.group.mode, result.group.runs[0].config["straggler"]["worker"]): result.reached[20.0].ratio
+        for result in make_results(group_runs(load_run(path) for path in runs), [20.0])
+    }
+    assert ratios == {
+        ("sync", None): 1.0,
+        ("async-global", None): 1.0,
+        ("sync", 1): 1.0,
+        ("async-global", 1): pytest.approx(1.5),
+    }
+
+
 def test_ratio_is_to_the_fastest_synchronous_group_and_needs_all_seeds(tmp_path: Path) -> None:
     slow, fast = {"learning_rate": 1e-4}, {"learning_rate": 1e-3}
     paths = [
