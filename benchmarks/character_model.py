@@ -84,9 +84,13 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 @click.option("--mode", type=click.Choice(MODES), default="async-global", show_default=True)
 @click.option("--updates", type=int, default=300, show_default=True, help="Of as many batches as there are workers.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
-@click.option("--lookahead", type=float, default=0.0, show_default=True, help="As staleness.lookahead.")
+@click.option("--lookahead", type=float, default=1.0, show_default=True, help="As staleness.lookahead.")
+@click.option("--nesterov/--no-nesterov", default=True, show_default=True, help="As optimizer.nesterov.")
+@click.option("--fresh", type=float, default=0.25, show_default=True, help="Part of the updates that workers wait for.")
 @click.option("--seed", type=int, default=1, show_default=True)
-def main(mode: str, updates: int, learning_rate: float, lookahead: float, seed: int) -> None:
+def main(
+    mode: str, updates: int, learning_rate: float, lookahead: float, nesterov: bool, fresh: float, seed: int
+) -> None:
     """Train, and print what came out as one line of JSON."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -96,17 +100,19 @@ def main(mode: str, updates: int, learning_rate: float, lookahead: float, seed: 
     flat = FlatParameters(model)
     group = num_workers if mode in ("sync", "async-global") else 1
     batches = num_workers if mode == "async-local" else 1
+    num_updates = updates * num_workers // (group * batches)
     options = EngineOptions(
         pushes_per_update=group,
         pull="applied" if mode == "sync" else "handled",
         clip_norm=1.0,
         ema_decay=0.99,
         lookahead=lookahead,
+        fresh_updates=round(fresh * num_updates),
         link=LinkOptions(max_tickets=batches),
     )
-    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig(nesterov=nesterov)), options)
     train, held_out = corpus()
-    observer = MinimalObserver(learning_rate, updates * num_workers // (group * batches))
+    observer = MinimalObserver(learning_rate, num_updates)
     started = time.perf_counter()
     if engine.is_server:
         engine.serve(observer, observer)
@@ -125,7 +131,7 @@ def main(mode: str, updates: int, learning_rate: float, lookahead: float, seed: 
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
         result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate}
-        result |= {"lookahead": lookahead, "seed": seed}
+        result |= {"lookahead": lookahead, "nesterov": nesterov, "fresh": fresh, "seed": seed}
         print(json.dumps(result), flush=True)
 
 

@@ -28,6 +28,8 @@ Tokenizer = Literal[
 ]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
+# Part of a run that staleness.fresh_start can be: what is trained as in sync is no faster than sync.
+_MOST_FRESH = 0.25
 
 
 class RolesConfig(Section):
@@ -125,8 +127,9 @@ class StalenessConfig(Section):
     fresh_start: float = Field(
         2.0,
         ge=0,
-        description="so many times the warm-up of the learning rate workers wait for the update that their gradient is "
-        "part of, as in sync: there learning is fastest, and staleness costs most; 0: never",
+        description="so many times the warm-up of the learning rate, but at most a quarter of the run, workers wait "
+        "for the update that their gradient is part of, as in sync: there learning is fastest, and staleness costs "
+        "most; 0: never",
     )
 
     @model_validator(mode="after")
@@ -322,11 +325,18 @@ class Config(Section):
         return int(factor or 1) * num_workers
 
     def fresh_updates(self, num_workers: int, tokens_per_batch: float, batches_per_epoch: int) -> int:
-        """Updates of staleness.fresh_start, where a batch has so many target tokens on average."""
+        """Updates of staleness.fresh_start, where a batch has so many target tokens on average.
+
+        A length in seconds is not known in updates, and limits nothing.
+        """
+        schedule, stop = self.schedule, self.stop
         batches = self.accumulate.local * self.pushes_per_update(num_workers)
         tokens, epochs = batches * tokens_per_batch, batches / batches_per_epoch
-        per_update = {"updates": 1.0, "batches": batches, "tokens": tokens, "epochs": epochs}[self.schedule.unit]
-        return round(self.staleness.fresh_start * self.schedule.warmup / per_update)
+        per_update = {"updates": 1.0, "batches": batches, "tokens": tokens, "epochs": epochs}
+        ends = [("updates", stop.updates), ("epochs", stop.epochs), ("tokens", stop.tokens)]
+        ends += [(schedule.unit, schedule.total)] if schedule.name == "cosine" else []
+        start = self.staleness.fresh_start * schedule.warmup / per_update[schedule.unit]
+        return round(min([start, *(_MOST_FRESH * end / per_update[unit] for unit, end in ends if end)]))
 
     @property
     def output_dir(self) -> Path:

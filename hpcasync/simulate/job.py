@@ -66,6 +66,13 @@ class _Setup:
     saved: SavedSimulation | None
     clock: _Clock
 
+    @property
+    def fresh_updates(self) -> int:
+        """Of the fresh start, as the run began: `stop` and `schedule`, on which it depends, may be others by now."""
+        if self.saved is not None:
+            return self.saved.fresh_updates
+        return self.task.fresh_updates(self.cluster.workers)
+
 
 def run_simulated_training(
     config: Config,
@@ -109,7 +116,9 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
     config, cluster = setup.config, setup.cluster
     writer = ShardWriter(config.output_dir / "checkpoints", len(setup.shards))
     supervisor = _make_supervisor(setup, writer)
-    training = Training(setup.task, setup.shards, supervisor, writer, cluster.workers)
+    training = Training(
+        setup.task, setup.shards, supervisor, writer, cluster.workers, fresh_updates=setup.fresh_updates
+    )
     program: Program = training
     if setup.saved is None:
         training.begin()
@@ -160,7 +169,7 @@ def _go_on(setup: _Setup) -> None:
     setup.saved = SavedSimulation(str(checkpoint), state.counters.num_updates, shard_tensors)
     # The replay counts gradients and batches again, those left out that came after the last update.
     setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts())
-    setup.saved.rejected()  # refuses what no simulation has written, before anything is
+    setup.saved.check()  # refuses what no simulation has written, before anything is
 
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
@@ -184,7 +193,7 @@ def _show_header(setup: _Setup, recorder: Recorder) -> None:
     for line in title_lines(config, "simulated, "):
         recorder.say(line)
     recorder.say(f"  cluster: {cluster.workers} workers, {config.num_servers} servers, seed {cluster.seed}")
-    for line in task_lines(setup.task, cluster.workers):
+    for line in task_lines(setup.task, cluster.workers, setup.fresh_updates):
         recorder.say(line)
     recorder.say("  all times are virtual")
     if setup.saved is not None:
@@ -199,8 +208,7 @@ def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> Asy
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(costs, program, counts, num_local=config.accumulate.local)
-    fresh_updates = config.fresh_updates(cluster.workers, setup.task.tokens_per_batch, setup.task.plan.num_batches())
-    decisions = make_decisions(config, cluster.workers, counts, fresh_updates=fresh_updates)
+    decisions = make_decisions(config, cluster.workers, counts, fresh_updates=setup.fresh_updates)
     return AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config), stop_seconds=config.stop.seconds)
 
 

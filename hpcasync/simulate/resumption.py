@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Begins what only a simulation needs, in a shard's file; real runs pass over it.
 _PREFIX = "simulation."
 _REJECTED = "rejected"
+_FRESH = "fresh_updates"
 _VERSION = "version."
 _MEMORY = "memory."
 
@@ -50,10 +51,12 @@ class Moment:
     Attributes:
         versions: older ones that somebody still holds, by number.
         memories: of each server (`SimulatedServer.memory`).
+        fresh_updates: of the run's fresh start.
     """
 
     versions: dict[int, Version]
     memories: Sequence[Tensors]
+    fresh_updates: int
 
     def tensors(self, server: int, shard: Shard, rejected: Sequence[int]) -> Tensors:
         """What goes into a server's shard file: vectors of the shard, by name."""
@@ -61,8 +64,9 @@ class Moment:
         for number, version in self.versions.items():
             assert version.vector is not None
             tensors[f"{_VERSION}{number}"] = version.vector[shard.start : shard.stop].clone()
-        if server == 0:
-            tensors[_REJECTED] = torch.tensor([rejected], dtype=torch.int64)  # of two dimensions, as no vector is
+        if server == 0:  # of two dimensions, as no vector is
+            tensors[_REJECTED] = torch.tensor([rejected], dtype=torch.int64)
+            tensors[_FRESH] = torch.tensor([[self.fresh_updates]], dtype=torch.int64)
         return {_PREFIX + key: tensor for key, tensor in tensors.items()}
 
 
@@ -80,19 +84,26 @@ class SavedSimulation:
     version: int
     shards: Sequence[Tensors]
 
-    def rejected(self) -> set[int]:
-        """Batches whose gradients were not finite.
+    def check(self) -> None:
+        """Refuse what no simulation of this version has written.
 
         Raises:
-            UserError: no simulation has written the checkpoint.
+            UserError: it has not.
         """
-        found = self.shards[0].get(_PREFIX + _REJECTED)
-        if found is None:
+        if not {_PREFIX + _REJECTED, _PREFIX + _FRESH} <= self.shards[0].keys():
             raise UserError(
                 f"--resume: {self.name} was not written by `hpcasync simulate` of this version: go on with "
                 "`hpcasync train --resume`, or start anew with --overwrite"
             )
-        return set(found.flatten().tolist())
+
+    def rejected(self) -> set[int]:
+        """Batches whose gradients were not finite."""
+        return set(self.shards[0][_PREFIX + _REJECTED].flatten().tolist())
+
+    @property
+    def fresh_updates(self) -> int:
+        """Of the fresh start, as the run began."""
+        return int(self.shards[0][_PREFIX + _FRESH])
 
     def memory(self, server: int) -> Tensors:
         """What `SimulatedServer.memory` gave."""

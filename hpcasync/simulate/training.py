@@ -30,6 +30,7 @@ class Training:
         supervisor: counts, logs, saves and decides; its clock is the virtual one.
         writer: the supervisor's.
         num_workers: of the cluster.
+        fresh_updates: of the fresh start, kept in checkpoints.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Training:
         supervisor: Supervisor,
         writer: ShardWriter,
         num_workers: int,
+        *,
+        fresh_updates: int,
     ) -> None:
         self._config = config = task.config
         self._corpus = task.corpus
@@ -47,6 +50,7 @@ class Training:
         self._supervisor = supervisor
         self._observer = CoordinatorObserver(supervisor)
         self._writer = writer
+        self._fresh_updates = fresh_updates
         # The servers' own parameters: those of the model are whatever a worker computes with.
         vector = flat.parameters.detach().to("cpu", copy=True)
         self._servers = [SimulatedServer(config, vector, shard, num_workers) for shard in shards]
@@ -172,7 +176,7 @@ class Training:
         """The last update may turn out to be the one that is saved only when later gradients have been computed."""
         self._moment = None  # lets go of versions that nobody else holds
         older = {number: held for number, held in self._versions.items() if held is not self._published}
-        return Moment(older, [server.memory() for server in self._servers])
+        return Moment(older, [server.memory() for server in self._servers], self._fresh_updates)
 
     def _assemble(self) -> torch.Tensor:
         return torch.cat([server.published() for server in self._servers])

@@ -46,7 +46,7 @@ def show_run(config: Config) -> None:
     if speeds is None:
         return
     num_workers = len(roles.worker_ranks)
-    lines = [*roles.describe(), *resources.lines, *task_lines(task, num_workers)]
+    lines = [*roles.describe(), *resources.lines, *task_lines(task, num_workers, task.fresh_updates(num_workers))]
     lines += length_lines(config, task, num_workers, sum(speeds))
     if is_alone and config.num_servers:
         lines.append(

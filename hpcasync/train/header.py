@@ -22,7 +22,8 @@ def header_lines(task: Task, roles: Roles, resources: Resources, window_bytes: i
     for line in [*roles.describe(), *resources.lines]:
         yield f"  {line}"
     yield f"  MPI: {library_name()}, {thread_level()}; {resources.worker_threads} thread(s) per worker"
-    yield from task_lines(task, len(roles.worker_ranks))
+    num_workers = len(roles.worker_ranks)
+    yield from task_lines(task, num_workers, task.fresh_updates(num_workers))
     if window_bytes:
         yield f"  windows: {window_bytes / 2**20:,.1f} MiB over all ranks ({config.exchange.slots} slots per worker)"
 
@@ -33,8 +34,8 @@ def title_lines(config: Config, kind: str = "") -> Iterator[str]:
     yield f"  run directory: {config.output_dir}"
 
 
-def task_lines(task: Task, num_workers: int) -> Iterator[str]:
-    """Sizes of model and corpus, how updates are made, and the effective batch."""
+def task_lines(task: Task, num_workers: int, fresh_updates: int) -> Iterator[str]:
+    """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start."""
     config, flat, plan = task.config, task.flat, task.plan
     model = config.model
     yield (
@@ -52,3 +53,5 @@ def task_lines(task: Task, num_workers: int) -> Iterator[str]:
         f"  effective batch: {effective_batch(config, num_workers, per_batch):,.0f} target tokens per update "
         f"(local {config.accumulate.local} x {summed})"
     )
+    if fresh_updates:
+        yield f"  fresh start: workers wait for the first {fresh_updates:,} updates, as in sync (staleness.fresh_start)"

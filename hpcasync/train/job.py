@@ -319,7 +319,7 @@ def _engine_options(setup: _Setup) -> EngineOptions:
         staleness_policy=staleness.policy,
         compensation=staleness.compensation,
         lookahead=staleness.lookahead,
-        fresh_updates=config.fresh_updates(num_workers, setup.task.tokens_per_batch, setup.task.plan.num_batches()),
+        fresh_updates=setup.task.fresh_updates(num_workers),
         may_lose_workers=setup.deaths.may_lose_workers,
         link=LinkOptions(
             num_slots=exchange.slots,

@@ -109,9 +109,39 @@ def test_values_that_do_not_fit(more: dict[str, Any], parts: tuple[str, ...]) ->
         ("{unit: epochs, warmup: 2}", 30),
     ],
 )
-def test_the_fresh_start_follows_the_warm_up(schedule: str, expected: int, tmp_path: Path) -> None:
-    overrides = ("mode=async-combined", "accumulate.local=2", f"schedule={schedule}", "staleness.fresh_start=1.5")
-    assert load_config(write(tmp_path / "run.yaml"), overrides).fresh_updates(3, 100.0, 60) == expected
+def test_the_fresh_start_follows_the_warm_up(schedule: str, expected: int) -> None:
+    assert fresh_updates({"seconds": 60}, schedule) == expected
+
+
+@pytest.mark.parametrize(
+    ("stop", "schedule", "expected"),
+    [
+        ({"updates": 1000}, "{warmup: 4000}", 250),
+        ({"updates": 1000, "tokens": 300_000}, "{warmup: 4000}", 125),
+        ({"tokens": 300_000, "seconds": 60}, "{warmup: 4000}", 125),
+        ({"epochs": 2}, "{name: cosine, unit: epochs, warmup: 1}", 5),
+        ({"epochs": 20}, "{name: cosine, unit: epochs, warmup: 1}", 15),
+        ({"updates": 1000}, "{name: cosine, unit: batches, warmup: 600, total: 2400}", 100),
+        ({"updates": 1000}, "{name: constant, unit: batches, warmup: 600, total: 2400}", 150),
+        ({"patience": 2}, "{warmup: 4000}", 6000),
+    ],
+)
+def test_the_fresh_start_is_at_most_a_quarter_of_the_run(stop: dict[str, int], schedule: str, expected: int) -> None:
+    assert fresh_updates(stop, schedule) == expected
+
+
+def fresh_updates(stop: dict[str, int], schedule: str) -> int:
+    """An update has six batches of 100 target tokens, an epoch ten updates."""
+    config = parse_config(
+        {
+            **values(mode="async-combined", accumulate={"local": 2}, staleness={"fresh_start": 1.5}),
+            "schedule": yaml.safe_load(schedule),
+            "stop": stop,
+            "validation": {"every": 100},
+        },
+        "test",
+    )
+    return config.fresh_updates(3, 100.0, 60)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from simulator import JITTER, Simulator, assert_same, records, summary
+from simulator import JITTER, Simulator, assert_same, losses, records, summary
 
 from hpcasync.config.schema import Config
 from hpcasync.data.digests import file_digest
@@ -113,6 +113,23 @@ def test_a_later_end(simulate: Simulator, gradients: str) -> None:
     longer = config.model_copy(update={"stop": whole.stop})
     assert simulate.run(longer, cluster=JITTER, resume=True) == 0
     assert_same_end(whole, longer)
+
+
+def test_the_fresh_start_is_as_long_as_it_was_to_be(simulate: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most a quarter of the run, whose length is another when it goes on."""
+    more: dict[str, Any] = {"mode": "async-global", "staleness": {"fresh_start": 0.6}}
+    whole = simulate(cluster=JITTER, stop={"updates": 12}, **more)
+    moments = [record["wall_seconds"] for record in records(whole)]
+    config = simulate.config(stop={"seconds": moments[5]}, **more)
+    assert simulate.run(config, cluster=JITTER) == 0
+    shorter = config.model_copy(update={"stop": simulate.config(stop={"updates": 8}).stop})
+    assert shorter.fresh_updates(3, 100, 60) == 2
+    capsys.readouterr()
+    assert simulate.run(shorter, cluster=JITTER, resume=True) == 0
+    assert "fresh start: workers wait for the first 3 updates" in capsys.readouterr().out
+    assert losses(shorter) == losses(whole)[:8]
+    stale = [[record["staleness_mean"] for record in records(run)] for run in (shorter, whole)]
+    assert stale[0] == stale[1][:8]
 
 
 def test_timelines_are_those_of_the_whole_run(simulate: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

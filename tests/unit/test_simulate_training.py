@@ -103,9 +103,9 @@ def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int) -> N
 
 
 def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simulator) -> None:
-    schedule = {"name": "constant", "unit": "updates", "warmup": 3}
+    more: dict[str, Any] = {"schedule": {"name": "constant", "warmup": 3}, "stop": {"updates": 12}}
     together, fresh, stale = (
-        simulate(mode=mode, workers=2, accumulate={"global": 2}, schedule=schedule, staleness={"fresh_start": start})
+        simulate(mode=mode, workers=2, accumulate={"global": 2}, staleness={"fresh_start": start}, **more)
         for mode, start in (("sync", 0), ("async-global", 1), ("async-global", 0))
     )
     assert losses(fresh)[:4] == losses(together)[:4] != losses(stale)[:4]

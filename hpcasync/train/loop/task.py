@@ -51,6 +51,12 @@ class Task:
         """Target tokens, on average, ends of sentences included."""
         return (int(self.corpus.train.target_file.offsets[-1]) + len(self.corpus.train)) / self.plan.num_batches()
 
+    def fresh_updates(self, num_workers: int) -> int:
+        """Updates of staleness.fresh_start; none where nobody waits: an update of one push is there with it."""
+        if self.config.mode == "sync" or self.config.pushes_per_update(num_workers) == 1:
+            return 0
+        return self.config.fresh_updates(num_workers, self.tokens_per_batch, self.plan.num_batches())
+
     def open_recorder(self) -> Recorder:
         """Where the records of the run go: its directory, which exists, and standard output."""
         config, num_batches = self.config, self.plan.num_batches()
