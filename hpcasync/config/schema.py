@@ -175,7 +175,14 @@ class DataConfig(Section):
     )
 
 
-class OptimizerConfig(Section):
+class UpdateConfig(Section):
+    """What is done around an optimizer step, whatever the optimizer."""
+
+    clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
+
+
+class OptimizerConfig(UpdateConfig):
     """One optimizer step is made per update, on the gradient per target token."""
 
     name: Literal["adam", "adamw"] = Field("adam", description="adamw: decoupled weight decay")
@@ -187,9 +194,7 @@ class OptimizerConfig(Section):
         True,
         description="step along b1 * m + (1 - b1) * gradient, not along the mean m alone: stale gradients do less harm",
     )
-    clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all pieces")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
 
     @model_validator(mode="after")
     def _check_betas(self) -> "OptimizerConfig":
@@ -242,17 +247,13 @@ class LoggingConfig(Section):
     timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 
 
-class Config(Section):
-    """A training run."""
+class RunConfig(Section):
+    """What every training run has, whatever it trains."""
 
     name: str = Field("run", min_length=1, pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
     run_dir: UserPath = Field(Path("runs"), description="directory that holds run directories")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="of initial parameters, shuffling and dropout")
     mode: Mode = Field("async-global", description="how gradients are combined")
-    precision: Precision = Field(
-        "fp32",
-        description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products",
-    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="of the workers; auto: GPUs, in turn, if there are some; in sync a GPU each"
     )
@@ -262,17 +263,14 @@ class Config(Section):
     staleness: StalenessConfig = StalenessConfig()
     sync: SyncConfig = SyncConfig()
     straggler: StragglerConfig = StragglerConfig()
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: UpdateConfig = UpdateConfig()
     stop: StopConfig
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
-    def _check_mode(self) -> "Config":
+    def _check_mode(self) -> "RunConfig":
         local, global_ = self.accumulate.local, self.accumulate.global_
         if self.mode in ("async", "async-global") and local != 1:
             raise ValueError(f"mode {self.mode} pushes every gradient: accumulate.local must be 1, not {local}")
@@ -281,10 +279,61 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_wait(self) -> "Config":
+    def _check_wait(self) -> "RunConfig":
         if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
             raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
         return self
+
+    @property
+    def num_servers(self) -> int:
+        """Ranks that are servers: none in sync."""
+        return 0 if self.mode == "sync" else self.roles.servers
+
+    def pushes_per_update(self, num_workers: int) -> int:
+        """Gradients that make an update, where so many workers push."""
+        if self.mode == "sync":
+            return num_workers
+        if self.mode in ("async", "async-local"):
+            return 1
+        if isinstance(self.accumulate.global_, int):
+            return self.accumulate.global_
+        factor, _, _ = self.accumulate.global_.rpartition("*workers")
+        return int(factor or 1) * num_workers
+
+    @property
+    def output_dir(self) -> Path:
+        """The directory of this run."""
+        return self.run_dir / f"{self.name}-{self.mode}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (16 hexadecimal digits) of the resolved configuration."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration with YAML's types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML."""
+        path.write_text(self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a YAML file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+class Config(RunConfig):
+    """A run that trains a translation model."""
+
+    precision: Precision = Field(
+        "fp32",
+        description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products",
+    )
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
     def _check_precision(self) -> "Config":
@@ -308,22 +357,6 @@ class Config(Section):
             raise ValueError("stop.patience counts validations: set validation.every, and leave validation.score true")
         return self
 
-    @property
-    def num_servers(self) -> int:
-        """Ranks that are servers: none in sync."""
-        return 0 if self.mode == "sync" else self.roles.servers
-
-    def pushes_per_update(self, num_workers: int) -> int:
-        """Gradients that make an update, where so many workers push."""
-        if self.mode == "sync":
-            return num_workers
-        if self.mode in ("async", "async-local"):
-            return 1
-        if isinstance(self.accumulate.global_, int):
-            return self.accumulate.global_
-        factor, _, _ = self.accumulate.global_.rpartition("*workers")
-        return int(factor or 1) * num_workers
-
     def fresh_updates(self, num_workers: int, tokens_per_batch: float, batches_per_epoch: int) -> int:
         """Updates of staleness.fresh_start, where a batch has so many target tokens on average.
 
@@ -337,28 +370,6 @@ class Config(Section):
         ends += [(schedule.unit, schedule.total)] if schedule.name == "cosine" else []
         start = self.staleness.fresh_start * schedule.warmup / per_update[schedule.unit]
         return round(min([start, *(_MOST_FRESH * end / per_update[unit] for unit, end in ends if end)]))
-
-    @property
-    def output_dir(self) -> Path:
-        """The directory of this run."""
-        return self.run_dir / f"{self.name}-{self.mode}-seed{self.seed}"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (16 hexadecimal digits) of the resolved configuration."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved configuration with YAML's types."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML."""
-        path.write_text(self.to_yaml())
-
-    def to_yaml(self) -> str:
-        """The resolved configuration as a YAML file."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -129,6 +129,11 @@ class PreparedCorpus:
         )
         return ParallelTokens(source, target)
 
+    @property
+    def vocabulary_files(self) -> list[Path]:
+        """The SentencePiece model of each side."""
+        return [self.path / vocabulary_file(side) for side in SIDES]
+
     def has_split(self, name: str) -> bool:
         """Whether "train", "valid", "test", "test2" … is there."""
         return name == "train" or name in self.manifest.held_out

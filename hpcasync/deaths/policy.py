@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.waiting import is_death
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.deaths import lifeline
 from hpcasync.deaths.host_watch import LifeWatch, mpi_survives_deaths
 from hpcasync.errors import UserError
@@ -25,19 +25,20 @@ class Deaths:
         comm: all ranks.
         roles: who is who.
         config: of the run.
+        obstacle: why the job cannot go on without a worker, beside what is found here.
 
     Raises:
         UserError: on every rank, where the job was asked to survive the deaths of workers and cannot.
     """
 
-    def __init__(self, comm: MPI.Intracomm, roles: Roles, config: Config) -> None:
+    def __init__(self, comm: MPI.Intracomm, roles: Roles, config: RunConfig, *, obstacle: str = "") -> None:
         self._roles = roles
         self._is_coordinator = comm.rank == roles.coordinator_rank
         # Otherwise MPI itself ends the job.
         self._watch: LifeWatch | None = None
         if mpi_survives_deaths():
             self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST, coordinator=roles.coordinator_rank)
-        obstacle = _obstacle(self._watch, roles, config)
+        obstacle = obstacle or _obstacle(self._watch, roles, config)
         if obstacle and os.environ.get(SURVIVE_VARIABLE):
             raise UserError(
                 f"--survive-workers: {obstacle}; leave the option out, or use --max-restarts", everywhere=True
@@ -82,7 +83,7 @@ class Deaths:
             self._watch.ended(exit_code if self._is_coordinator else 0)
 
 
-def _obstacle(watch: LifeWatch | None, roles: Roles, config: Config) -> str:
+def _obstacle(watch: LifeWatch | None, roles: Roles, config: RunConfig) -> str:
     """Why the job cannot go on without a worker; empty if it can."""
     if config.mode == "sync":
         return "mode=sync needs every rank in every step"

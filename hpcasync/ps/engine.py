@@ -38,8 +38,9 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
 from hpcasync.ps.server.follower import Follower
+from hpcasync.ps.server.parameter_groups import Optimizers, groups_of
 from hpcasync.ps.server.shard_server import initial_shard
-from hpcasync.ps.server.shard_state import OptimizerFactory, ShardState
+from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.start_checks import require_elementwise, require_same_training
 from hpcasync.ps.transport.link import Link, LinkOptions
 from hpcasync.ps.worker.buffers import Buffers
@@ -95,7 +96,8 @@ class Engine:
     Args:
         comm: all ranks.
         parameters: [num_elements] float32, the same on all ranks (`ps.worker.flat_parameters.FlatParameters`).
-        make_optimizer: builds the optimizer of a block of parameters; it must work element by element.
+        optimizers: build the optimizer of a block of parameters, which must work element by element; or groups of
+            parameters, each with its own (`ps.server.parameter_groups`).
         options: the same on all ranks.
         roles: who does what; default: servers are spread over the hosts.
         version: number of updates made before (resume).
@@ -113,7 +115,7 @@ class Engine:
         self,
         comm: MPI.Intracomm,
         parameters: torch.Tensor,
-        make_optimizer: OptimizerFactory,
+        optimizers: Optimizers,
         options: EngineOptions,
         *,
         roles: Roles | None = None,
@@ -132,7 +134,7 @@ class Engine:
         self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
         require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
         self._buffers = self._carried_buffers(parameters)
-        collectively(comm, lambda: self._check_optimizer(make_optimizer, server_device))
+        collectively(comm, lambda: self._check_optimizers(optimizers, server_device))
         self._link = Link(
             comm,
             self.roles,
@@ -147,9 +149,11 @@ class Engine:
         if self._link.server_index is None:
             self._client = Client(self._link, options.pull, may_lose_workers=options.may_lose_workers)
         else:
+            shard = self._link.shards[self._link.server_index]
             self._state = ShardState(
-                initial_shard(parameters, self._link.shards[self._link.server_index], server_device),
-                make_optimizer,
+                initial_shard(parameters, shard, server_device),
+                optimizers,
+                start=shard.start,
                 ema_decay=options.ema_decay,
                 between_blocks=self._link.make_progress,
                 threads=BlockThreads(options.server_threads),
@@ -262,9 +266,10 @@ class Engine:
         self._link.free()
         return int(self._comm.bcast(exit_code, root=self._link.coordinator_rank))
 
-    def _check_optimizer(self, make_optimizer: OptimizerFactory, device: torch.device | None) -> None:
+    def _check_optimizers(self, optimizers: Optimizers, device: torch.device | None) -> None:
         if self._comm.rank in self.roles.server_ranks:
-            require_elementwise(make_optimizer, device or torch.device("cpu"))
+            for group in groups_of(optimizers, 0):
+                require_elementwise(group.make_optimizer, device or torch.device("cpu"))
 
     def _carried_buffers(self, parameters: torch.Tensor) -> Buffers | None:
         """The module's buffers, if it has any."""

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.errors import UserError
-from hpcasync.ps.server.shard_state import OptimizerFactory
+from hpcasync.ps.server.parameter_groups import OptimizerFactory
 from hpcasync.ps.worker.flat_parameters import owner_of
 
 # Of the vector that an optimizer is tried on: two blocks of a multiple of what one instruction holds.

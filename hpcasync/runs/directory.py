@@ -1,13 +1,11 @@
 """The directory of a run: made new, or found again to go on from its newest checkpoint."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcasync.config.schema import Config
-from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.data.manifest import SIDES, vocabulary_file
+from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError, describe
 from hpcasync.runs.files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
 from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
@@ -17,7 +15,7 @@ from hpcasync.sole_writer import LOCK_FILE, sole_writer
 
 
 @contextmanager
-def run_directory_locked(config: Config, *, must_exist: bool) -> Iterator[None]:
+def run_directory_locked(config: RunConfig, *, must_exist: bool) -> Iterator[None]:
     """Be the only one who writes the directory of a run: from before its newest checkpoint is looked for to the end.
 
     Raises:
@@ -31,8 +29,8 @@ def run_directory_locked(config: Config, *, must_exist: bool) -> Iterator[None]:
         yield
 
 
-def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: bool) -> None:
-    """Make the directory with the resolved configuration and copies of the SentencePiece models.
+def create_run_directory(config: RunConfig, files: Iterable[Path], *, overwrite: bool) -> None:
+    """Make the directory with the resolved configuration and copies of the files that the run is to keep.
 
     Raises:
         UserError: it holds a run already, or cannot be written.
@@ -50,14 +48,14 @@ def create_run_directory(config: Config, corpus: PreparedCorpus, *, overwrite: b
             raise UserError(f"{run_dir} is not empty and holds no run: choose another name or run_dir")
         (run_dir / "checkpoints").mkdir(parents=True)
         (run_dir / "snapshots").mkdir()
-        for side in SIDES:
-            shutil.copyfile(corpus.path / vocabulary_file(side), run_dir / vocabulary_file(side))
+        for path in files:
+            shutil.copyfile(path, run_dir / path.name)
         config.save(run_dir / "config.yaml")
     except OSError as error:
         raise _cannot_write(run_dir, error) from error
 
 
-def save_configuration(config: Config) -> None:
+def save_configuration(config: RunConfig) -> None:
     """Replace the resolved configuration of a run that goes on; metrics.jsonl keeps that of each start.
 
     Raises:
@@ -86,7 +84,7 @@ def find_checkpoint(run_dir: Path, option: str = "--resume") -> Path:
     return complete[-1]
 
 
-def find_checkpoint_of(config: Config, *, resume: bool, resume_from: Path | None) -> Path | None:
+def find_checkpoint_of(config: RunConfig, *, resume: bool, resume_from: Path | None) -> Path | None:
     """The checkpoint that a run goes on from: its own, or that of another run; None where it begins anew.
 
     Args:

@@ -1,14 +1,18 @@
 """Where a run stands, and what an update adds to it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.scores import BestScore
+
+# Of a program that tells no loss: no sum of losses comes to it, and no sum with it to anything else but NaN.
+UNKNOWN_LOSS = -math.inf
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class UpdateReport:
     Attributes:
         num_steps: gradients in the update.
         target_tokens, source_tokens: non-padding tokens in the update.
-        loss_sum: negative log likelihood summed over the target tokens, in nats.
+        loss_sum: negative log likelihood summed over the target tokens, in nats; or UNKNOWN_LOSS.
         tickets: batches in the update.
         staleness: of each gradient, in updates.
     """
@@ -41,7 +45,7 @@ class RunState:
     counts: PushCounts
 
     @classmethod
-    def new(cls, config: Config) -> "RunState":
+    def new(cls, config: RunConfig) -> "RunState":
         """A run that has not begun."""
         return cls(Counters(), TicketLedger(), BestScore(config.validation.metric), PushCounts())
 

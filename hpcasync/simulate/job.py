@@ -37,6 +37,7 @@ from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
 from hpcasync.train.header import task_lines, title_lines
+from hpcasync.train.loop.schedule import rate_of
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.records.summary import make_summary
@@ -107,7 +108,7 @@ def run_simulated_training(
             save_configuration(config)
         else:
             check_overwrite(config.output_dir, overwrite=overwrite)
-            create_run_directory(config, setup.task.corpus, overwrite=overwrite)
+            create_run_directory(config, setup.task.corpus.vocabulary_files, overwrite=overwrite)
             write_text_atomically(config.output_dir / CLUSTER_FILE, cluster.to_yaml())
         return _simulate(setup, make_times)
 
@@ -183,8 +184,9 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
         roles=setup.roles.describe(),
         cluster=setup.cluster.to_dict(),
     )
+    rate = rate_of(config, recorder.batches_per_epoch)
     return Supervisor(
-        config, config.output_dir, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
+        config, rate, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
     )
 
 

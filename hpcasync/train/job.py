@@ -31,10 +31,11 @@ from hpcasync.runs.directory import (
 )
 from hpcasync.runs.run_state import RunState
 from hpcasync.slurm.environment import allocated_cpus, check_world_size
-from hpcasync.timeline import Timeline, TimelineFile
+from hpcasync.timeline import Timeline
 from hpcasync.train.header import header_lines
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.schedule import rate_of
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.loop.worker import run_worker
@@ -45,6 +46,7 @@ from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.modes.collectives import Collectives, start_collectives
 from hpcasync.train.modes.overlapped import OverlappedExchange, PushOverlappedExchange
 from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.timelines import open_timeline
 from hpcasync.train.records.versions import collect_versions
 from hpcasync.train.supervise.rank_watch import RankWatch
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -134,7 +136,7 @@ def _train(setup: _Setup, *, overwrite: bool) -> int:
     collectives = start_collectives(config, comm, setup.resources.device) if config.mode == "sync" else None
     if setup.is_new:
         collectively(comm, lambda: _on_first(setup, lambda: _make_run_directory(setup, overwrite=overwrite)))
-    setup.timeline = collectively(comm, lambda: _open_timeline(setup))
+    setup.timeline = collectively(comm, lambda: open_timeline(config, setup.roles, comm.rank))
     exit_code = _run_asynchronous(setup) if collectives is None else _run_synchronous(setup, collectives)
     setup.deaths.ended(exit_code)
     setup.timeline.close()
@@ -142,23 +144,9 @@ def _train(setup: _Setup, *, overwrite: bool) -> int:
 
 
 def _make_run_directory(setup: _Setup, *, overwrite: bool) -> None:
-    create_run_directory(setup.config, setup.task.corpus, overwrite=overwrite)
+    create_run_directory(setup.config, setup.task.corpus.vocabulary_files, overwrite=overwrite)
     if setup.checkpoint is not None:
         take_over(setup.checkpoint, setup.config.output_dir)
-
-
-def _open_timeline(setup: _Setup) -> Timeline:
-    if not setup.config.logging.timeline:
-        return Timeline()
-    roles, rank = setup.roles, setup.comm.rank
-    is_server = rank in roles.server_ranks
-    return TimelineFile(
-        setup.config.output_dir,
-        rank=rank,
-        role="server" if is_server else "worker",
-        index=(roles.server_ranks if is_server else roles.worker_ranks).index(rank),
-        host=MPI.Get_processor_name(),
-    )
 
 
 def _on_first(setup: _Setup, action: Callable[[], object]) -> None:
@@ -209,7 +197,8 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window
     )
     if config.straggler.worker is not None:
         recorder.note(f"worker {config.straggler.worker} is slowed down {config.straggler.slowdown:g} times")
-    return Supervisor(config, config.output_dir, task.flat, num_shards, writer, recorder, setup.state, task.layout)
+    rate = rate_of(config, recorder.batches_per_epoch)
+    return Supervisor(config, rate, task.flat, num_shards, writer, recorder, setup.state, task.layout)
 
 
 def _load_shard(setup: _Setup, state: ShardState, shard: Shard) -> None:
@@ -236,7 +225,14 @@ def _run_synchronous(setup: _Setup, collectives: Collectives) -> int:
     if report is not None:
         report("sums", f"  gradients are summed by {sums.description}", by=sums.description)
     exchange = AllreduceExchange(
-        sums, state, _batches(setup), supervisor, config=config, run=setup.state, timeline=setup.timeline
+        sums,
+        state,
+        _batches(setup),
+        supervisor,
+        config=config,
+        rate=rate_of(config, setup.task.plan.num_batches()),
+        run=setup.state,
+        timeline=setup.timeline,
     )
     step = GradientStep(config, setup.task.model, flat, setup.task.plan)
     comm.Barrier()

@@ -9,17 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcasync.config.schema import Config, parse_config
+from hpcasync.config.schema import Config
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.schedule import rate_of
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise.scorer import Scorer
 from hpcasync.train.supervise.supervisor import Supervisor
+
+
+class ConfigInPlace(Config):
+    """A configuration whose run directory has no name of its own."""
+
+    @property
+    def output_dir(self) -> Path:
+        return self.run_dir
 
 
 def make_config(directory: Path, **sections: Any) -> Config:
@@ -32,7 +41,7 @@ def make_config(directory: Path, **sections: Any) -> Config:
         "run_dir": str(directory),
         **sections,
     }
-    return parse_config(values, "test")
+    return ConfigInPlace.model_validate(values)
 
 
 class Run:
@@ -59,7 +68,15 @@ class Run:
         recorder = Recorder(directory, Console(self.config.stop, 10), every=1, tensorboard=False, batches_per_epoch=10)
         self.state = RunState.new(self.config) if state is None else state
         self.supervisor = Supervisor(
-            self.config, directory, self.flat, num_shards, self.writer, recorder, self.state, {"model": "linear"}, clock
+            self.config,
+            rate_of(self.config, 10),
+            self.flat,
+            num_shards,
+            self.writer,
+            recorder,
+            self.state,
+            {"model": "linear"},
+            clock,
         )
         self.supervisor.start()
         self.requests: list[SaveRequest] = []

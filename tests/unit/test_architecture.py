@@ -31,13 +31,17 @@ ALLOWED: dict[str, set[str]] = {
     "runs": BASE | {"comm", "data", "ps.protocol"},
     "nmt": BASE | {"data", "runs"},
     "train.machine": BASE | {"comm"},
-    "train.records": BASE | {"comm", "extras", "live_line", "ps.protocol", "runs"},
+    "train.records": BASE | {"comm", "extras", "live_line", "ps.protocol", "runs", "timeline"},
     "train.loop": BASE | PS - {"ps"} | {"data", "nmt", "runs", "timeline", "train.records"},
     "train.supervise": BASE
     | PS - {"ps"}
     | {"comm", "data", "deaths", "nmt", "runs", "train.loop", "train.machine", "train.records"},
     "train.modes": BASE | PS - {"ps"} | {"comm", "deaths", "runs", "timeline", "train.loop", "train.supervise"},
     "train": BASE | PS | TRAIN - {"train"} | {"comm", "deaths", "runs", "slurm", "timeline"},
+    "program": BASE
+    | PS
+    | {"train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
+    | {"comm", "deaths", "launch", "runs", "slurm", "timeline"},
     "report": BASE | {"runs"},
     "experiment": BASE | {"report", "runs", "simulate"},
     "launch": BASE | {"deaths", "live_line"},
@@ -51,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"bench", "comm", "data", "nmt", "launch", "slurm", "doctor", "demo"}
     | {"report", "runs", "simulate", "experiment", "deaths", "extras"},
     "__main__": {"errors", "cli", "launch", "deaths"},
-    "__init__": set(),
+    "__init__": {"program"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

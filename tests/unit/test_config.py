@@ -33,7 +33,7 @@ def write(path: Path, **more: Any) -> Path:
 
 
 def test_what_is_required() -> None:
-    with pytest.raises(UserError, match=r"run.yaml: data is required; stop is required"):
+    with pytest.raises(UserError, match=r"run.yaml: stop is required; data is required"):
         parse_config({}, source="run.yaml")
 
 

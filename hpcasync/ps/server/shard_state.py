@@ -11,8 +11,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.block_threads import BlockThreads, ThreadBlock
 from hpcasync.ps.server.block_update import BlockUpdate
+from hpcasync.ps.server.parameter_groups import Optimizers, cut_in_blocks, groups_of
 
-OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 # Vectors whose sum is elements [start, stop) of a gradient; they may lie where workers put them, and stay as they are.
 GradientBlocks = Callable[[int, int], list[torch.Tensor]]
 
@@ -26,7 +26,8 @@ class ShardState:
 
     Args:
         parameters: [size] float32; updated in place.
-        make_optimizer: builds the optimizer of a list of parameters; called once per block.
+        optimizers: build the optimizer of a list of parameters, called once per block; or groups, each with its own.
+        start: where the shard begins in the whole vector.
         ema_decay: decay of the averaged parameters per update; 0 for none.
         between_blocks: called between blocks of an update.
         threads: that share the blocks; default: the caller's alone.
@@ -36,8 +37,9 @@ class ShardState:
     def __init__(
         self,
         parameters: torch.Tensor,
-        make_optimizer: OptimizerFactory,
+        optimizers: Optimizers,
         *,
+        start: int = 0,
         ema_decay: float = 0.0,
         between_blocks: Callable[[], None] = lambda: None,
         threads: BlockThreads | None = None,
@@ -49,13 +51,16 @@ class ShardState:
         self._ema_decay = ema_decay
         self._between_blocks = between_blocks
         self.threads = BlockThreads() if threads is None else threads
-        num_elements = block_elements(parameters)
-        self._blocks = [torch.nn.Parameter(block) for block in torch.split(parameters, num_elements)]
-        self._optimizers = [make_optimizer([block]) for block in self._blocks]
-        starts = range(0, parameters.numel(), num_elements)
-        self._scratch = ThreadBlock(min(parameters.numel(), num_elements), parameters.device)
+        size, num_elements = parameters.numel(), block_elements(parameters)
+        self._groups = groups_of(optimizers, start + size)
+        self._bounds = cut_in_blocks(self._groups, start, size, num_elements)
+        self._blocks = [torch.nn.Parameter(parameters[block.start : block.stop]) for block in self._bounds]
+        self._optimizers = [
+            self._groups[bounds.group].make_optimizer([block])
+            for bounds, block in zip(self._bounds, self._blocks, strict=True)
+        ]
+        self._scratch = ThreadBlock(min(size, num_elements), parameters.device)
         self._is_fused = fused and fused_apply.is_available()
-        self._bounds = [(start, min(start + num_elements, parameters.numel())) for start in starts]
 
     @property
     def whole(self) -> Shard:
@@ -84,11 +89,13 @@ class ShardState:
         """
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))
+        settings = [group.settings(learning_rate, version) for group in self._groups]
 
         def step(index: int) -> None:
-            (start, stop), block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
+            bounds, block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
+            start, stop = bounds.start, bounds.stop
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group.update(settings[bounds.group])
             update = BlockUpdate(
                 gradient(start, stop),
                 scale,
@@ -111,10 +118,14 @@ class ShardState:
         if self.ema is not None:
             tensors["ema"] = self.ema.cpu().clone()
         per_block = [optimizer.state[block] for optimizer, block in zip(self._optimizers, self._blocks, strict=True)]
-        for key, first in per_block[0].items():
-            parts = [torch.as_tensor(state[key]).detach() for state in per_block]
-            is_vector = first.shape == self._blocks[0].shape
-            tensors[f"optimizer.{key}"] = (torch.cat(parts) if is_vector else parts[0]).cpu().clone()
+        for key in dict.fromkeys(key for state in per_block for key in state):
+            # Groups may keep different things: what one lacks is zero there, and not looked at.
+            parts = [
+                torch.as_tensor(state[key]).detach() if key in state else torch.zeros_like(block)
+                for state, block in zip(per_block, self._blocks, strict=True)
+            ]
+            scalars = [part for part in parts if not part.dim()]
+            tensors[f"optimizer.{key}"] = (scalars[0] if scalars else torch.cat(parts)).cpu().clone()
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -130,9 +141,9 @@ class ShardState:
         }
         if not saved:
             return  # saved before the first update
-        for (start, stop), block, optimizer in zip(self._bounds, self._blocks, self._optimizers, strict=True):
+        for bounds, block, optimizer in zip(self._bounds, self._blocks, self._optimizers, strict=True):
             optimizer.state[block] = {
-                key: (value[start:stop] if value.shape == self.parameters.shape else value).clone().to(block.device)
+                key: (value[bounds.start : bounds.stop] if value.dim() else value).clone().to(block.device)
                 for key, value in saved.items()
             }
 

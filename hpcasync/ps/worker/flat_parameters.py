@@ -1,6 +1,7 @@
 """A module's parameters and gradients as two contiguous vectors, so that push and pull copy nothing extra."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -36,6 +37,10 @@ class FlatParameters:
 
     Reading `parameters` or `gradient` checks that they still are the module's (`ps.worker.module_watch`).
 
+    Args:
+        module: whose parameters they are.
+        order: of its trainable parameters in the vector; default: the module's.
+
     Attributes:
         buffers: what the module keeps beside its parameters.
 
@@ -43,9 +48,12 @@ class FlatParameters:
         UserError: parameters are not float32, are on several devices, or there are none.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, order: Sequence[torch.nn.Parameter] = ()) -> None:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         require_flattenable(trainable)
+        if order:
+            place = {id(parameter): number for number, parameter in enumerate(order)}
+            trainable = dict(sorted(trainable.items(), key=lambda item: place[id(item[1])]))
         self._slots: list[_Slot] = []
         num_elements = 0
         for name, parameter in trainable.items():

@@ -1,9 +1,16 @@
 """Which batch comes next: tickets of a run, as far as its epochs go."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from hpcasync.data.batches import BatchPlan
 from hpcasync.ps.protocol.tickets import TicketSequence
+
+
+class Plan(Protocol):
+    """How batches make up data epochs."""
+
+    def locate(self, ticket: int) -> tuple[int, int]:
+        """The data epoch of a ticket, and which of its batches it is."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class BatchOrder:
     """
 
     tickets: TicketSequence
-    plan: BatchPlan
+    plan: Plan
     num_epochs: int
 
     def ticket(self, number: int) -> int | None:

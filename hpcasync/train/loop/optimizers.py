@@ -4,7 +4,7 @@ import torch
 
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server.nesterov import NesterovAdam, NesterovAdamW
-from hpcasync.ps.server.shard_state import OptimizerFactory
+from hpcasync.ps.server.parameter_groups import OptimizerFactory
 
 _KINDS: dict[tuple[str, bool], type[torch.optim.Adam]] = {
     ("adam", False): torch.optim.Adam,

@@ -1,10 +1,17 @@
 """Learning rate as a function of progress; counted in a unit that means the same in every mode."""
 
 import math
+from collections.abc import Callable
 
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.schema import Config, OptimizerConfig
 from hpcasync.runs.counters import Counters
+
+
+def rate_of(config: Config, batches_per_epoch: int) -> Callable[[Counters], float]:
+    """`learning_rate` of a run, as a function of the counters alone."""
+    schedule = in_batches(config.schedule, config.stop, batches_per_epoch)
+    return lambda counters: learning_rate(config.optimizer, schedule, counters)
 
 
 def in_batches(schedule: ScheduleConfig, stop: StopConfig, batches_per_epoch: int) -> ScheduleConfig:

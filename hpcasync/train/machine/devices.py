@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
 from hpcasync.train.machine.gpus import Gpu, SeenGpus
 
@@ -24,7 +24,7 @@ class GpuPlan:
     scoring_shares_with: tuple[int, ...] = ()
 
 
-def plan_gpus(config: Config, roles: Roles, seen: Sequence[SeenGpus]) -> GpuPlan:
+def plan_gpus(config: RunConfig, roles: Roles, seen: Sequence[SeenGpus]) -> GpuPlan:
     """Give the workers of a host its GPUs in turn, likewise its servers if they are to have some.
 
     Args:
@@ -45,7 +45,7 @@ def plan_gpus(config: Config, roles: Roles, seen: Sequence[SeenGpus]) -> GpuPlan
     return GpuPlan(gpus, scoring, shares)
 
 
-def _gpu_of(config: Config, roles: Roles, rank: int, seen: SeenGpus) -> Gpu | None:
+def _gpu_of(config: RunConfig, roles: Roles, rank: int, seen: SeenGpus) -> Gpu | None:
     is_server = roles.is_server(rank)
     key, wanted = ("roles.server_device", config.roles.server_device) if is_server else ("device", config.device)
     if wanted == "cpu":
@@ -83,7 +83,7 @@ def _check_own(roles: Roles, gpus: Sequence[Gpu | None]) -> None:
             )
 
 
-def _scoring_gpu(config: Config, roles: Roles, seen: SeenGpus, used: set[str]) -> Gpu | None:
+def _scoring_gpu(config: RunConfig, roles: Roles, seen: SeenGpus, used: set[str]) -> Gpu | None:
     """One that nobody trains on; another only on request."""
     validation = config.validation
     if not validation.score or validation.device == "cpu":
@@ -105,7 +105,7 @@ def _refusal(message: str) -> UserError:
     return UserError(message, everywhere=True)
 
 
-def choose_threads(config: Config, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:
+def choose_threads(config: RunConfig, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:
     """Threads that this rank computes with: unless configured, a worker's share of the cores that it may use.
 
     Args:

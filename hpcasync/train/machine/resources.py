@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import are_own, bind, describe_cores, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
@@ -34,7 +34,7 @@ class Resources:
     lines: tuple[str, ...]
 
 
-def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm, num_allocated: int = 0) -> Resources:
+def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_allocated: int = 0) -> Resources:
     """Choose cores, threads and device of this rank and set the first two (collective).
 
     Args:
@@ -62,7 +62,7 @@ def settle_resources(config: Config, roles: Roles, comm: MPI.Intracomm, num_allo
     return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, server_device, lines)
 
 
-def describe_gpus(config: Config, roles: Roles, plan: GpuPlan) -> list[str]:
+def describe_gpus(config: RunConfig, roles: Roles, plan: GpuPlan) -> list[str]:
     """The GPU of each rank that has one, host by host, and of the scores; nothing where all compute on the CPU."""
     lines = []
     for host in dict.fromkeys(roles.hosts):

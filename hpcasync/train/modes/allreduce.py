@@ -1,18 +1,19 @@
 """The synchronous baseline: the same flat gradient vector, summed over all workers in every step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 
 import torch
 
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, gradient_scale, squared_norm
+from hpcasync.runs.counters import Counters
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.exchange import Contribution
-from hpcasync.train.loop.schedule import in_batches, learning_rate
 from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.supervise.stopping import StopRules
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -34,6 +35,7 @@ class AllreduceExchange:
         batches: their order.
         supervisor: on world rank 0 alone.
         config: of the run.
+        rate: the learning rate of the update that brings the counters to what it is given.
         run: where the run stands; its counts of gradients are kept up to date.
         timeline: records allreduces, in which workers wait for each other, and optimizer steps.
     """
@@ -45,7 +47,8 @@ class AllreduceExchange:
         batches: BatchOrder,
         supervisor: Supervisor | None,
         *,
-        config: Config,
+        config: RunConfig,
+        rate: Callable[[Counters], float],
         run: RunState,
         timeline: Timeline,
     ) -> None:
@@ -54,7 +57,7 @@ class AllreduceExchange:
         self._batches = batches
         self._supervisor = supervisor
         self._config = config
-        self._schedule = in_batches(config.schedule, config.stop, batches.plan.num_batches())
+        self._rate = rate
         self._num_local = config.accumulate.local
         # Of its own: rank 0's are the supervisor's to change.
         self._counters = replace(run.counters)
@@ -71,11 +74,20 @@ class AllreduceExchange:
         """Whether training has ended, for all."""
         return self._is_finished
 
+    @property
+    def version(self) -> int:
+        """Number of updates made."""
+        return self._counters.num_updates
+
     def draw(self) -> int | None:
         """This worker's next ticket of the round: workers take turns, so that a round covers consecutive tickets."""
         number = self._num_rounds * self._num_local + self._num_drawn
         self._num_drawn += 1
         return self._batches.ticket(number * self._sums.num_workers + self._sums.rank)
+
+    def finish(self) -> None:
+        """Training has ended before it began, for all."""
+        self._is_finished = True
 
     def expect_gradient(self) -> None:
         """Sum the buckets of the gradient as they are completed."""
@@ -134,7 +146,7 @@ class AllreduceExchange:
                 return False
         scale = gradient_scale(report.target_tokens, optimizer.clip_norm, lambda: squared)
         self._count(report)
-        rate = learning_rate(optimizer, self._schedule, self._counters)
+        rate = self._rate(self._counters)
         version = self._counters.num_updates
         with self._timeline.span("apply", version=version):
             self._state.apply(blocks_of(gradient), scale=scale, learning_rate=rate, version=version)

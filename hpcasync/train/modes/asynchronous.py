@@ -48,6 +48,11 @@ class AsynchronousExchange:
         """Whether the corpus or the run is at its end."""
         return self._is_finished
 
+    @property
+    def version(self) -> int:
+        """Of the parameters that were pulled last."""
+        return self._version
+
     def draw(self) -> int | None:
         """The next ticket of the whole job."""
         if self._is_finished or self._client.should_stop():

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch._C._distributed_c10d import TCPStore
 
 from hpcasync.comm.mpi import collectively, gather_hosts, require_same, require_threads
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
 
 # Deaths and silences are noticed elsewhere (`deaths.policy`, `supervise.rank_watch`), and a stopped rank may go on.
@@ -42,12 +42,27 @@ class Collectives(Protocol):
         """End (collective)."""
 
 
-def start_collectives(config: Config, comm: MPI.Intracomm, device: torch.device) -> Collectives:
+class OwnSums:
+    """Sums over a single rank."""
+
+    description = "nobody else"
+
+    def start_sum(self, vector: torch.Tensor, name: str) -> PendingSum:
+        """See Collectives."""
+        return PendingSum(lambda: True, lambda: None)
+
+    def close(self) -> None:
+        """See Collectives."""
+
+
+def start_collectives(config: RunConfig, comm: MPI.Intracomm, device: torch.device) -> Collectives:
     """Start what sums gradients on `device` (collective).
 
     Raises:
         UserError: on every rank, if it is not there or cannot sum them.
     """
+    if comm.size == 1:
+        return OwnSums()
     backend = config.sync.backend
     if backend == "auto":
         backend = "torch" if importlib.util.find_spec("horovod") is None else "horovod"
@@ -134,7 +149,7 @@ class TorchCollectives:
         return first or TCPStore(host, port, comm.size, is_master=False, timeout=_FOREVER)
 
 
-def _import_horovod(config: Config, device: torch.device) -> Any:
+def _import_horovod(config: RunConfig, device: torch.device) -> Any:
     try:
         import horovod.torch as hvd
     except ImportError as error:
@@ -148,7 +163,7 @@ def _import_horovod(config: Config, device: torch.device) -> Any:
     return hvd
 
 
-def check_horovod_sums(config: Config, device: torch.device, *, has_nccl: bool) -> None:
+def check_horovod_sums(config: RunConfig, device: torch.device, *, has_nccl: bool) -> None:
     """Refuse gradients that Horovod would abort on in a thread of its own, or take through host memory unasked.
 
     Raises:

@@ -23,9 +23,13 @@ class Console:
     Args:
         stop: the limits, for the time that is left.
         batches_per_epoch: for the same.
+        unit: of what is trained on, short and in full.
     """
 
-    def __init__(self, stop: StopConfig, batches_per_epoch: int) -> None:
+    def __init__(
+        self, stop: StopConfig, batches_per_epoch: int, unit: tuple[str, str] = ("tok", "target tokens")
+    ) -> None:
+        self.unit = unit
         self._stop = stop
         self._batches_per_epoch = batches_per_epoch
         self._started_at: tuple[float, float] | None = None
@@ -50,9 +54,10 @@ class Console:
     def update(self, fields: dict[str, Any]) -> None:
         """Show progress."""
         done, left_seconds = self._progress(fields)
+        loss = "-" if fields["loss"] is None else f"{fields['loss']:.3f}"
         text = (
-            f"update {fields['num_updates']:>6}  epoch {fields['data_epoch']:6.2f}  loss {fields['loss']:6.3f}  "
-            f"lr {fields['learning_rate']:.2e}  {fields['target_tokens_per_second']:8,.0f} tok/s  "
+            f"update {fields['num_updates']:>6}  epoch {fields['data_epoch']:6.2f}  loss {loss:>6}  "
+            f"lr {fields['learning_rate']:.2e}  {fields['target_tokens_per_second']:8,.0f} {self.unit[0]}/s  "
             f"staleness {fields['staleness_mean']:4.2f} (max {fields['staleness_max']})  left {_duration(left_seconds)}"
         )
         if not self._is_terminal:
@@ -60,7 +65,7 @@ class Console:
             return
         # One line: a terminal too narrow for all of it still shows what matters most.
         text = (
-            f"update {fields['num_updates']} loss {fields['loss']:.3f} {fields['target_tokens_per_second']:,.0f} tok/s "
+            f"update {fields['num_updates']} loss {loss} {fields['target_tokens_per_second']:,.0f} {self.unit[0]}/s "
             f"left {_duration(left_seconds)} epoch {fields['data_epoch']:.2f} staleness {fields['staleness_mean']:.2f}"
         )
         self._shown_at = time.monotonic()

@@ -14,6 +14,7 @@ from hpcasync.extras import lack_of
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain
 from hpcasync.runs.records import METRICS_FILE
+from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.train.records.console import Console
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Recorder:
     ) -> None:
         self._metrics = _open_to_append(run_dir / METRICS_FILE)
         self._console = console
+        self.unit = console.unit
         self._every = every
         self.batches_per_epoch = batches_per_epoch
         self._unwritten: set[str] = set()
@@ -85,8 +87,9 @@ class Recorder:
             self._window_started = counters.wall_seconds
         else:
             self._window_tokens += target_tokens
-        self._loss_sum += loss_sum
-        self._tokens += target_tokens
+        if loss_sum != UNKNOWN_LOSS:
+            self._loss_sum += loss_sum
+            self._tokens += target_tokens
         self._staleness.extend(staleness)
         self._last = {**counters.to_dict(), "learning_rate": learning_rate}
         if counters.num_updates % self._every == 0:
@@ -103,7 +106,7 @@ class Recorder:
         return {
             **last,
             "data_epoch": last["num_batches"] / self.batches_per_epoch,
-            "loss": self._loss_sum / max(1, self._tokens),
+            "loss": self._loss_sum / self._tokens if self._tokens else None,
             "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else mean_speed,
             "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),
             "staleness_max": max(self._staleness, default=0),
@@ -131,6 +134,13 @@ class Recorder:
         self._console.validation(scores, is_best=is_best)
         self._scalars("validation", ("loss", "perplexity", "bleu", "chrf"), scores)
 
+    def scores(self, num_updates: int, scores: dict[str, float]) -> None:
+        """What a program has found of a version."""
+        self.event("scores", num_updates=num_updates, **scores)
+        told = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self._console.line(f"scores of update {num_updates}: {told}")
+        self._scalars("scores", list(scores), {**scores, "num_updates": num_updates})
+
     def checkpoint(self, name: str) -> None:
         """A checkpoint is complete."""
         self.event("checkpoint", name=name)
@@ -151,7 +161,8 @@ class Recorder:
     def _scalars(self, group: str, keys: Sequence[str], values: dict[str, Any]) -> None:
         if self._board is not None:
             with self._tolerant("tensorboard"):
-                self._board.add({f"{group}/{key}": values[key] for key in keys}, values["num_updates"])
+                told = {f"{group}/{key}": values[key] for key in keys if values[key] is not None}
+                self._board.add(told, values["num_updates"])
 
     @contextmanager
     def _tolerant(self, what: str) -> Iterator[None]:

@@ -3,14 +3,14 @@
 from typing import Any
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.records import read_validations
 
 
 def make_summary(
-    config: Config,
+    config: RunConfig,
     roles: Roles,
     counters: Counters,
     counts: PushCounts,

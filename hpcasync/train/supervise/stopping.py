@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hpcasync.config.schedule import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
 from hpcasync.runs.counters import Counters
+from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.train.supervise import stop_signals
 
 # Updates whose mean loss is compared: that of one update says little.
@@ -70,6 +71,10 @@ class StopRules:
         if self._ending is None and (reason := stop_signals.reason()):
             self._end(reason, PREEMPTED)
 
+    def end_on_request(self) -> None:
+        """The program that trains has had enough."""
+        self._end("the program asked for it")
+
     def lose_all(self) -> None:
         """Every worker has died."""
         self._end("all workers have died", RANK_LOST)
@@ -81,7 +86,9 @@ class StopRules:
     def after_update(self, counters: Counters, loss_sum: float, target_tokens: int) -> None:
         """An update was made; its loss in nats, summed over its target tokens."""
         self._num_rejected_in_a_row = 0
-        if not math.isfinite(loss_sum):
+        if loss_sum == UNKNOWN_LOSS:
+            pass
+        elif not math.isfinite(loss_sum):
             self._end("training has diverged: the loss is not finite", DIVERGED)
         elif self._divergence is not None and (text := self._divergence.add(loss_sum, target_tokens)):
             self._end(f"training has diverged: {text}, stop.diverged={self._stop.diverged:g}", DIVERGED)

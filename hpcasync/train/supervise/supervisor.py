@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import Config
+from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.ps.server.shard_state import ShardState
@@ -20,7 +20,6 @@ from hpcasync.runs.files import explain, remove_partial, write_text_atomically
 from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState, UpdateReport
-from hpcasync.train.loop.schedule import in_batches, learning_rate
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise import stop_signals
 from hpcasync.train.supervise.snapshots import Snapshots
@@ -36,7 +35,7 @@ class Supervisor:
 
     Args:
         config: of the run.
-        run_dir: where to write.
+        rate: the learning rate of the update that brings the counters to what it is given.
         flat: layout of the parameter vector.
         num_shards: shard files of a checkpoint.
         writer: writes this rank's shard files.
@@ -48,8 +47,8 @@ class Supervisor:
 
     def __init__(
         self,
-        config: Config,
-        run_dir: Path,
+        config: RunConfig,
+        rate: Callable[[Counters], float],
         flat: FlatParameters,
         num_shards: int,
         writer: ShardWriter,
@@ -59,8 +58,8 @@ class Supervisor:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
-        self._schedule = in_batches(config.schedule, config.stop, recorder.batches_per_epoch)
-        self._run_dir = run_dir
+        self._rate = rate
+        self._run_dir = run_dir = config.output_dir
         self._flat = flat
         self._writer = writer
         self._recorder = recorder
@@ -73,6 +72,9 @@ class Supervisor:
         self._rules = StopRules(config.stop)
         self._failed_checkpoints: set[str] = set()
         self._clock = clock
+        # Of a module that has some (`program.buffer_means`): what snapshots hold beside parameters, and checkpoints.
+        self.snapshot_buffers: Callable[[], dict[str, np.ndarray]] = dict
+        self.checkpoint_buffers: Callable[[], dict[str, Any]] = dict
         self.workers_lost: list[dict[str, object]] = []
         self._started = clock() - state.counters.wall_seconds
         # The newest of each that has been asked for, or that a resumed run has already.
@@ -126,7 +128,7 @@ class Supervisor:
             num_batches=now.num_batches + len(report.tickets),
             target_tokens=now.target_tokens + report.target_tokens,
         )
-        return learning_rate(self._config.optimizer, self._schedule, ahead)
+        return self._rate(ahead)
 
     def after_update(self, report: UpdateReport, learning_rate: float) -> SaveRequest | None:
         """Count and log an update that has been published; say what to save of it."""
@@ -151,6 +153,14 @@ class Supervisor:
     def drop(self, tickets: Iterable[int]) -> None:
         """These batches of one gradient are done with, without an update: it was too stale (staleness.policy drop)."""
         self._state.ledger.add(tickets)
+
+    def end_on_request(self) -> None:
+        """The program that trains has had enough."""
+        self._rules.end_on_request()
+
+    def report_scores(self, num_updates: int, scores: dict[str, float]) -> None:
+        """What a program has found of a version."""
+        self._recorder.scores(num_updates, scores)
 
     def lose(self, worker: dict[str, object], *, is_last: bool) -> None:
         """A worker has died: its index, rank and host."""
@@ -192,7 +202,7 @@ class Supervisor:
         state.update(mode=self._config.mode, configuration_digest=self._config.digest)
         state["is_due"] = bool(every) and number % every == 0  # rather than made because the run ends
         state[LAYOUT_KEY] = self._layout
-        self._snapshots.write(request.name, self._flat.named_arrays(vector), state)
+        self._snapshots.write(request.name, {**self._flat.named_arrays(vector), **self.snapshot_buffers()}, state)
 
     def save_all(self, request: SaveRequest, state: ShardState) -> None:
         """Save what was requested from a state that holds the whole vector (sync)."""
@@ -243,12 +253,12 @@ class Supervisor:
             write_text_atomically(self._run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
         except OSError as error:
             self._recorder.note(f"{self._run_dir}/summary.json was not written: {explain(error)}")
-        staleness = summary["staleness"]
+        staleness, unit = summary["staleness"], self._recorder.unit
         self._recorder.event("end", **summary)
         self._recorder.say(
             f"{'stopped' if self.exit_code else 'done'} ({self.stop_reason}): {summary['num_updates']} updates, "
-            f"{summary['target_tokens']:,} target tokens in {summary['wall_seconds']:.0f} s, "
-            f"{summary['target_tokens_per_second']:,.0f} tok/s; staleness mean {staleness['mean']:.2f}, max "
+            f"{summary['target_tokens']:,} {unit[1]} in {summary['wall_seconds']:.0f} s, "
+            f"{summary['target_tokens_per_second']:,.0f} {unit[0]}/s; staleness mean {staleness['mean']:.2f}, max "
             f"{staleness['max']}; gradients pushed {summary['gradients_pushed']}, applied "
             f"{summary['gradients_applied']}, dropped {summary['gradients_dropped']}"
             + (f"; workers lost: {len(self.workers_lost)}" if self.workers_lost else "")
@@ -273,6 +283,7 @@ class Supervisor:
         if checkpoint:
             self._checkpoint = name
             state = {**self._state.to_dict(), "layout": self._layout, "mode": self._config.mode}
+            state |= self.checkpoint_buffers()
             num_vectors = 1 + _VECTORS_OF_STATE + bool(self._config.optimizer.ema_decay)
             error = self._checkpoints.begin(name, state, 4 * num_vectors * self._flat.num_elements)
             if error:

@@ -1,0 +1,63 @@
+"""The configuration of a program of the user's own that has joined a job (`hpcasync.join`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hpcasync.config.schedule import StopConfig
+from hpcasync.config.schema import RunConfig, ValidationConfig
+from hpcasync.config.strict import UserPath, validate
+
+
+class ProgramStopConfig(StopConfig):
+    """How long a program trains; `Job.share` says so, too."""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> "ProgramStopConfig":
+        return self
+
+
+class ProgramConfig(RunConfig):
+    """What a program may set: the sections of `hpcasync train` but those of the model, its data and its optimizer."""
+
+    run: UserPath = Field(description="the run directory")
+    stop: ProgramStopConfig = ProgramStopConfig()
+    validation: ValidationConfig = ValidationConfig(score=False)
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="whether the program's losses are means over what a batch weighs, or sums"
+    )
+    schedule_per: Literal["update", "epoch"] = Field("update", description="how often the scheduler makes a step")
+    fresh_updates: int | None = Field(
+        None, ge=0, description="first updates that workers wait for, as in sync; default: a tenth of the run"
+    )
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> "ProgramConfig":
+        if self.validation.score or self.stop.patience:
+            raise ValueError(
+                "validation.score and stop.patience are of translations: ask job.should_validate in the program"
+            )
+        return self
+
+    @property
+    def output_dir(self) -> Path:
+        """The directory of this run."""
+        return self.run
+
+
+def program_config(run: str | Path, settings: Mapping[str, Any], **values: Any) -> ProgramConfig:
+    """A program's configuration from dotted keys, as in `{"roles.servers": 2}`.
+
+    Raises:
+        UserError: naming the key, its value and, for an unknown key, the nearest valid one.
+    """
+    sections: dict[str, Any] = {"run": str(run), "name": Path(run).name or "run", "validation": {"score": False}}
+    for key, value in [*values.items(), *settings.items()]:
+        *parents, last = key.split(".")
+        section = sections
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return validate(ProgramConfig, sections, "hpcasync.join")

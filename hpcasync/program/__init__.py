@@ -1,0 +1,1 @@
+"""Any PyTorch program as a rank of a job: `hpcasync.join`."""

@@ -1,0 +1,148 @@
+"""`hpcasync.join`: a program's module and optimizer become a rank of a job."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch.optim.lr_scheduler import LRScheduler
+
+from hpcasync.comm.mpi import collectively, gather_hosts, require_same
+from hpcasync.comm.roles import assign_roles
+from hpcasync.config.program import ProgramConfig, program_config
+from hpcasync.deaths.policy import Deaths
+from hpcasync.errors import UserError
+from hpcasync.launch.failure import abort_on_thread_errors, end_process
+from hpcasync.program.job import Job, Joined
+from hpcasync.program.schedule import Schedule, parameters_in_order
+from hpcasync.program.takeover import take_over
+from hpcasync.program.worker import Worker
+from hpcasync.ps.server.kernel_library import describe_updates
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.slurm.environment import allocated_cpus, check_world_size
+from hpcasync.train.machine.resources import settle_resources
+from hpcasync.train.supervise.stop_signals import note_stop_signals
+
+
+def join(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scheduler: LRScheduler | Sequence[LRScheduler] = (),
+    mode: str = "async-global",
+    run: str | Path | None = None,
+    servers: int = 1,
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
+    seed: int = 1,
+    reduction: str = "mean",
+    schedule_per: str = "update",
+    resume: bool | None = None,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Job:
+    """Join the other ranks of this program in training one module (collective).
+
+    From now on `optimizer.step()` pushes the module's gradient, waits as configured, and pulls parameters; servers make
+    the steps, with optimizers of this one's class and settings. On a single rank training is what it was.
+
+    Args:
+        model: the same on every rank: seed before it is built. float32 parameters; on the CPU, from where it is brought
+            to this rank's GPU, if there is one.
+        optimizer: holds all trainable parameters, in any number of groups; it must work element by element.
+        scheduler: of the optimizer; stepped once for every update, or epoch. Its own `step()` does nothing any more.
+        mode: async-global, async, async-local, async-combined, or sync.
+        run: the run directory; default: runs/ and the program's name.
+        servers: ranks that own shards of the parameters; not in sync.
+        accumulate: batches between two steps of a worker, at most (`accumulate.local`).
+        clip_norm: global norm that an update's gradient is clipped to, by the servers; 0: no clipping.
+        seed: of the order of batches.
+        reduction: whether the losses are means or sums over what a batch weighs. An update is the mean over all of it.
+        schedule_per: "update" or "epoch": when the scheduler makes a step.
+        resume: go on from the run's newest checkpoint; default: if there is one.
+        overwrite: remove what is in the run directory.
+        settings: any other key of the configuration (`hpcasync train --keys`), such as {"staleness.limit": 4}.
+
+    Returns:
+        this rank's part: `for batch in job.share(loader, epochs=10)`.
+
+    Raises:
+        UserError: on every rank, for anything that a user can cause.
+    """
+    values = {
+        "mode": "async-combined" if mode == "async-global" and accumulate > 1 else mode,
+        "seed": seed,
+        "roles.servers": servers,
+        "accumulate.local": accumulate,
+        "optimizer.clip_norm": clip_norm,
+        "reduction": reduction,
+        "schedule_per": schedule_per,
+    }
+    comm = _start()
+    config = collectively(comm, lambda: program_config(run or _default_run(), settings or {}, **values))
+    if resume and overwrite:
+        raise UserError("hpcasync.join: resume and overwrite exclude each other", everywhere=True)
+    schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
+    return _join(comm, config, model, optimizer, schedulers, resume=resume, overwrite=overwrite)
+
+
+def _start() -> MPI.Intracomm:
+    """All ranks, which end together from now on."""
+    comm = MPI.COMM_WORLD
+    if comm.size > 1:
+        _end_all_on_an_error()
+    note_stop_signals()
+    check_world_size(comm.size)
+    return comm
+
+
+def _default_run() -> Path:
+    return Path("runs") / (Path(sys.argv[0]).stem or "program")
+
+
+def _join(
+    comm: MPI.Intracomm,
+    config: ProgramConfig,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedulers: Sequence[LRScheduler],
+    *,
+    resume: bool | None,
+    overwrite: bool,
+) -> Job:
+    require_same(comm, config.digest, "what hpcasync.join was given")
+    require_same(comm, describe_updates(), "how updates are computed")
+    roles = collectively(comm, lambda: assign_roles(gather_hosts(comm), config.num_servers if comm.size > 1 else 0))
+    deaths = Deaths(comm, roles, config, obstacle="a program that has joined needs every rank")
+    resources = settle_resources(config, roles, comm, allocated_cpus())
+    schedule = collectively(comm, lambda: Schedule(optimizer, schedulers))
+    flat = collectively(comm, lambda: _flatten(model, optimizer, resources.device))
+    require_same(comm, flat.digest, "the model")
+    worker = Worker(config, flat, is_synchronous=not roles.server_ranks)
+    take_over(model, optimizer, worker.step, worker.zero_grad)
+    return Job(Joined(config, comm, roles, resources, deaths, model, flat, schedule, resume, overwrite), worker)
+
+
+def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> FlatParameters:
+    if optimizer.state:
+        raise UserError(
+            "the optimizer has made steps already, and servers begin without its state: join before the first step; a "
+            "run goes on from its checkpoints (resume=True)"
+        )
+    order = parameters_in_order(model, optimizer)
+    if device.type == "cuda" and any(parameter.device.type == "cpu" for parameter in order):
+        model.to(device)
+    return FlatParameters(model, order)
+
+
+def _end_all_on_an_error() -> None:
+    """The other ranks would wait for this one for ever."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        end_process(error.with_traceback(trace))
+
+    sys.excepthook = hook
+    abort_on_thread_errors()

@@ -1,0 +1,131 @@
+"""The program's own optimizer and scheduler as settings of the servers' optimizers, by version."""
+
+import copy
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from hpcasync.errors import UserError
+from hpcasync.ps.server.parameter_groups import ParameterGroup
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+
+
+class Schedule:
+    """What the optimizer's groups are set to for each update: every rank steps its own scheduler as updates are made.
+
+    Args:
+        optimizer: of the program; its groups hold the settings.
+        schedulers: of the program, stepped from now on by this alone: their `step` does nothing any more.
+
+    Attributes:
+        updates_per_step: updates from one step of the schedulers to the next.
+
+    Raises:
+        UserError: a scheduler needs more than the number of steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Sequence[LRScheduler]) -> None:
+        self._optimizer = optimizer
+        self._steps: list[Callable[[], None]] = []
+        for scheduler in schedulers:
+            if isinstance(scheduler, ReduceLROnPlateau) or not callable(getattr(scheduler, "step", None)):
+                raise UserError(
+                    f"{type(scheduler).__name__} is no scheduler that counts steps: servers know no validation loss; "
+                    "take one of torch.optim.lr_scheduler that does"
+                )
+            self._steps.append(scheduler.step)
+            scheduler.step = _nothing  # type: ignore[method-assign]
+        self.updates_per_step = 1
+        self._num_steps = 0
+        self._lock = threading.Lock()
+
+    def settings(self, group: int, version: int) -> dict[str, Any]:
+        """What a group is set to for the update that makes a version; versions come in ascending order."""
+        with self._lock:
+            while self._num_steps < (version - 1) // self.updates_per_step:
+                self._step()
+            values = self._optimizer.param_groups[group]
+            return {name: value for name, value in values.items() if name != "params"}
+
+    def _step(self) -> None:
+        setattr(self._optimizer, "_opt_called", True)  # noqa: B010 - torch warns otherwise: servers make its steps
+        self._num_steps += 1
+        try:
+            for step in self._steps:
+                step()
+        except ValueError as error:
+            raise UserError(f"the scheduler has no step {self._num_steps}: {error}") from error
+
+    def rate(self, version: int) -> float:
+        """The learning rate of the first group for the update that makes a version."""
+        return float(self.settings(0, version)["lr"])
+
+    def groups(self, flat: FlatParameters) -> list[ParameterGroup]:
+        """The groups as the servers step them; `flat` holds parameters in the order of the groups."""
+        starts = {id(parameter): start for parameter, start in flat.bounds}
+        firsts = [
+            min(starts[id(parameter)] for parameter in group["params"] if id(parameter) in starts)
+            for group in self._optimizer.param_groups
+            if any(id(parameter) in starts for parameter in group["params"])
+        ]
+        numbers = [
+            number
+            for number, group in enumerate(self._optimizer.param_groups)
+            if any(id(parameter) in starts for parameter in group["params"])
+        ]
+        stops = [*firsts[1:], flat.num_elements]
+        return [
+            ParameterGroup(
+                stop,
+                partial(_same_kind, self._optimizer, number),
+                lambda _, version, number=number: self.settings(number, version),  # type: ignore[misc]
+            )
+            for number, stop in zip(numbers, stops, strict=True)
+        ]
+
+
+def parameters_in_order(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """The trainable parameters of a module, group after group.
+
+    Raises:
+        UserError: the optimizer has other parameters than the module, or lacks some.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if foreign := [parameter for parameter in order if id(parameter) not in names]:
+        raise UserError(
+            f"the optimizer has {len(foreign)} parameter(s) that are not the model's, the first of shape "
+            f"{tuple(foreign[0].shape)}: join the module that holds all of them"
+        )
+    held = {id(parameter) for parameter in order}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise UserError(
+                f"{name} is trainable, but in no group of the optimizer: add it, or say {name}.requires_grad_(False)"
+            )
+    return [parameter for parameter in order if parameter.requires_grad]
+
+
+def _same_kind(
+    optimizer: torch.optim.Optimizer, group: int, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimizer like this one, with its group's settings, for other parameters.
+
+    A copy rather than a new one: classes differ in what they are built from.
+    """
+    other = copy.copy(optimizer)
+    for name, value in vars(optimizer).items():
+        if name not in vars(other) and name not in ("step", "zero_grad"):
+            setattr(other, name, value)
+    other.state = defaultdict(dict)
+    other.param_groups = [{**optimizer.param_groups[group], "params": parameters}]
+    return other
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """The schedulers of a job are stepped with its updates."""

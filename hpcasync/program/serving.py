@@ -1,0 +1,109 @@
+"""A server's part in a program's job; the coordinator's with what workers tell beside their gradients."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hpcasync.comm.roles import Roles
+from hpcasync.deaths.policy import Deaths
+from hpcasync.program.buffer_means import BufferMeans, kept_buffers, to_json
+from hpcasync.program.messages import Messages
+from hpcasync.program.run import BUFFERS_KEY, ProgramRun
+from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.train.modes.asynchronous import CoordinatorObserver
+from hpcasync.train.supervise.supervisor import Supervisor
+
+_LISTEN_SECONDS = 0.1
+
+
+class ProgramObserver(CoordinatorObserver):
+    """The coordinator's view of a run, with what its workers tell.
+
+    Args:
+        supervisor: counts, logs, saves and decides.
+        roles, deaths: of the job.
+        run: the run.
+        messages: from the workers.
+
+    Attributes:
+        final: [num_elements] parameters of the last version, averaged where there is an average; None where the run is
+            to go on later.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, roles: Roles, deaths: Deaths, run: ProgramRun, messages: Messages
+    ) -> None:
+        super().__init__(supervisor, roles, deaths)
+        self._run = run
+        self._messages = messages
+        self._buffers = BufferMeans()
+        self._listened = 0.0
+        self.final: torch.Tensor | None = None
+        supervisor.snapshot_buffers = self._all_buffers
+        supervisor.checkpoint_buffers = lambda: {BUFFERS_KEY: to_json(self._buffers.mean())}
+
+    def should_stop(self) -> bool:
+        """By the configuration; listens to the workers, too."""
+        if time.monotonic() - self._listened >= _LISTEN_SECONDS:
+            self._take(self._messages.arrived())
+            self._listened = time.monotonic()
+        return super().should_stop()
+
+    def final_request(self) -> SaveRequest | None:
+        """All ranks get the last version, whatever has been saved of it."""
+        request = super().final_request()
+        if self._supervisor.ending.exit_code or (request is not None and request.snapshot):
+            return request
+        name = f"u{self._supervisor.counters.num_updates:08d}" if request is None else request.name
+        return SaveRequest(name, snapshot=True, checkpoint=request is not None and request.checkpoint)
+
+    def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
+        """Write it; the newest is what all ranks have in the end."""
+        self.final = vector
+        super().save_snapshot(request, vector)
+
+    def hear_the_rest(self) -> None:
+        """The workers have finished: what they told last."""
+        self._take(self._messages.rest())
+
+    def _take(self, told: list[tuple[int, dict[str, object]]]) -> None:
+        for worker, what in told:
+            if "stop" in what:
+                self._supervisor.end_on_request()
+            elif "buffers" in what:
+                self._buffers.take(worker, int(what["weight"]), what["buffers"])  # type: ignore[call-overload, arg-type]
+            else:
+                self._supervisor.report_scores(int(what["version"]), what["scores"])  # type: ignore[call-overload, arg-type]
+
+    def _all_buffers(self) -> dict[str, np.ndarray]:
+        kept = kept_buffers(self._run.model)
+        return {**kept, **{name: array for name, array in self._buffers.mean().items() if name in kept}}
+
+
+class BufferTeller:
+    """Tells the coordinator of a worker's buffers, about once a second.
+
+    Args:
+        changed: names of buffers that are not what they were at first.
+        tell: sends them, by their names.
+    """
+
+    _SECONDS = 1.0
+
+    def __init__(self, changed: Callable[[], list[str]], tell: Callable[[list[str]], None]) -> None:
+        self._changed = changed
+        self._tell = tell
+        self._told = time.monotonic()
+
+    def after_step(self) -> None:
+        """A gradient has been pushed."""
+        if time.monotonic() - self._told >= self._SECONDS:
+            self.now()
+
+    def now(self) -> None:
+        """Tell the newest."""
+        if names := self._changed():
+            self._tell(names)
+        self._told = time.monotonic()
