@@ -23,6 +23,9 @@ EXTRAS = {
     "wmt": ["mtdata>=0.5", "requests"],
     # `hpcasync simulate`, and experiments in virtual time.
     "simulate": ["simpy>=4.1"],
+    # BLEU of Japanese and Korean.
+    "ja": ["sacrebleu[ja]>=2.4"],
+    "ko": ["sacrebleu[ko]>=2.4"],
     # Events of training runs.
     "tensorboard": ["tensorboard"],
     # Pages and pictures of `hpcasync report`; its tables need nothing.

@@ -1,5 +1,6 @@
 """Packages that only some commands need: the extras of setup.py, and what to tell who lacks one."""
 
+from hpcasync.command_line import pip_install
 from hpcasync.errors import UserError
 
 # Name of the module: the extra that brings it.
@@ -21,6 +22,5 @@ def lack_of(error: ImportError) -> UserError | None:
     module = (error.name or "").partition(".")[0]
     if module not in _EXTRAS:
         return None
-    return UserError(
-        f"this needs the package {module}, which is not installed: pip install 'hpcasync[{_EXTRAS[module]}]'"
-    )
+    cure = pip_install(f"hpcasync[{_EXTRAS[module]}]")
+    return UserError(f"this needs the package {module}, which is not installed: {cure}")

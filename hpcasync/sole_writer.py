@@ -100,7 +100,6 @@ def sole_writer(directory: Path, cure: str, elsewhere: str = "name another place
     try:
         try:
             made += [missing for missing in (directory, *directory.parents) if not missing.exists()]
-            directory.mkdir(parents=True, exist_ok=True)
             descriptor = _take(path, writer, cure)
         except OSError as error:
             raise UserError(f"cannot write {directory}: {describe(error, elsewhere)}") from error
@@ -113,7 +112,7 @@ def sole_writer(directory: Path, cure: str, elsewhere: str = "name another place
             has_ended.set()
             beat.join()
             with suppress(OSError):
-                if _read(descriptor) == writer.to_bytes():
+                if _read(descriptor) == writer.to_bytes() and _is_same_file(descriptor, path):
                     path.unlink()  # before the lock goes: who waits for it looks whether its file is still there
             os.close(descriptor)
     finally:
@@ -156,6 +155,7 @@ def _take(path: Path, writer: Writer, cure: str) -> int:
     """A descriptor of the file, locked and with this writer's name in it."""
     began, first_touched, has_said = time.monotonic(), None, False
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # the one before may have removed or renamed it
         # Opened anew for each look: that makes a network file system ask its server.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         is_granted = _try_lock(descriptor)

@@ -121,7 +121,7 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
         return 0
     if not is_training:
         return start(command).exit_code
-    before = ["hpcasync", *ctx.meta[_WORDS_KEY], "--"]
+    before = [*ctx.meta[_WORDS_KEY], "--"]
     return run_with_restarts(start, command, _run_dir(command[1:]), max_restarts, before)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hpcasync.command_line import this_command_on
 from hpcasync.errors import UserError
 
 Placement = Literal["spread", "first"]
@@ -68,7 +69,7 @@ def assign_roles(hosts: Sequence[str], num_servers: int, placement: Placement = 
         raise UserError(
             f"{len(hosts)} MPI rank{'s' if len(hosts) > 1 else ''} cannot hold roles.servers={num_servers} and at "
             f"least one worker: start {num_servers + 1} ranks or more, for example "
-            f"`hpcasync launch -n {num_servers + 2} -- train …`. (If the job was started with more, mpirun and the MPI "
+            f"`{this_command_on(num_servers + 2)}`. (If the job was started with more, mpirun and the MPI "
             "library of mpi4py differ: see `hpcasync doctor`.)"
         )
     if placement == "first":

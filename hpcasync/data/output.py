@@ -1,6 +1,5 @@
 """A directory that appears complete or not at all."""
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from hpcasync.data.manifest import (
     vocabulary_file,
 )
 from hpcasync.errors import UserError, describe
+from hpcasync.sole_writer import LOCK_FILE, sole_writer
 
-_MARKER = "prepare-in-progress"
 _WRITTEN = (
-    {MANIFEST_NAME, _MARKER}
+    {MANIFEST_NAME, LOCK_FILE}
     | {vocabulary_file(side) for side in SIDES}
     | {train_file(side, "tokens") for side in SIDES}
     | {train_file(side, "offsets") for side in SIDES}
@@ -75,14 +74,14 @@ def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     partial = partial_directory(directory)
     try:
         _check_free(directory, overwrite=overwrite)
-        partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial):
-            _remove_written(partial, keep_marker=True)
+        with sole_writer(partial, "wait for it or name another --out", "name another --out"):
+            _check_ours(partial)
+            _remove_written(partial)
             try:
                 yield partial
             except BaseException:
                 with suppress(OSError):
-                    _remove_written(partial)
+                    _remove_directory(partial)
                 raise
             _replace(partial, directory, overwrite=overwrite)
     except OSError as error:
@@ -107,22 +106,6 @@ def _check_free(directory: Path, *, overwrite: bool) -> None:
         raise UserError(f"--out {directory} already holds a prepared corpus; name another or give --overwrite")
 
 
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold the marker's lock, which dies with the process: two commands never write into one directory."""
-    _check_ours(partial)
-    with (partial / _MARKER).open("ab") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another `data prepare` is writing {partial}; wait for it or name another --out"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
 def _check_ours(directory: Path) -> None:
     strange = sorted(path.name for path in directory.iterdir() if path.name not in _WRITTEN)
     if strange:
@@ -131,27 +114,31 @@ def _check_ours(directory: Path) -> None:
         )
 
 
-def _remove_written(directory: Path, *, keep_marker: bool = False) -> None:
-    for name in _WRITTEN - ({_MARKER} if keep_marker else set()):
+def _remove_written(directory: Path) -> None:
+    for name in _WRITTEN - {LOCK_FILE}:
         (directory / name).unlink(missing_ok=True)
-    if not keep_marker:
-        directory.rmdir()
+
+
+def _remove_directory(directory: Path) -> None:
+    _remove_written(directory)
+    (directory / LOCK_FILE).unlink(missing_ok=True)
+    directory.rmdir()
 
 
 def _replace(partial: Path, directory: Path, *, overwrite: bool) -> None:
-    (partial / _MARKER).unlink()
     _flush_directory(partial)
     _check_free(directory, overwrite=overwrite)
     old = directory.with_name(directory.name + ".replaced")
     if old.exists():  # of an earlier crash
         _check_ours(old)
-        _remove_written(old)
+        _remove_directory(old)
     if directory.exists() and any(directory.iterdir()):
         directory.rename(old)
-    partial.rename(directory)
+    partial.rename(directory)  # with the lock: nobody else takes `partial` for left over
+    (directory / LOCK_FILE).unlink()
     _flush_directory(directory.parent)
     if old.exists():
-        _remove_written(old)
+        _remove_directory(old)
 
 
 def _flush_directory(directory: Path) -> None:

@@ -1,9 +1,9 @@
 """What a prepared corpus holds, for people."""
 
 import re
-import shlex
 from pathlib import Path
 
+from hpcasync.command_line import as_argument, command_line, own_command
 from hpcasync.config.model import ModelConfig
 from hpcasync.data.manifest import SIDES, Manifest, held_out_file
 
@@ -54,7 +54,7 @@ def _share(count: int, total: int) -> str:
 def training_command(manifest: Manifest, directory: Path) -> str:
     """What trains on a corpus as it is, to be pasted into a shell at this working directory."""
     name = re.sub(r"[^\w.+-]", "-", directory.resolve().name, flags=re.ASCII)
-    settings = [f"name={name}", f"data.path={directory}"]
+    settings = [f"name={name}", f"data.path={as_argument(directory)}"]
     if "valid" not in manifest.held_out:
         settings.append("validation.score=false")
     longest = 1 + max(manifest.source.max_length, manifest.target.max_length)
@@ -64,7 +64,7 @@ def training_command(manifest: Manifest, directory: Path) -> str:
     before = ""
     if config is None:
         config = Path(f"{name}.yaml")
-        before = f"echo 'stop: {{epochs: 20}}' > {shlex.quote(str(config))} && "
+        before = f"echo 'stop: {{epochs: 20}}' > {command_line(config)} && "
     elif config.is_relative_to(Path.cwd()):
         config = config.relative_to(Path.cwd())
-    return before + shlex.join(["hpcasync", "launch", "-n", "3", "--", "train", str(config), *settings])
+    return before + own_command("launch", "-n", "3", "--", "train", config, *settings)

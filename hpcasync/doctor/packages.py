@@ -2,10 +2,10 @@
 
 import importlib
 import shutil
-import sys
 from importlib import metadata
 from types import ModuleType
 
+from hpcasync.command_line import pip_install
 from hpcasync.doctor.check import Check
 
 _GIB = 1 << 30
@@ -77,6 +77,6 @@ def _load(module: str) -> tuple[ModuleType | None, str]:
 
 
 def _lack(name: str, distribution: str, reason: str, is_required: bool, disables: str) -> Check:
-    cure = f"{sys.executable} -m pip install {'--force-reinstall ' if reason else ''}{distribution}"
+    cure = pip_install(*(["--force-reinstall"] if reason else []), distribution)
     status, detail = ("broken", reason.splitlines()[0]) if reason else ("missing", "not installed")
     return Check(name, "broken" if status == "broken" else "missing", detail, is_required, disables, cure)

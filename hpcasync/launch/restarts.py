@@ -1,6 +1,5 @@
 """Starting a training job again when it dies, as long as it gets forward."""
 
-import shlex
 import signal
 import sys
 import time
@@ -8,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcasync.command_line import command_line, own_command
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.launch.supervision import SupervisedJob
 
@@ -61,11 +61,10 @@ def run_with_restarts(
         reason = reason_to_end(attempt, max_restarts)
         if reason is not None:
             if reason:
-                is_own = "--resume" in arguments_to_go_on(command, run_dir, began)
-                _say(f"{reason}; {_describe(run_dir, attempt.after if is_own else '', has_restarts=max_restarts > 0)}")
+                _say(reason + _advice(attempt.after, run_dir, command, began, max_restarts))
             return job.exit_code
         arguments = arguments_to_go_on(command, run_dir, began)
-        _say(f"the job ended with code {job.exit_code}; restart {number} of {max_restarts}: {' '.join(arguments)}")
+        _say(f"the job ended with code {job.exit_code}; restart {number} of {max_restarts}: {command_line(*arguments)}")
         time.sleep(_PAUSE_SECONDS)
 
 
@@ -89,7 +88,7 @@ def arguments_to_go_on(command: Sequence[str], run_dir: Path | None, began: floa
 
     A run directory from before `began` (seconds since 1970) is not the job's own: then the flags stay as they were.
     """
-    if run_dir is None or not _is_newer(run_dir / "config.yaml", began):
+    if run_dir is None or not _has_begun(run_dir, began):
         return list(command)
     flag = "--resume" if newest_checkpoint(run_dir) else "--overwrite"
     return [*(word for word in command if word not in _FLAGS), flag]
@@ -109,20 +108,24 @@ def _is_interrupted(job: SupervisedJob) -> bool:
 
 def _how_to_go_on(command: Sequence[str], checkpoint: str) -> str:
     if "--resume" in command and checkpoint:
-        return f"interrupted; go on with: {shlex.join(command)}"
-    return f"interrupted before the first checkpoint; begin again with: {shlex.join(command)}"
+        return f"interrupted; go on with: {own_command(*command)}"
+    return f"interrupted before the first checkpoint; begin again with: {own_command(*command)}"
 
 
-def _is_newer(path: Path, began: float) -> bool:
+def _has_begun(run_dir: Path, began: float) -> bool:
+    """Whether a job that was started then has written into its run directory."""
+    config = run_dir / "config.yaml"
     # Clocks of file systems are coarse, and a server's may be a little behind.
-    return path.is_file() and path.stat().st_mtime > began - 2
+    return config.is_file() and config.stat().st_mtime > began - 2
 
 
-def _describe(run_dir: Path | None, name: str, *, has_restarts: bool) -> str:
-    if not name:
-        return "there is no checkpoint to go on from"
-    hint = "" if has_restarts else " (`hpcasync launch --max-restarts K` does so by itself)"
-    return f"`--resume` goes on from {run_dir}/checkpoints/{name}{hint}"
+def _advice(checkpoint: str, run_dir: Path | None, command: Sequence[str], began: float, max_restarts: int) -> str:
+    """Of checkpoints only where the job has begun its run, or was to go on with one."""
+    if checkpoint and "--resume" in arguments_to_go_on(command, run_dir, began):
+        hint = "" if max_restarts else " (`hpcasync launch --max-restarts K` does so by itself)"
+        return f"; `--resume` goes on from {run_dir}/checkpoints/{checkpoint}{hint}"
+    has_begun = run_dir is not None and _has_begun(run_dir, began)
+    return "; there is no checkpoint to go on from" if has_begun else ""
 
 
 def _say(text: str) -> None:

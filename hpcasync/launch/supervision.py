@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths
+from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.launch.mpirun import JobLine
 from hpcasync.launch.process import JOB_VARIABLE, ParentGuard, clean_up, exit_code, ignore_broken_pipes
@@ -30,7 +31,7 @@ class SupervisedJob:
     """How a job on this terminal ended.
 
     Attributes:
-        exit_code: of mpirun; 128 + N when signal N ended it or a rank.
+        exit_code: of mpirun; 128 + N when signal N ended it or a rank; a user's error where it lacks slots.
         signals: what was handed on to it, in order.
     """
 
@@ -83,9 +84,8 @@ def supervise(
             signal.signal(number, handler)
         clean_up(supervision.process, job, started_at)
         relay.end(is_explained=lifelines.has_report or supervision.is_told_to_end)
-    return SupervisedJob(
-        supervision.judge(code, lifelines.missed, has_report=lifelines.has_report), tuple(supervision.received)
-    )
+    code = supervision.judge(code, lifelines.missed, has_report=lifelines.has_report)
+    return SupervisedJob(UserError.exit_code if relay.lacks_slots else code, tuple(supervision.received))
 
 
 class _Supervision:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from hpcasync.command_line import pip_install
 from hpcasync.errors import UserError, describe
 from hpcasync.report.report import Report
 from hpcasync.report.table import markdown, result_cells, setting_cells, time_cells, to_json
@@ -57,7 +58,7 @@ def write_report(
             path.write_text(as_markdown(report) if form == "md" else as_json(report), encoding="utf-8")
     except ImportError as error:
         raise UserError(
-            f"a report as {form} needs {error.name}, which is not installed: pip install 'hpcasync[report]', "
+            f"a report as {form} needs {error.name}, which is not installed: {pip_install('hpcasync[report]')}; "
             "or take --format md"
         ) from error
     except OSError as error:

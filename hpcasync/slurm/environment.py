@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpcasync.command_line import this_command_on
 from hpcasync.errors import UserError
 from hpcasync.launch.ranks import is_shell_of_srun
 
@@ -107,7 +108,8 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
         if world_size < int(value):
             raise UserError(
                 f"{launcher} started {value} processes ({name}={value}), but MPI_COMM_WORLD has {world_size}: the MPI "
-                f"library that mpi4py loads cannot be started by it, so that every process would train alone. {cure}",
+                "library that mpi4py loads cannot be started by it, so that every process would train alone. "
+                + cure.format(command=f"`{this_command_on(int(value))}`"),
                 everywhere=True,
             )
         return
@@ -116,18 +118,15 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
 # Innermost first: ranks of mpirun on another node than the batch script's were started by its daemon, which is a step
 # of SLURM with one task per node.
 _LAUNCHERS = {
-    "OMPI_COMM_WORLD_SIZE": (
-        "Open MPI's mpirun",
-        "Use the mpirun of that library: `hpcasync launch -n RANKS -- train …` finds it",
-    ),
+    "OMPI_COMM_WORLD_SIZE": ("Open MPI's mpirun", "Use the mpirun of that library: {command} finds it"),
     "PMI_SIZE": (
         "mpiexec, or srun with PMI,",
-        "Use the mpirun of that library: `hpcasync launch -n RANKS -- train …` finds it, also inside sbatch",
+        "Use the mpirun of that library: {command} finds it, also inside sbatch",
     ),
     "SLURM_STEP_NUM_TASKS": (
         "srun",
-        "Use slurm/train-async.sbatch or slurm/train-sync.sbatch, or `hpcasync launch -n RANKS -- train …` inside "
-        "sbatch; for single processes that belong to no job, srun -n 1 each",
+        "Use slurm/train-async.sbatch or slurm/train-sync.sbatch, or {command} inside sbatch; for single "
+        "processes that belong to no job, srun -n 1 each",
     ),
 }
 

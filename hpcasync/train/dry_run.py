@@ -9,6 +9,7 @@ from mpi4py import MPI
 from hpcasync.comm.mpi import collectively, gather_hosts, require_same
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
+from hpcasync.command_line import this_command_on
 from hpcasync.config.schema import Config
 from hpcasync.slurm.environment import check_world_size
 from hpcasync.train.header import effective_batch, task_lines, title_lines
@@ -50,8 +51,8 @@ def show_run(config: Config) -> None:
     lines += length_lines(config, task, num_workers, sum(speeds))
     if is_alone and config.num_servers:
         lines.append(
-            f"one process stands for a worker here; start as many ranks as the run will have: hpcasync launch "
-            f"-n {config.num_servers + 2} -- train … --dry-run"
+            "one process stands for a worker here; start as many ranks as the run will have: "
+            + this_command_on(config.num_servers + 2)
         )
     print("\n".join([*title_lines(config), *(f"  {line.strip()}" for line in lines), "nothing has been written"]))
 

@@ -9,18 +9,19 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"errors", "config", "exit_codes", "sole_writer"}
+BASE = {"errors", "command_line", "config", "exit_codes", "sole_writer"}
 TRAIN = {"train", "train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
 PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
-    "extras": {"errors"},
+    "command_line": set(),
+    "extras": {"errors", "command_line"},
     "timeline": set(),
     "live_line": set(),
     "config": {"errors"},
     "sole_writer": {"errors"},
-    "comm": {"errors"},
+    "comm": {"errors", "command_line"},
     "deaths": BASE | {"comm"},
     "data": BASE,
     "ps.protocol": {"comm"},

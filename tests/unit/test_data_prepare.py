@@ -1,6 +1,5 @@
 """Preparing a corpus: filters, vocabularies, determinism, and every way it can go wrong."""
 
-import fcntl
 import gzip
 import hashlib
 import io
@@ -262,7 +261,7 @@ def test_what_a_crash_left_is_redone(tmp_path: Path, texts: tuple[Path, Path]) -
     prepare(*texts, tmp_path / "clean", options())
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / "prepare-in-progress").touch()
+    (partial / "lock").touch()
     (partial / "train.source.tokens").write_bytes(b"half")
     (partial / "valid.source.txt").write_bytes(b"of another run")
     with pytest.raises(UserError, match=r"out\.partial is what an interrupted"):
@@ -336,12 +335,18 @@ def test_a_foreign_partial_directory_is_never_touched(tmp_path: Path, texts: tup
 
 def test_two_commands_never_write_one_directory(tmp_path: Path, texts: tuple[Path, Path]) -> None:
     partial = tmp_path / "out.partial"
-    partial.mkdir()
-    with (partial / "prepare-in-progress").open("w") as marker:
-        fcntl.flock(marker, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another `data prepare` is writing"):
-            prepare(*texts, tmp_path / "out", options())
+    hold = "import sys; from pathlib import Path; from hpcasync.sole_writer import sole_writer\n" + (
+        "with sole_writer(Path(sys.argv[1]), ''): print(flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, partial], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "\n"
+    with pytest.raises(UserError, match=f"out.partial is being written by process {other.pid} on .*: wait for it or"):
+        prepare(*texts, tmp_path / "out", options())
+    other.communicate()
     prepare(*texts, tmp_path / "out", options())
+    assert "lock" not in content(tmp_path / "out") and not partial.exists()
 
 
 def test_an_empty_directory_is_taken(tmp_path: Path, texts: tuple[Path, Path]) -> None:

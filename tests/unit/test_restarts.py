@@ -138,4 +138,4 @@ def test_a_run_that_was_to_be_overwritten_is_no_advice(
     long_ago = time.time() - 600
     os.utime(tmp_path / "config.yaml", (long_ago, long_ago))
     assert run_with_restarts(lambda _: SupervisedJob(1, ()), [*COMMAND, flag], tmp_path, 0) == 1
-    assert ("u00000010" in capsys.readouterr().err) == is_advised
+    assert ("checkpoint" in capsys.readouterr().err) == is_advised

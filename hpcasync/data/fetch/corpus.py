@@ -1,12 +1,12 @@
 """What is asked of a fetch, and what it gives."""
 
 import filecmp
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpcasync.command_line import own_command
 from hpcasync.data.fetch.mirror import Mirror
 from hpcasync.errors import UserError, describe
 
@@ -42,10 +42,10 @@ class FetchedCorpus:
 
     def prepare_command(self, directory: Path) -> str:
         """The command that prepares this corpus in `directory`."""
-        words = ["hpcasync", "data", "prepare", *map(str, self.train), "--out", str(directory)]
-        words += ["--valid", *map(str, self.valid), "--test", *map(str, self.test)]
+        words: list[str | Path] = ["data", "prepare", *self.train, "--out", directory]
+        words += ["--valid", *self.valid, "--test", *self.test]
         words += ["--source-language", self.source_language, "--target-language", self.target_language]
-        return shlex.join([*words, "--vocab-size", str(self.vocab_size)])
+        return own_command(*words, "--vocab-size", str(self.vocab_size))
 
 
 Fetch = Callable[[Path, FetchOptions], FetchedCorpus]

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from sacrebleu.dataset import DATASETS
 
+from hpcasync.command_line import pip_install
 from hpcasync.data.fetch.corpus import Fetch, FetchedCorpus, FetchOptions, Pair, in_place_when_complete
 from hpcasync.data.fetch.download import download
 from hpcasync.data.fetch.mirror import RemoteFile
@@ -130,7 +131,9 @@ def _entry(identifier: str) -> Any:
     try:
         return INDEX[DatasetId.parse(identifier)]
     except KeyError as error:
-        raise UserError(f"this release of mtdata does not know {identifier}: pip install 'hpcasync[wmt]'") from error
+        raise UserError(
+            f"this release of mtdata does not know {identifier}: {pip_install('--upgrade', 'mtdata')}"
+        ) from error
 
 
 def _entry_file(entry: Any) -> RemoteFile:

@@ -1,6 +1,5 @@
 """The snapshots of a run: written beside the training, scored, the best and the last named, old ones removed."""
 
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcasync.command_line import own_command
 from hpcasync.config.schema import ValidationConfig
 from hpcasync.runs.background_writer import BackgroundWriter
 from hpcasync.runs.files import (
@@ -144,7 +144,7 @@ class Snapshots:
                 self._pending.clear()
                 self._recorder.note(
                     f"{scores['error']}: {scores['num_unscored']} snapshot(s) not scored; training goes on, score them "
-                    f"later with `hpcasync evaluate {shlex.quote(str(self._run_dir))} --all`"
+                    f"later with `{own_command('evaluate', self._run_dir, '--all')}`"
                 )
                 continue
             if scores["name"] in self._pending:
