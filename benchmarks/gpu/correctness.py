@@ -35,7 +35,21 @@ _RUNS: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
     "fp16": ("precision=fp16",),
     "topk": ("exchange.gradients=topk", "exchange.topk=0.1"),
-    "shards on the device": ("roles.server_device={device}", "exchange.overlap=full"),
+    "shards on the device": ("roles.server_device={device}", "exchange.window=mpi", "exchange.overlap=full"),
+    "mapped": ("roles.server_device={device}", "exchange.window=mapped"),
+    "mapped, overlap push": ("roles.server_device={device}", "exchange.window=mapped", "exchange.overlap=push"),
+    "mapped, overlap full": ("roles.server_device={device}", "exchange.window=mapped", "exchange.overlap=full"),
+    "mapped, bf16": (
+        *("roles.server_device={device}", "exchange.window=mapped", "precision=bf16"),
+        *("exchange.gradients=bf16", "exchange.parameters=bf16"),
+    ),
+    "mapped, topk": (
+        *("roles.server_device={device}", "exchange.window=mapped", "exchange.gradients=topk", "exchange.topk=0.1"),
+    ),
+    "mapped, a server per device": (
+        *("roles.server_device={device}", "roles.servers=per-device", "optimizer.ema_decay=0.99"),
+        *("exchange.window=mapped", "staleness={{limit: 2, compensation: 0.1, lookahead: 0}}"),
+    ),
     "straggler": ("straggler.worker=1", "straggler.slowdown=3"),
     "recurrent model": ("model.architecture=rnn",),
     "scores": ("validation={{score: true, every: 12, beam: 2, max_sentences: 20, device: {device}}}",),
@@ -94,6 +108,7 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
         yield f"training, {name}", partial(_train, config, name, words, 3)
     yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
     yield "resume is bit for bit", partial(_resume, config)
+    yield "windows are bit for bit", partial(_compare_windows, config, device)
 
 
 def _doctor() -> dict[str, Any]:
@@ -146,7 +161,7 @@ def _gradient(model: Any, plan: BatchPlan, device: str, precision: str) -> torch
 
 
 def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags: str) -> dict[str, Any]:
-    named = f"name={name.replace(' ', '-')}"
+    named = f"name={name.replace(',', '').replace(' ', '-')}"
     said = run_hpcasync(
         "launch", "-n", str(num_ranks), "--", "train", config, named, *settings, *(flags or ("--overwrite",))
     )
@@ -173,3 +188,13 @@ def _resume(config: Path) -> dict[str, Any]:
     if resumed["loss"] != straight["loss"]:
         raise RuntimeError(f"the last loss is {resumed['loss']!r} and was {straight['loss']!r}")
     return {"loss": resumed["loss"]}
+
+
+def _compare_windows(config: Path, device: str) -> dict[str, Any]:
+    """Through host memory, and in mapped memory: the same losses."""
+    settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={device}"]
+    by_kind = {kind: _train(config, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
+    losses = {kind: run["loss"] for kind, run in by_kind.items()}
+    if losses["mpi"] != losses["mapped"]:
+        raise RuntimeError(f"the last losses differ: {losses}")
+    return {"loss": losses["mapped"]}

@@ -1,5 +1,6 @@
 """Part B of the check: what takes how long, beside a bare PyTorch loop."""
 
+import itertools
 import json
 import statistics
 import time
@@ -52,10 +53,9 @@ def speed_checks(device: str, work: Path) -> Iterator[Check]:
     for tokens in sizes.tokens:
         yield f"step of {tokens:,} tokens, bf16, beside a bare loop", partial(_step, sizes, tokens)
     config = write_config(work, make_corpus(work), device)
-    for workers in sizes.workers:
-        for overlap in ("none", "full"):
-            name = f"not computing: {workers} worker(s), overlap {overlap}"
-            yield name, partial(_not_computing, sizes, config, workers, overlap)
+    for window, overlap, workers in itertools.product(("mapped", "mpi"), ("none", "full"), sizes.workers):
+        name = f"not computing: {workers} worker(s), {window}, overlap {overlap}"
+        yield name, partial(_not_computing, sizes, config, workers, overlap, window)
 
 
 def wait_for(device: str) -> None:
@@ -138,9 +138,10 @@ def _bare_step(
     return step
 
 
-def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str) -> dict[str, Any]:
-    """Share of the workers' time that is not computation, by their timelines."""
-    settings = [f"name=speed-{workers}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
+def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str, window: str) -> dict[str, Any]:
+    """Share of the workers' time that is not computation, by their timelines; mapped: with the server on the device."""
+    settings = [f"name=speed-{workers}-{window}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
+    settings += [f"exchange.window={window}", f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}"]
     settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
     settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
     said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", config, *settings, "--overwrite")

@@ -1,6 +1,6 @@
 """Which rank is a server and which a worker; arithmetic on host names only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,28 @@ def assign_roles(hosts: Sequence[str], num_servers: int, placement: Placement = 
     in_turn = [ranks[level] for level in range(depth) for ranks in by_host.values() if level < len(ranks)]
     servers = tuple(in_turn[:num_servers])
     return Roles(tuple(hosts), servers, tuple(rank for rank in range(len(hosts)) if rank not in servers))
+
+
+def assign_beside(hosts: Sequence[str], devices: Mapping[str, int]) -> Roles:
+    """Make the first ranks of each host servers, one for each of its devices, and the others workers.
+
+    Args:
+        hosts: host name of each world rank.
+        devices: of each host.
+
+    Raises:
+        UserError: a host has no rank left to be a worker.
+    """
+    servers: list[int] = []
+    for host in dict.fromkeys(hosts):
+        ranks, number = [rank for rank, name in enumerate(hosts) if name == host], devices[host]
+        if len(ranks) <= number:
+            raise UserError(
+                f"roles.servers=per-device: {host} has {number} device(s) for servers and {len(ranks)} rank(s): start "
+                f"more there, for example {2 * number}, so that each device has a worker too"
+            )
+        servers += ranks[:number]
+    return Roles(tuple(hosts), tuple(servers), tuple(rank for rank in range(len(hosts)) if rank not in servers))
 
 
 def _ranges(ranks: Sequence[int]) -> str:

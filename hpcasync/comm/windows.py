@@ -84,7 +84,10 @@ class DataWindow:
 
     Attributes:
         spans_nodes: whether some ranks are on other nodes than others.
+        device: where the bytes are.
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, comm: MPI.Intracomm, node_comm: MPI.Intracomm, num_bytes: int) -> None:
         self._shared = MPI.Win.Allocate_shared(num_bytes, 1, comm=node_comm)
@@ -114,16 +117,18 @@ class DataWindow:
             )
         return self._memory[rank]
 
-    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
+    def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         """Copy a contiguous tensor (CPU) to `offset` bytes into `rank`'s memory; complete after `flush`.
 
-        Until then the tensor must stay as it is. Waits while as much as is good for the line is under way.
+        Until then the tensor must stay as it is. Waits while as much as is good for the line is under way. Within the
+        node values can be converted on the way, to `dtype`.
         """
-        num_bytes = values.numel() * values.element_size()
+        dtype = values.dtype if dtype is None else dtype
+        num_bytes = values.numel() * dtype.itemsize
         if self.is_local(rank):
-            self.memory(rank)[offset : offset + num_bytes].view(values.dtype).copy_(values)
+            self.memory(rank)[offset : offset + num_bytes].view(dtype).copy_(values)
             return
-        assert self._remote is not None
+        assert self._remote is not None and dtype == values.dtype
         raw = values.view(torch.uint8).numpy()
         for start in range(0, num_bytes, PIECE_BYTES):
             piece = raw[start : start + PIECE_BYTES]

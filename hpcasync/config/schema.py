@@ -7,21 +7,24 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcasync.config.model import ModelConfig
+from hpcasync.config.roles import PER_DEVICE, RolesConfig
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
 from hpcasync.config.section import MOST_THREADS, Section
 from hpcasync.config.strict import UserPath, read_values, validate
+from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 PullPolicy = Literal["latest", "handled", "applied"]
 GradientFormat = Literal["fp32", "bf16", "topk"]
 Overlap = Literal["none", "push", "full"]
 ParameterFormat = Literal["fp32", "bf16"]
+WindowKind = Literal["auto", "mpi", "mapped"]
 StalenessPolicy = Literal["wait", "drop", "scale"]
 Tokenizer = Literal[
     "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
@@ -30,32 +33,6 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 # Part of a run that staleness.fresh_start can be: what is trained as in sync is no faster than sync.
 _MOST_FRESH = 0.25
-
-
-class RolesConfig(Section):
-    """How ranks become servers and workers. `sync` has no servers: every rank is a worker."""
-
-    servers: int = Field(1, ge=1, description="ranks that own shards of the parameters; ignored by sync")
-    server_threads: int = Field(
-        1,
-        ge=1,
-        le=MOST_THREADS,
-        description="threads of a server's sums and optimizer steps; more than 1 pay where cores are idle during them",
-    )
-    server_device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="where servers hold their shard, its optimizer state and sums; gradients lie in host memory"
-    )
-    worker_threads: int | None = Field(
-        None, ge=1, le=MOST_THREADS, description="intra-op threads of a worker; default: its share of cores"
-    )
-    placement: Literal["spread", "first"] = Field(
-        "spread", description="of servers: dealt out to the hosts in turn; or the first ranks, wherever they are"
-    )
-    bind: Literal["auto", "always", "none"] = Field(
-        "auto",
-        description="auto: where the threads of a host's ranks fit its cores, and these are the job's own (by affinity "
-        "or allocation), each rank keeps to cores of its own; always: also on a machine that others may use",
-    )
 
 
 def _check_pushes(value: Any) -> Any:
@@ -91,6 +68,11 @@ class ExchangeConfig(Section):
     )
     topk: float = Field(0.01, gt=0, le=1, description="part of the elements that topk sends")
     parameters: ParameterFormat = Field("fp32", description="how parameters travel to the workers")
+    window: WindowKind = Field(
+        "auto",
+        description="what gradients and parameters lie in; mapped: memory of the ranks' devices that the others of "
+        "their host map; auto: that, where all ranks are on GPUs; else MPI's windows, in host memory",
+    )
     overlap: Overlap = Field(
         "none",
         description="what runs beside the computation: nothing; pushing the gradient while backward makes it; or the "
@@ -279,15 +261,38 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_placement(self) -> "RunConfig":
+        if self.has_server_per_device and self.roles.placement == "first":
+            raise ValueError(f"roles.servers={PER_DEVICE} puts servers beside workers: roles.placement must be spread")
+        return self
+
+    @model_validator(mode="after")
     def _check_wait(self) -> "RunConfig":
         if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
             raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
         return self
 
     @property
+    def has_server_per_device(self) -> bool:
+        """Whether the number of servers is known in a job alone."""
+        return self.mode != "sync" and self.roles.servers == PER_DEVICE
+
+    @property
     def num_servers(self) -> int:
-        """Ranks that are servers: none in sync."""
-        return 0 if self.mode == "sync" else self.roles.servers
+        """Ranks that are servers: none in sync.
+
+        Raises:
+            UserError: there is one for each device, and this is no job that has devices.
+        """
+        if self.mode == "sync":
+            return 0
+        if isinstance(self.roles.servers, str):
+            raise UserError(f"roles.servers={PER_DEVICE} is known in a job that trains alone: give a number here")
+        return self.roles.servers
+
+    def with_servers(self, num_servers: int) -> Self:
+        """The configuration with another number of servers."""
+        return self.model_copy(update={"roles": self.roles.model_copy(update={"servers": num_servers})})
 
     def pushes_per_update(self, num_workers: int) -> int:
         """Gradients that make an update, where so many workers push."""

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 _DIRECTORY = Path("/dev/shm")
-_PATTERNS = ("sm_segment.*", "osc_*", "mpich_shm_*")
+_PATTERNS = ("sm_segment.*", "osc_*", "mpich_shm_*", "hpcasync-window-*")
 
 
 def free_shared_memory_bytes() -> int | None:

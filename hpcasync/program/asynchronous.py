@@ -76,6 +76,7 @@ def _engine_options(run: ProgramRun) -> EngineOptions:
             gradients=exchange.gradients,
             topk=exchange.topk,
             parameters=exchange.parameters,
+            window=exchange.window,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.slurm.environment import allocated_cpus, check_world_size
 from hpcasync.train.machine.resources import settle_resources
+from hpcasync.train.machine.settle_roles import settle_roles
 from hpcasync.train.supervise.stop_signals import note_stop_signals
 
 
@@ -115,7 +117,10 @@ def _join(
 ) -> Job:
     require_same(comm, config.digest, "what hpcasync.join was given")
     require_same(comm, describe_updates(), "how updates are computed")
-    roles = collectively(comm, lambda: assign_roles(gather_hosts(comm), config.num_servers if comm.size > 1 else 0))
+    if comm.size == 1:
+        roles = assign_roles(gather_hosts(comm), 0)
+    else:
+        config, roles = collectively(comm, partial(settle_roles, config, comm))
     deaths = Deaths(comm, roles, config, obstacle="a program that has joined needs every rank")
     resources = settle_resources(config, roles, comm, allocated_cpus())
     schedule = collectively(comm, lambda: Schedule(optimizer, schedulers))

@@ -135,12 +135,15 @@ class Engine:
         require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
         self._buffers = self._carried_buffers(parameters)
         collectively(comm, lambda: self._check_optimizers(optimizers, server_device))
+        is_server = comm.rank in self.roles.server_ranks
+        shard_device = server_device or torch.device("cpu")
         self._link = Link(
             comm,
             self.roles,
             parameters.numel(),
             options.link,
-            private_copies=self._num_private_copies(),
+            device=shard_device if is_server else parameters.device,
+            private_copies=self._num_private_copies(shard_device),
             mirrored_vectors=self._num_mirrored_vectors(parameters),
             may_lose_workers=options.may_lose_workers,
         )
@@ -176,9 +179,10 @@ class Engine:
         return self._client
 
     @property
-    def window_bytes(self) -> int:
-        """Size of all ranks' data windows."""
-        return sum(self._link.window_bytes)
+    def windows(self) -> str:
+        """What all ranks' data windows are, for people."""
+        size = f"{sum(self._link.window_bytes) / 2**20:,.1f} MiB over all ranks"
+        return f"{size}, {self._link.data.device.type} memory that they map" if self._link.is_mapped else size
 
     def load(self, read_shard: Callable[[Shard], dict[str, torch.Tensor]]) -> None:
         """Go on from saved tensors (`ShardState.state_tensors`), before `serve`; a worker does nothing."""
@@ -304,8 +308,10 @@ class Engine:
         """Those of a GPU's parameters and gradients, twice as many with transfers beside the computation."""
         return 0 if parameters.device.type == "cpu" else 4 if self._options.link.is_overlapped else 2
 
-    def _num_private_copies(self) -> int:
+    def _num_private_copies(self, device: torch.device) -> int:
         options = self._options
-        if not options.compensation or options.staleness_limit is None:
-            return 0
-        return DelayCompensation.num_copies(options.staleness_limit)
+        # On a GPU, where nothing else can make room: parameters, Adam's two moments, the sum and a scratch vector.
+        num_copies = (5 + (options.ema_decay > 0)) if device.type == "cuda" else 0
+        if options.compensation and options.staleness_limit is not None:
+            num_copies += DelayCompensation.num_copies(options.staleness_limit)
+        return num_copies

@@ -56,14 +56,9 @@ def search_servers(
     """The result with as many servers as are worth while, at most one per worker."""
 
     def measure(num_servers: int) -> Throughput:
-        return measure_throughput(with_servers(config, num_servers), cluster, workload, make_times, num_steps=num_steps)
+        return measure_throughput(config.with_servers(num_servers), cluster, workload, make_times, num_steps=num_steps)
 
     return fewest_servers(measure, min(cluster.workers, MOST_SERVERS))
-
-
-def with_servers(config: Config, num_servers: int) -> Config:
-    """The configuration with another number of servers."""
-    return config.model_copy(update={"roles": config.roles.model_copy(update={"servers": num_servers})})
 
 
 def with_mode(config: Config, mode: str) -> Config:

@@ -8,7 +8,7 @@ from typing import Literal
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
-from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, is_set, plan_job
+from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, plan_job, servers_of
 from hpcasync.slurm.resources import Resources, with_gpus
 from hpcasync.slurm.script import SETTINGS_WORD, BatchJob
 
@@ -183,9 +183,7 @@ def _sweeps_servers(request: Request) -> bool:
 
 def _num_servers(config: Config, request: Request) -> int:
     """Servers on all nodes."""
-    if request.servers is not None or is_set(config, "servers"):
-        return config.roles.servers
-    return request.server_nodes or request.nodes
+    return servers_of(config, request.nodes, request.gpus_per_node) or request.server_nodes or request.nodes
 
 
 def _training_components(configs: Sequence[Config], request: Request) -> tuple[Resources, ...]:

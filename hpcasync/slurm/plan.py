@@ -64,12 +64,22 @@ def is_set(config: Config, key: str) -> bool:
     return key in config.roles.model_fields_set and getattr(config.roles, key) is not None
 
 
+def servers_of(config: Config, num_nodes: int, gpus_per_node: int) -> int:
+    """Servers on all nodes, as the configuration says; 0 if it says nothing."""
+    if not is_set(config, "servers"):
+        return 0
+    servers = config.roles.servers
+    if isinstance(servers, str):
+        return num_nodes * (max(1, gpus_per_node) if config.roles.server_device == "cuda" else 1)
+    return servers
+
+
 def _plan_together(config: Config, allocation: Allocation) -> JobPlan:
     num_nodes = allocation.num_nodes
     is_sync = config.mode == "sync"
-    num_servers = 0 if is_sync else config.roles.servers if is_set(config, "servers") else num_nodes
-    servers = _spread(num_servers, num_nodes)
     num_gpus = 0 if config.device == "cpu" else allocation.gpus_per_node
+    num_servers = 0 if is_sync else servers_of(config, num_nodes, allocation.gpus_per_node) or num_nodes
+    servers = _spread(num_servers, num_nodes)
     ranks = allocation.tasks_per_node
     if num_gpus and min(ranks) < num_gpus + servers[0]:
         ranks = (max(*ranks, num_gpus + servers[0]),) * num_nodes

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from mpi4py import MPI
 
@@ -16,6 +17,7 @@ from hpcasync.train.header import effective_batch, task_lines, title_lines
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.machine.resources import settle_resources
+from hpcasync.train.machine.settle_roles import settle_roles
 
 # The first gradients of a process are slower: memory is touched, kernels are chosen.
 _WARM_UP_STEPS = 2
@@ -35,10 +37,10 @@ def show_run(config: Config) -> None:
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
     is_alone = comm.size == 1
-    roles = collectively(
-        comm,
-        lambda: assign_roles(gather_hosts(comm), 0 if is_alone else config.num_servers, config.roles.placement),
-    )
+    if is_alone:
+        roles = assign_roles(gather_hosts(comm), 0)
+    else:
+        config, roles = collectively(comm, partial(settle_roles, config, comm))
     resources = settle_resources(config, roles, comm)
     task = collectively(comm, lambda: make_task(config, resources.device))
     speed = 0.0 if roles.is_server(comm.rank) else _tokens_per_second(task, roles.worker_ranks.index(comm.rank))
@@ -49,10 +51,11 @@ def show_run(config: Config) -> None:
     num_workers = len(roles.worker_ranks)
     lines = [*roles.describe(), *resources.lines, *task_lines(task, num_workers, task.fresh_updates(num_workers))]
     lines += length_lines(config, task, num_workers, sum(speeds))
-    if is_alone and config.num_servers:
+    if is_alone and config.mode != "sync":
+        num_servers = 1 if config.has_server_per_device else config.num_servers
         lines.append(
             "one process stands for a worker here; start as many ranks as the run will have: "
-            + this_command_on(config.num_servers + 2)
+            + this_command_on(num_servers + 2)
         )
     print("\n".join([*title_lines(config), *(f"  {line.strip()}" for line in lines), "nothing has been written"]))
 

@@ -15,7 +15,7 @@ def effective_batch(config: Config, num_workers: int, tokens_per_batch: float) -
     return tokens_per_batch * config.accumulate.local * config.pushes_per_update(num_workers)
 
 
-def header_lines(task: Task, roles: Roles, resources: Resources, window_bytes: int) -> Iterator[str]:
+def header_lines(task: Task, roles: Roles, resources: Resources, windows: str) -> Iterator[str]:
     """Roles, the cores and devices of ranks (`resources`), libraries, sizes, and the effective batch."""
     config = task.config
     yield from title_lines(config)
@@ -24,8 +24,8 @@ def header_lines(task: Task, roles: Roles, resources: Resources, window_bytes: i
     yield f"  MPI: {library_name()}, {thread_level()}; {resources.worker_threads} thread(s) per worker"
     num_workers = len(roles.worker_ranks)
     yield from task_lines(task, num_workers, task.fresh_updates(num_workers))
-    if window_bytes:
-        yield f"  windows: {window_bytes / 2**20:,.1f} MiB over all ranks ({config.exchange.slots} slots per worker)"
+    if windows:
+        yield f"  windows: {windows} ({config.exchange.slots} slots per worker)"
 
 
 def title_lines(config: Config, kind: str = "") -> Iterator[str]:

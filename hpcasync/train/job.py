@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import collectively, gather_hosts, require_same, require_threads
-from hpcasync.comm.roles import Roles, assign_roles
+from hpcasync.comm.mpi import collectively, require_same, require_threads
+from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import Config
@@ -40,6 +40,7 @@ from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.loop.worker import run_worker
 from hpcasync.train.machine.resources import Resources, settle_resources
+from hpcasync.train.machine.settle_roles import settle_roles
 from hpcasync.train.modes.allreduce import AllreduceExchange
 from hpcasync.train.modes.asynchronous import AsynchronousExchange, CoordinatorObserver
 from hpcasync.train.modes.bucket_sums import BucketSums
@@ -161,7 +162,7 @@ def _resume(setup: _Setup) -> None:
 
 
 def _set_up(config: Config, comm: MPI.Intracomm) -> _Setup:
-    roles = assign_roles(gather_hosts(comm), config.num_servers, config.roles.placement)
+    config, roles = settle_roles(config, comm)
     deaths = Deaths(comm, roles, config)
     resources = settle_resources(config, roles, comm, allocated_cpus())
     task = make_task(config, resources.device)
@@ -179,10 +180,10 @@ def _read_state(setup: _Setup) -> None:
         )
 
 
-def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, window_bytes: int) -> Supervisor:
+def _make_supervisor(setup: _Setup, writer: ShardWriter, num_shards: int, windows: str) -> Supervisor:
     config, task = setup.config, setup.task
     recorder = task.open_recorder()
-    for line in header_lines(task, setup.roles, setup.resources, window_bytes):
+    for line in header_lines(task, setup.roles, setup.resources, windows):
         recorder.say(line)
     if setup.deaths.may_lose_workers:
         recorder.say("  workers that die: the others take over their batches")
@@ -218,7 +219,7 @@ def _run_synchronous(setup: _Setup, collectives: Collectives) -> int:
     supervisor = None
     if comm.rank == 0:
         writer = ShardWriter(config.output_dir / "checkpoints", 1)
-        supervisor = _make_supervisor(setup, writer, 1, window_bytes=0)
+        supervisor = _make_supervisor(setup, writer, 1, windows="")
     report = None if supervisor is None else supervisor.report_event
     watch = RankWatch(comm, setup.roles.hosts, config.logging.stall, report)
     sums = _make_sums(setup, collectives, watch)
@@ -324,6 +325,7 @@ def _engine_options(setup: _Setup) -> EngineOptions:
             gradients=exchange.gradients,
             topk=exchange.topk,
             parameters=exchange.parameters,
+            window=exchange.window,
         ),
     )
 
@@ -340,7 +342,7 @@ def _serve(setup: _Setup, engine: Engine) -> int:
     if not engine.is_coordinator:
         engine.serve(None, writer)
         return 0
-    supervisor = _make_supervisor(setup, writer, config.num_servers, engine.window_bytes)
+    supervisor = _make_supervisor(setup, writer, config.num_servers, engine.windows)
     survival = None
     if setup.deaths.may_lose_workers:
         work = LostWork(len(setup.roles.worker_ranks), setup.state.ledger.remaining(), setup.end_of_tickets)

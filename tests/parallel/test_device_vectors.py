@@ -9,11 +9,20 @@ from runners import MpiRunner
 PROGRAM = Path(__file__).parent / "programs" / "check_device_vectors.py"
 
 
-@pytest.mark.parametrize(("overlap", "gradients"), [("none", "fp32"), ("push", "fp32"), ("push", "bf16")])
+@pytest.mark.parametrize(
+    ("overlap", "gradients", "window"),
+    [
+        ("none", "fp32", "mpi"),
+        ("push", "fp32", "mpi"),
+        ("push", "bf16", "mpi"),
+        ("none", "fp32", "mapped"),
+        ("push", "fp32", "mapped"),
+        ("push", "bf16", "mapped"),
+    ],
+)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_vectors_of_a_device_travel_by_way_of_the_host(
-    mpirun: MpiRunner, device: str, overlap: str, gradients: str
-) -> None:
+def test_vectors_of_a_device_travel(mpirun: MpiRunner, device: str, overlap: str, gradients: str, window: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU here")
-    assert "device vectors passed" in mpirun.python(3, PROGRAM, device, overlap, gradients, timeout=300).stdout
+    job = mpirun.python(3, PROGRAM, device, overlap, gradients, window, timeout=300)
+    assert "device vectors passed" in job.stdout

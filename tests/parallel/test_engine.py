@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from runners import MpiRunner
 
 PROGRAM = Path(__file__).parent / "programs" / "check_engine.py"
 
 
-def test_engine(mpirun: MpiRunner) -> None:
-    job = mpirun.python(6, PROGRAM, "all", timeout=400)
+@pytest.mark.parametrize("choice", ["all", "mapped"])
+def test_engine(mpirun: MpiRunner, choice: str) -> None:
+    job = mpirun.python(6, PROGRAM, choice, timeout=400)
     assert "engine passed" in job.stdout

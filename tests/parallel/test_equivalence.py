@@ -94,9 +94,12 @@ def test_one_worker_is_local_training(one_worker: Run, tiny_corpus: TinyCorpus) 
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_overlap_of_pull_and_push_is_training_one_update_late(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
-    overlap = "exchange.overlap=full", "exchange.slots=1", "staleness.lookahead=0"
-    late = trainer(3, "mode=async", *overlap, "roles.servers=2", "name=late", STOP)
+@pytest.mark.parametrize("window", ["mpi", "mapped"])
+def test_overlap_of_pull_and_push_is_training_one_update_late(
+    trainer: Trainer, tiny_corpus: TinyCorpus, window: str
+) -> None:
+    overlap = "exchange.overlap=full", "exchange.slots=1", "staleness.lookahead=0", f"exchange.window={window}"
+    late = trainer(3, "mode=async", *overlap, "roles.servers=2", f"name=late-{window}", STOP)
     assert late.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
     losses, parameters = local_training(late.config, tiny_corpus, delay=1)
     assert_same(late, losses, parameters)
@@ -128,6 +131,19 @@ def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, bac
     assert together.summary["target_tokens"] == waiting.summary["target_tokens"]
     assert together.summary["staleness"] == waiting.summary["staleness"]
     assert_same(waiting, together.losses, together.parameters(SNAPSHOT))
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("exchange.gradients=bf16", "exchange.parameters=bf16")], ids=["fp32", "bf16"]
+)
+def test_windows_do_not_change_a_bit(trainer: Trainer, settings: tuple[str, ...]) -> None:
+    """Mapped memory and MPI's windows; of two gradients it is the same which comes first."""
+    waiting = "mode=async-global", "roles.servers=2", "accumulate.global=2", "exchange.pull=applied", STOP, *settings
+    runs = [trainer(4, *waiting, f"exchange.window={window}", f"name={window}") for window in ("mpi", "mapped")]
+    assert "cpu memory that they map" in runs[1].job.stdout and "map" not in runs[0].job.stdout
+    assert runs[0].losses == runs[1].losses
+    expected, found = (run.parameters(SNAPSHOT) for run in runs)
+    assert all((found[name] == values).all() for name, values in expected.items())
 
 
 def test_local_accumulation_is_a_larger_batch(trainer: Trainer, one_worker: Run) -> None:

@@ -49,11 +49,12 @@ def test_sync(trainer: Trainer) -> None:
 
 
 def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
-    """Then once more from its end, which makes nothing, and from a damaged checkpoint, which is named."""
+    """And other windows; then again from its end, which makes nothing, and from a damaged checkpoint."""
     common = "mode=async", "exchange.pull=applied"
     straight = trainer(2, *common, "name=straight", stop(END))
     trainer(3, *common, "name=resumed", "roles.servers=2", stop(MIDDLE))
-    resumed = trainer(4, *common, "name=resumed", "roles.servers=3", stop(END), flags=["--resume"])
+    other = "roles.servers=3", "exchange.window=mapped"
+    resumed = trainer(4, *common, "name=resumed", *other, stop(END), flags=["--resume"])
     assert {path.name for path in (resumed.path / "checkpoints" / AT_MIDDLE).glob("shard-*")} == {
         f"shard-{index:05d}-of-00002.safetensors" for index in range(2)
     }

@@ -27,17 +27,20 @@ def _needs_open_mpi(mpirun: MpiRunner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pull", "moments"),
+    ("pull", "window", "moments"),
     [
-        ("handled", ("write", "lock")),
-        ("latest", ("rest",)),
-        ("handled", ("draw", "offer")),
-        ("applied", ("announce", "write")),
+        ("handled", "mpi", ("write", "lock")),
+        ("latest", "mpi", ("rest",)),
+        ("handled", "mpi", ("draw", "offer")),
+        ("applied", "mpi", ("announce", "write")),
+        ("handled", "mapped", ("announce", "write")),
     ],
 )
-def test_what_a_dead_worker_held_is_done_once(mpirun: MpiRunner, pull: str, moments: tuple[str, ...]) -> None:
+def test_what_a_dead_worker_held_is_done_once(
+    mpirun: MpiRunner, pull: str, window: str, moments: tuple[str, ...]
+) -> None:
     """Two servers and three workers; the dead are workers 1 and 2."""
-    job = mpirun.python(5, PROGRAM, pull, *moments, timeout=240, options=["--with-ft", "mpi"])
+    job = mpirun.python(5, PROGRAM, pull, window, *moments, timeout=240, options=["--with-ft", "mpi"])
     result = json.loads(next(line for line in job.stdout.splitlines() if line.startswith("{")))
     assert result["applied"] == list(range(NUM_TICKETS)), "each batch once"
     # Who dies while it takes an offer dies only if it gets one.

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import yaml
 from tiny_training import Run, TinyCorpus, Trainer
 
 from hpcasync.config.schema import load_config
@@ -140,6 +141,16 @@ def test_async_combined_in_fp16(trainer: Trainer, tiny_corpus: TinyCorpus) -> No
     run = trainer(3, "mode=async-combined", "accumulate.local=2", "accumulate.global=2", "precision=fp16")
     check_every_run(run, tiny_corpus, 2)
     assert run.summary["gradients_pushed"] in (NUM_BATCHES // 2, NUM_BATCHES // 2 + 1)
+
+
+def test_a_server_per_device_with_mapped_windows(trainer: Trainer) -> None:
+    settings = "roles.servers=per-device", "exchange.window=mapped", "exchange.overlap=push", "name=beside"
+    run = trainer(3, "mode=async-global", *settings, "stop={updates: 6}")
+    assert run.summary["roles"]["servers"] == 1 and run.summary["roles"]["workers"] == 2, "the host is the device"
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["roles"]["servers"] == 1
+    assert "cpu memory that they map (2 slots per worker)" in run.job.stdout
+    assert run.summary["num_updates"] == 6 and run.losses[-1] < run.losses[0]
+    assert run.summary["gradients_pushed"] == run.summary["gradients_applied"] + run.summary["gradients_dropped"]
 
 
 def test_a_time_limit(trainer: Trainer) -> None:

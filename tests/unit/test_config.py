@@ -67,7 +67,11 @@ def test_unknown_keys_of_every_section(more: dict[str, Any], expected: str) -> N
         ({"mode": "asink"}, ("mode", "'async-global'", "given: 'asink'")),
         ({"seed": "one"}, ("seed", "integer", "given: 'one'")),
         ({"seed": -1}, ("seed", "greater than or equal to 0", "given: -1")),
-        ({"roles": {"servers": 0}}, ("roles.servers", "greater than or equal to 1", "given: 0")),
+        ({"roles": {"servers": 0}}, ("roles.servers", "must be a positive number or per-device, not 0")),
+        (
+            {"roles": {"servers": "per-device", "placement": "first"}},
+            ("roles.servers=per-device puts servers beside workers", "roles.placement must be spread"),
+        ),
         ({"accumulate": {"global": 0}}, ("accumulate.global", "positive number, workers, or a multiple", "not 0")),
         ({"exchange": {"slots": 1.5}}, ("exchange.slots", "integer", "given: 1.5")),
         ({"data": {"path": "c", "batch_tokens": []}}, ("data.batch_tokens", "integer", "given: []")),
@@ -267,6 +271,11 @@ def test_digest_tells_configurations_apart(tmp_path: Path) -> None:
 def test_servers_and_output_directory() -> None:
     assert parse(mode="sync", roles={"servers": 3}).num_servers == 0
     assert parse(mode="async", roles={"servers": 3}).num_servers == 3
+    beside = {"servers": "per-device"}
+    assert parse(mode="sync", roles=beside).num_servers == 0
+    assert parse(mode="async", roles=beside).with_servers(2).num_servers == 2
+    with pytest.raises(UserError, match="give a number here"):
+        _ = parse(mode="async", roles=beside).num_servers
     config = parse(name="x", run_dir="there", mode="async", seed=7)
     assert config.output_dir == Path("there/x-async-seed7")
 

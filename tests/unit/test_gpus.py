@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from hpcasync.comm.roles import Roles, assign_roles
+from hpcasync.comm.roles import Roles, assign_beside, assign_roles
 from hpcasync.config.schema import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.train.machine import gpus as module
 from hpcasync.train.machine.devices import plan_gpus
 from hpcasync.train.machine.gpus import Gpu, SeenGpus, choose_visible, narrow_to, see_gpus
 from hpcasync.train.machine.resources import describe_gpus
+from hpcasync.train.machine.settle_roles import count_devices
 
 LISTING = "GPU-aaaa, NVIDIA H100\nGPU-bbbb, NVIDIA H100\nGPU-cccc, NVIDIA A100, 80 GB\n"
 
@@ -90,6 +91,15 @@ def test_workers_and_servers_take_the_gpus_of_their_host_in_turn() -> None:
     on_gpus = config(roles={"servers": 2, "server_device": "cuda"})
     assert chosen(on_gpus, roles, seen) == ["0", "0", "1", "0", "0", "0"]
     assert chosen(config(device="cpu"), roles, seen) == [None] * 6
+
+
+def test_a_server_for_each_gpu_that_any_rank_sees() -> None:
+    own = [SeenGpus((Gpu("0", f"GPU-{rank % 2}", "H100"),)) for rank in range(4)]
+    hosts = ["a"] * 4 + ["b"] * 2
+    assert count_devices(hosts, [*own, some(1), some(1)]) == {"a": 2, "b": 1}
+    assert count_devices(hosts, [NONE] * 6) == count_devices(hosts, []) == {"a": 1, "b": 1}
+    beside = config(roles={"servers": "per-device", "server_device": "cuda"}).with_servers(2)
+    assert chosen(beside, assign_beside(["a"] * 4, {"a": 2}), [some(2)] * 4) == ["0", "1", "0", "1"]
 
 
 def test_a_worker_that_sees_only_its_own_takes_it() -> None:

@@ -26,11 +26,15 @@ def layouts(draw: st.DrawFn) -> Layout:
         parameter_bytes=draw(st.sampled_from((2, 4))),
         slot_bytes=[draw(st.integers(1, 3)) * shard.size for shard in shards],
         is_in_place=draw(st.booleans()),
+        are_records_apart=draw(st.booleans()),
     )
 
 
 def regions(layout: Layout) -> list[tuple[int, int, int]]:
-    """(rank, begin, end) of everything, in bytes; in place, a vector is the parts of all servers."""
+    """(rank, begin, end) of everything, in bytes; in place, a vector is the parts of all servers.
+
+    Records that lie apart have rank -1.
+    """
     servers, workers = list(enumerate(layout.roles.server_ranks)), range(len(layout.roles.worker_ranks))
     found = []
     for server, rank in servers:
@@ -40,7 +44,8 @@ def regions(layout: Layout) -> list[tuple[int, int, int]]:
     for worker in workers:
         for sequence in range(layout.num_slots):
             begin = layout.record_offset(worker, sequence)
-            found.append((layout.roles.server_ranks[0], begin, begin + layout.record_bytes))
+            rank = -1 if layout.are_records_apart else layout.roles.server_ranks[0]
+            found.append((rank, begin, begin + layout.record_bytes))
         for sequence in range(layout.num_vectors if layout.is_in_place else layout.num_slots):
             for server, _ in servers:
                 rank, begin = layout.gradient_offset(server, worker, sequence)
@@ -49,20 +54,24 @@ def regions(layout: Layout) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
+def window_bytes(layout: Layout, rank: int) -> int:
+    return layout.window_bytes(rank) if rank >= 0 else layout.records_bytes(layout.roles.server_ranks[0])
+
+
 @given(layouts())
 def test_nothing_overlaps(layout: Layout) -> None:
     found = regions(layout)
     for (rank, _, end), (next_rank, begin, _) in pairwise(found):
         assert rank != next_rank or end <= begin
     for rank, begin, end in found:
-        assert begin % 64 == 0 and end <= layout.window_bytes(rank)
+        assert begin % 64 == 0 and end <= window_bytes(layout, rank)
 
 
 @given(layouts())
 def test_windows_hold_little_else(layout: Layout) -> None:
     used = sum(end - begin for _, begin, end in regions(layout))
-    size = len(layout.roles.hosts)
-    assert sum(map(layout.window_bytes, range(size))) - used < 64 * len(regions(layout))
+    every = range(-1, len(layout.roles.hosts))
+    assert sum(window_bytes(layout, rank) for rank in every) - used < 64 * len(regions(layout))
 
 
 @given(layouts(), st.integers(1, 1000))

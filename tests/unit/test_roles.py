@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.roles import assign_beside, assign_roles
 from hpcasync.errors import UserError
 
 
@@ -37,6 +37,14 @@ def test_hosts_in_turn_by_mpirun() -> None:
         "a: servers on ranks 0, workers on ranks 2",
         "b: servers on ranks 1, workers on ranks 3",
     ]
+
+
+def test_a_server_beside_the_workers_of_each_device() -> None:
+    hosts = ["a", "b", "a", "b", "a", "a", "a"]
+    roles = assign_beside(hosts, {"a": 2, "b": 1})
+    assert roles.server_ranks == (0, 2, 1) and roles.worker_ranks == (3, 4, 5, 6)
+    with pytest.raises(UserError, match=r"b has 2 device\(s\) for servers and 2 rank\(s\): .* for example 4"):
+        assign_beside(hosts, {"a": 2, "b": 2})
 
 
 def test_synchronous_training_has_no_servers() -> None:

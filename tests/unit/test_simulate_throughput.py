@@ -14,7 +14,7 @@ from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.compute_time import ModelledTimes
 from hpcasync.simulate.exchange import ExchangeOptions
 from hpcasync.simulate.result import Throughput, bottleneck
-from hpcasync.simulate.sweep import compare_sizes, search_servers, with_servers
+from hpcasync.simulate.sweep import compare_sizes, search_servers
 from hpcasync.simulate.throughput import fewest_servers, make_decisions, measure_throughput
 from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.workload import Workload, push_and_pull_bytes
@@ -144,7 +144,7 @@ def test_a_full_link_carries_its_bandwidth() -> None:
     assert result.target_tokens_per_second == pytest.approx(100 / 0.4, rel=0.05)
     assert result.to_server > 0.95
     assert bottleneck(result).startswith("the servers' links, towards them (pushes)")
-    double = measure(with_servers(config, 2), cluster, Workload((100,), 100_000), steps=40)
+    double = measure(config.with_servers(2), cluster, Workload((100,), 100_000), steps=40)
     assert double.target_tokens_per_second == pytest.approx(2 * result.target_tokens_per_second, rel=0.1)
 
 

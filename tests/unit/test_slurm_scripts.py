@@ -127,6 +127,12 @@ class TestPlan:
         plan = plan_job(make_config(roles=roles), [Allocation((5, 5), (20, 20), 0)], "async")
         assert plan.overrides == ("roles.servers=3",)
 
+    @pytest.mark.parametrize(("server_device", "servers", "ranks"), [("cuda", 8, (8, 8)), ("cpu", 2, (5, 5))])
+    def test_a_server_for_each_device(self, server_device: str, servers: int, ranks: tuple[int, ...]) -> None:
+        config = make_config(roles={"servers": "per-device", "server_device": server_device})
+        plan = plan_job(config, [Allocation((2, 2), (32, 32), 4)], "async")
+        assert plan.ranks_per_node == ranks and plan.overrides[0] == f"roles.servers={servers}"
+
     def test_the_threads_suit_the_fullest_node(self) -> None:
         # Node 0: 1 server and 3 workers on 9 CPUs, (9 - 2) // 3. Node 1: 1 server and 1 worker on 4, (4 - 2) // 1.
         config = make_config(roles={"server_threads": 2})

@@ -20,7 +20,7 @@ class GroupSum:
     Args:
         size: elements of the shard.
         wire: how gradients lie in slots.
-        device: of the sum; slots are in host memory.
+        device: of the sum; slots are in host memory, or on this device too.
         threads: that share the blocks; default: the caller's alone.
         fused: sum by `fused_apply` where it can.
     """
@@ -36,8 +36,8 @@ class GroupSum:
     ) -> None:
         self._wire = wire
         self._threads = BlockThreads() if threads is None else threads
-        self._is_fused = fused and fused_apply.is_available()
         self._vector = torch.zeros(size, dtype=torch.float32, device=device)
+        self._is_fused = fused and fused_apply.is_available() and fused_apply.is_plain(self._vector)
         self._own_block = ThreadBlock(min(size, block_elements(self._vector)), self._vector.device)
         self._has_vector = False
         self._slots: list[torch.Tensor] = []
@@ -105,7 +105,7 @@ class GroupSum:
         parts = [self._vector[start:stop]] if self._has_vector else []
         for slot in self._slots:
             view = self._wire.view(slot, start, stop - start)
-            if view is None or self._vector.device.type != "cpu":
+            if view is None or view.device != self._vector.device:
                 return None
             parts.append(view)
         return parts

@@ -113,6 +113,7 @@ class ShardServer:
         self._sum.clear()
 
     def _consume(self, order: Order) -> None:
+        self._link.data.sync()  # what reads the slots may be under way on a GPU
         for worker, sequence in self._slots.consume(order):
             self._link.tell_worker(worker, ControlWords.consumed(worker), sequence)
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.windows import PIECE_BYTES, DataWindow
 
@@ -23,7 +24,7 @@ _SAMPLE_ELEMENTS = 1 << 16
 class SlotAddress:
     """Where the gradient of a push lies: `offset` bytes into the memory of `rank`."""
 
-    window: DataWindow
+    window: DataWindow | MappedWindow
     rank: int
     offset: int
 
@@ -51,7 +52,7 @@ class Wire(Protocol):
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
         """Add the gradient in a slot (uint8) to the sum of a shard, or of its elements from `start`.
 
-        The sum is [size] float32. The slot is in host memory; the sum may be on another device.
+        The sum is [size] float32. The slot is where the window is; the sum may be on another device.
         """
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
@@ -85,12 +86,8 @@ class DenseWire:
         values = gradient[part.start : part.stop]
         window, rank = address.window, address.rank
         offset = address.offset + self.slot_bytes(part.start - shard.start)
-        if window.is_local(rank):
-            num_bytes = self.slot_bytes(part.size)
-            window.memory(rank)[offset : offset + num_bytes].view(self._dtype).copy_(values)
-            return
-        if values.dtype == self._dtype:
-            window.write(rank, offset, values)
+        if window.is_local(rank) or values.dtype == self._dtype:
+            window.write(rank, offset, values, self._dtype)
             return
         key = rank, part.start, part.size
         if key not in self._staged:

@@ -11,6 +11,7 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm import futex
+from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
@@ -21,8 +22,9 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, make_wire
 from hpcasync.ps.transport.record_codec import record_bytes
 from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
+from hpcasync.ps.transport.window_kind import WindowKind, is_mapped
 from hpcasync.ps.transport.window_layout import Layout
-from hpcasync.ps.transport.window_memory import require_window_memory
+from hpcasync.ps.transport.window_memory import require_gpu_memory, require_window_memory
 
 Control = ControlWindow | SharedControlWindow
 ParameterFormat = Literal["fp32", "bf16"]
@@ -39,6 +41,7 @@ class LinkOptions:
         is_overlapped: the next gradient may be computed while one is being pushed.
         gradients, topk: how gradients travel (`ps.transport.gradient_formats`).
         parameters: how parameters travel.
+        window: what windows are made of (`ps.transport.window_kind`).
     """
 
     num_slots: int = 2
@@ -47,6 +50,7 @@ class LinkOptions:
     gradients: GradientFormat = "fp32"
     topk: float = 0.01
     parameters: ParameterFormat = "fp32"
+    window: WindowKind = "auto"
 
 
 class Link:
@@ -57,13 +61,16 @@ class Link:
         roles: at least one server and one worker.
         num_elements: length of the flat parameter vector.
         options: what the windows hold; the same on all ranks.
+        device: where this worker computes, or this server holds its shard; default: CPU.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
             (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
-        mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise.
+        mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise, unless
+            windows are mapped: then they are not needed.
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Raises:
-        UserError: on every rank, if a host has too little memory for the windows of its ranks.
+        UserError: on every rank, if a host or GPU has too little memory for the windows of its ranks, or mapped windows
+            are wanted where there cannot be any.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Link:
         num_elements: int,
         options: LinkOptions,
         *,
+        device: torch.device | None = None,
         private_copies: int = 0,
         mirrored_vectors: int = 0,
         may_lose_workers: bool = False,
@@ -93,6 +101,10 @@ class Link:
         assert isinstance(node_comm, MPI.Intracomm)
         is_one_host = node_comm.size == comm.size
         assert is_one_host or not may_lose_workers
+        device = device or torch.device("cpu")
+        self.is_mapped = is_mapped(options.window, comm.allgather(device.type), is_one_host=is_one_host)
+        # A GPU's memory may go with its process: there a gradient that was announced must not lie with its worker.
+        is_in_place = is_one_host and options.gradients == "fp32" and not (self.is_mapped and may_lose_workers)
         self._layout = Layout(
             roles,
             self.shards,
@@ -101,24 +113,36 @@ class Link:
             record_bytes=record_bytes(options.max_tickets),
             parameter_bytes=self.parameter_dtype.itemsize,
             slot_bytes=[self.wire.slot_bytes(shard.size) for shard in self.shards],
-            is_in_place=is_one_host and options.gradients == "fp32",
+            is_in_place=is_in_place,
+            are_records_apart=self.is_mapped,
         )
         self.window_bytes = [self._layout.window_bytes(rank) for rank in range(comm.size)]
-        private_bytes = comm.allgather(self._private_bytes(num_elements * mirrored_vectors, private_copies))
-        require_window_memory(comm, roles, self.window_bytes, private_bytes)
+        self._require_memory(device, private_copies, mirrored_vectors)
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
         # Between hosts ranks poll: what is put there moves while its target looks.
         self._wake_ups = WakeUps(comm) if is_one_host and futex.is_available() else None
-        self.data = DataWindow(comm, node_comm, self.window_bytes[comm.rank])
+        self._open_data_windows(node_comm, device)
         # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
         self._needs_progress = self.data.spans_nodes or may_lose_workers
-        self._views: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
+        self._views: dict[tuple[object, int, int, int, torch.dtype], torch.Tensor] = {}
+        self._open_messages()
+
+    def _open_data_windows(self, node_comm: MPI.Intracomm, device: torch.device) -> None:
+        num_bytes = self.window_bytes[self.comm.rank]
+        self.data: DataWindow | MappedWindow
+        if self.is_mapped:
+            self.records = DataWindow(self.comm, node_comm, self._layout.records_bytes(self.comm.rank))
+            self.data = MappedWindow(self.comm, num_bytes, device, self.records.sync)
+        else:
+            self.records = self.data = DataWindow(self.comm, node_comm, num_bytes)
+
+    def _open_messages(self) -> None:
         # Parameters that workers on other nodes pull are messages of their own communicator.
-        self._messages = comm.Dup() if self.data.spans_nodes else None
+        self._messages = self.comm.Dup() if self.data.spans_nodes else None
         self._sender: ParameterSender | None = None
         self.receiver: ParameterReceiver | None = None
-        if self._messages is not None and is_server:
+        if self._messages is not None and self.server_index is not None:
             self._sender = ParameterSender(self._messages, self.own_buffer)
         elif self._messages is not None:
             self.receiver = ParameterReceiver(self._messages, self.parameter_dtype)
@@ -155,15 +179,22 @@ class Link:
         return self._view(rank, offset, self.wire.slot_bytes(self.shards[self.server_index].size), torch.uint8)
 
     def write_record(self, sequence: int, words: torch.Tensor) -> None:
-        """Write the record of this worker's push at the coordinator: float64 words; complete after a flush."""
+        """Write the record of this worker's push at the coordinator: float64 words; complete after `complete_push`."""
         assert self.worker_index is not None
-        self.data.write(self.coordinator_rank, self._layout.record_offset(self.worker_index, sequence), words)
+        self.records.write(self.coordinator_rank, self._layout.record_offset(self.worker_index, sequence), words)
+
+    def complete_push(self) -> None:
+        """Complete all that this worker has written."""
+        for rank in self.roles.server_ranks:
+            self.data.flush(rank)
+        if self.records is not self.data:
+            self.records.flush(self.coordinator_rank)
 
     def own_record(self, worker: int, sequence: int) -> torch.Tensor:
         """Where the record of a push lies in the coordinator's memory: float64."""
         assert self.server_index == 0
         offset, num_bytes = self._layout.record_offset(worker, sequence), record_bytes(self.max_tickets)
-        return self._view(self.comm.rank, offset, num_bytes, torch.float64)
+        return self._view(self.comm.rank, offset, num_bytes, torch.float64, self.records)
 
     def read_buffer(self, server: int, version: int, out: torch.Tensor) -> None:
         """Copy a version of the shard of a server on this host to [size] float32 `out`, converting on the way."""
@@ -177,11 +208,19 @@ class Link:
         offset = self._layout.buffer_offset(self.server_index, version)
         return self._view(self.comm.rank, offset, num_bytes, self.parameter_dtype)
 
-    def _view(self, rank: int, offset: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
+    def _view(
+        self,
+        rank: int,
+        offset: int,
+        num_bytes: int,
+        dtype: torch.dtype,
+        window: DataWindow | MappedWindow | None = None,
+    ) -> torch.Tensor:
         # Cutting a tensor takes longer than copying a small one.
-        key = rank, offset, num_bytes, dtype
+        window = self.data if window is None else window
+        key = window, rank, offset, num_bytes, dtype
         if key not in self._views:
-            self._views[key] = self.data.memory(rank)[offset : offset + num_bytes].view(dtype)
+            self._views[key] = window.memory(rank)[offset : offset + num_bytes].view(dtype)
         return self._views[key]
 
     def tell_worker(self, worker: int, word: int, value: int) -> None:
@@ -257,12 +296,21 @@ class Link:
         if self._sender is not None:
             self._sender.advance()
 
-    def _private_bytes(self, mirrored_elements: int, private_copies: int) -> int:
-        """What this rank needs beside its windows."""
-        if self.server_index is None:
-            return 4 * mirrored_elements
-        far_copies = num_far_workers(self.roles, self.server_index)
-        return self.shards[self.server_index].size * (4 * private_copies + self.parameter_dtype.itemsize * far_copies)
+    def _require_memory(self, device: torch.device, private_copies: int, mirrored_vectors: int) -> None:
+        """What this rank needs of its host and of its GPU, if it has one."""
+        is_on_gpu, windows = device.type == "cuda", self.window_bytes
+        own, copies, mirrors = self.window_bytes[self.comm.rank], 0, 0
+        if self.server_index is not None:
+            size = self.shards[self.server_index].size
+            copies = 4 * size * private_copies
+            mirrors = size * self.parameter_dtype.itemsize * num_far_workers(self.roles, self.server_index)
+        elif not self.is_mapped:
+            mirrors = 4 * self.shards[-1].stop * mirrored_vectors
+        if self.is_mapped and is_on_gpu:
+            windows = [self._layout.records_bytes(rank) for rank in range(self.comm.size)]
+        private_bytes = self.comm.allgather(mirrors + (0 if is_on_gpu else copies))
+        require_window_memory(self.comm, self.roles, windows, private_bytes)
+        require_gpu_memory(self.comm, self.roles.hosts[self.comm.rank], device, copies + (own if self.is_mapped else 0))
 
     def free(self) -> None:
         """Free the windows (collective)."""
@@ -270,6 +318,8 @@ class Link:
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
+        if self.records is not self.data:
+            self.records.free()
         if self._wake_ups is not None:
             self._wake_ups.free()
         self.control.free()

@@ -1,9 +1,10 @@
 """Where everything lies in the data windows of a job: arithmetic only.
 
-A server's window has two parameter buffers of its shard, then, at the coordinator, the records of pushes. Gradients
-lie where they cost the fewest copies. Where all ranks share one host's memory and gradients travel as they are, each
-worker's window has vectors in which they are computed, and every server reads its shard there. Else a server's window
-has slots for its shard of every worker's gradients.
+A server's window has two parameter buffers of its shard, then, at the coordinator, the records of pushes. (Mapped
+memory may be a GPU's: records then lie in a window of their own.) Gradients lie where they cost the fewest copies.
+Where all ranks share one host's memory and gradients travel as they are, each worker's window has vectors in which
+they are computed, and every server reads its shard there. Else a server's window has slots for its shard of every
+worker's gradients.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Layout:
         parameter_bytes: size of a published parameter.
         slot_bytes: size of a server's slot, for each server.
         is_in_place: gradients lie with the workers, float32.
+        are_records_apart: records lie in a window of their own.
     """
 
     roles: Roles
@@ -35,6 +37,7 @@ class Layout:
     parameter_bytes: int
     slot_bytes: list[int]
     is_in_place: bool
+    are_records_apart: bool = False
 
     @property
     def num_vectors(self) -> int:
@@ -44,8 +47,13 @@ class Layout:
     def window_bytes(self, rank: int) -> int:
         """Size of a rank's window."""
         if self.roles.is_server(rank):
-            return self._slot_offset(self.roles.server_ranks.index(rank), len(self.roles.worker_ranks) * self.num_slots)
+            return self._slot_offset(self.roles.server_ranks.index(rank), self._num_records)
         return self.vector_offset(self.num_vectors - 1) + self._vector_bytes if self.is_in_place else 0
+
+    def records_bytes(self, rank: int) -> int:
+        """Size of a rank's window of records, if there is one."""
+        is_coordinator = rank == self.roles.coordinator_rank
+        return self._num_records * _aligned(self.record_bytes) if self.are_records_apart and is_coordinator else 0
 
     def buffer_offset(self, server: int, version: int) -> int:
         """Where a version of the shard lies in a server's window."""
@@ -53,7 +61,8 @@ class Layout:
 
     def record_offset(self, worker: int, sequence: int) -> int:
         """Where the record of a push lies in the coordinator's window."""
-        return 2 * self._buffer_bytes(0) + self._slot(worker, sequence) * _aligned(self.record_bytes)
+        before = 0 if self.are_records_apart else 2 * self._buffer_bytes(0)
+        return before + self._slot(worker, sequence) * _aligned(self.record_bytes)
 
     def vector_offset(self, sequence: int) -> int:
         """Where the gradient of a push lies in its worker's window, if it is in place."""
@@ -65,11 +74,15 @@ class Layout:
             return self.roles.worker_ranks[worker], self.vector_offset(sequence) + 4 * self.shards[server].start
         return self.roles.server_ranks[server], self._slot_offset(server, self._slot(worker, sequence))
 
+    @property
+    def _num_records(self) -> int:
+        return len(self.roles.worker_ranks) * self.num_slots
+
     def _slot(self, worker: int, sequence: int) -> int:
         return worker * self.num_slots + sequence % self.num_slots
 
     def _slot_offset(self, server: int, slot: int) -> int:
-        num_records = len(self.roles.worker_ranks) * self.num_slots if server == 0 else 0
+        num_records = self._num_records if server == 0 and not self.are_records_apart else 0
         records_end = 2 * self._buffer_bytes(server) + num_records * _aligned(self.record_bytes)
         return records_end + (0 if self.is_in_place else slot * _aligned(self.slot_bytes[server]))
 

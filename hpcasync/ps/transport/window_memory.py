@@ -1,8 +1,11 @@
 """Whether the windows fit a host's memory: said before they are allocated, not by a bus error after."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mpi4py import MPI
 
 from hpcasync.comm.free_memory import free_memory
@@ -31,6 +34,51 @@ def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[
     shared = sum(window_bytes[rank] for rank in here)
     private = sum(private_bytes[rank] for rank in here)
     collectively(comm, lambda: _require(host, shared, private))
+
+
+@dataclass(frozen=True)
+class GpuShare:
+    """What a rank is about to allocate on a GPU.
+
+    Attributes:
+        host, uuid: of the GPU.
+        needed: bytes.
+        free: bytes, before any rank has allocated anything of it.
+    """
+
+    host: str
+    uuid: str
+    needed: int
+    free: int
+
+
+def require_gpu_memory(comm: MPI.Intracomm, host: str, device: torch.device, needed: int) -> None:
+    """Check that what ranks need on their GPUs fits there (collective); a rank on the CPU needs nothing.
+
+    Raises:
+        UserError: on every rank, naming the GPU, what is needed and what is there.
+    """
+    share = None
+    if device.type == "cuda":
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        share = GpuShare(host, uuid, needed, torch.cuda.mem_get_info(device)[0])
+    shortage = describe_gpu_shortage([share for share in comm.allgather(share) if share is not None])
+    if shortage is not None:
+        raise UserError(shortage, everywhere=True)
+
+
+def describe_gpu_shortage(shares: Sequence[GpuShare]) -> str | None:
+    """What is wrong with placing all of this on GPUs that ranks may share, or None."""
+    for gpu in dict.fromkeys((share.host, share.uuid) for share in shares):
+        here = [share for share in shares if (share.host, share.uuid) == gpu]
+        needed, free = sum(share.needed for share in here), min(share.free for share in here)
+        if needed > free:
+            return (
+                f"{gpu[0]}: windows and shards of {_gib(needed)} do not fit {_gib(free)} free on GPU {gpu[1][:12]}: "
+                "use servers on more GPUs (roles.servers), fewer slots (exchange.slots), a smaller model, or "
+                "roles.server_device=cpu"
+            )
+    return None
 
 
 def describe_shortage(

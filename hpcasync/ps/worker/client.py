@@ -97,17 +97,17 @@ class Client:
         Does nothing if `out` holds it already. On a GPU, no computation but that of the last push may be using `out`.
         """
         require_vector(out, self._num_elements, "the vector to pull into")
-        if self.is_on_host(out):
-            return self._pull_to_host(out)
         before = self._version
-        if before < 0:
+        if before < 0 and not self._is_computed(out):
             self._copies(out).wait_for_computation()
-        version = self._pull_to_host(self._copies(out).host(out))
+        if self.reaches(out):
+            return self._pull_into(out)
+        version = self._pull_into(self._copies(out).host(out))
         if version != before:
             self._copies(out).to_device(out)
         return version
 
-    def _pull_to_host(self, out: torch.Tensor) -> int:
+    def _pull_into(self, out: torch.Tensor) -> int:
         while True:
             version = self._link.control.read(self._coordinator, ControlWords.PUBLISHED)
             if version == self._version:
@@ -177,15 +177,16 @@ class Client:
     def place_gradients(self, flat: FlatParameters, num_private: int = 1) -> None:
         """Have gradients computed where servers read them, as far as they can: pushing `flat.gradient` copies nothing.
 
-        They can if all ranks share one host's memory, gradients are computed there, and travel as float32. The vectors
-        take turns: `push` and `GradientStream.end` put the next one, with what is left in it, in place of
-        `flat.gradient`, until `finish`. A vector that has been pushed must not be written.
+        They can if all ranks share one host, gradients are computed on the device of the windows, and travel as float32
+        (not in mapped memory where workers may die). The vectors take turns: `push` and `GradientStream.end` put the
+        next one, with what is left in it, in place of `flat.gradient`, until `finish`. A vector that has been pushed
+        must not be written.
 
         Args:
             flat: of this worker's module.
             num_private: vectors to take turns where they cannot; 2, if one is computed while another is being pushed.
         """
-        shared = self._link.num_vectors if self.is_on_host(flat.gradient) else 0
+        shared = self._link.num_vectors if self.reaches(flat.gradient) else 0
         vectors = [self._link.vector(sequence) for sequence in range(shared)]
         self._ring = GradientRing(flat, vectors, num_private, self.working.next_push)
 
@@ -216,20 +217,25 @@ class Client:
         Returns:
             waits for that, in any thread, and returns the vector for `write`.
         """
-        # The largest elements are found on the device: few travel.
-        if self.is_on_host(gradient) or not self._link.wire.has_blocks:
+        if self._is_computed(gradient):
             return lambda: gradient
+        # The largest elements are found on the device: few travel.
+        if self.reaches(gradient) or not self._link.wire.has_blocks:
+            return self._copies(gradient).when_computed(gradient)
         return self._copies(gradient).to_host(gradient, part, self._link.wire.travels_as)
 
     def abandon(self, gradient: torch.Tensor) -> None:
         """A gradient is not written: wait for its computation all the same, for the next pull changes parameters."""
-        if not self.is_on_host(gradient):
+        if not self._is_computed(gradient):
             self._copies(gradient).wait_for_computation()
 
-    @staticmethod
-    def is_on_host(vector: torch.Tensor) -> bool:
+    def reaches(self, vector: torch.Tensor) -> bool:
         """Whether a vector can be copied to and from the windows as it is."""
-        return vector.device.type == "cpu"
+        return vector.device.type == self._link.data.device.type
+
+    def _is_computed(self, vector: torch.Tensor) -> bool:
+        """Whether what has been asked for has been computed: on a CPU it has, if that is no stand-in for a device."""
+        return vector.device.type == "cpu" and self.reaches(vector)
 
     def _copies(self, vector: torch.Tensor) -> DeviceCopy:
         if self._device_copy is None:
@@ -266,8 +272,7 @@ class Client:
         """Write the record to the coordinator, complete all writes, then announce the push."""
         link = self._link
         link.write_record(self.working.next_push, encode_record(record, link.max_tickets))
-        for rank in link.roles.server_ranks:
-            link.data.flush(rank)
+        link.complete_push()
         link.tell_coordinator(ControlWords.announced(self._worker), self.working.announce())
 
     def wait(self) -> bool:

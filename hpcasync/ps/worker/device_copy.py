@@ -60,6 +60,16 @@ class DeviceCopy:
 
         return wait
 
+    def when_computed(self, vector: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Waits, in any thread, until what this thread has had computed so far is done, and returns the vector."""
+        computed = self._computed()
+
+        def wait() -> torch.Tensor:
+            computed.synchronize()
+            return vector
+
+        return wait
+
     def to_device(self, vector: torch.Tensor) -> None:
         """Copy the host vector beside this one to it; complete on return.
 

@@ -1,8 +1,9 @@
-"""Vectors on a GPU: workers pull and push by way of the host, rejected gradients in between; so is the server's shard.
+"""Vectors on a GPU, and the server's shard: workers pull and push, rejected gradients in between.
 
-    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push fp32|bf16
+    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push fp32|bf16 mpi|mapped
 
-`cpu` takes vectors of the CPU for ones of a device, so that the same copies are made. Every version is one number.
+With `mpi` they travel by way of the host; `cpu` then takes vectors of the CPU for ones of a device, so that the same
+copies are made. With `mapped` gradients are computed where servers read them. Every version is one number.
 """
 
 import sys
@@ -16,6 +17,7 @@ from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.gradient_formats import GradientFormat
 from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.transport.window_kind import WindowKind
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -48,16 +50,16 @@ def work(client: Client, module: torch.nn.Module, flat: FlatParameters, overlap:
     client.finish()
 
 
-def main(device: str, overlap: str, gradients: GradientFormat) -> None:
+def main(device: str, overlap: str, gradients: GradientFormat, window: WindowKind) -> None:
     torch.set_num_threads(1)
-    if device == "cpu":
-        Client.is_on_host = staticmethod(lambda vector: False)  # type: ignore[method-assign]
+    if device == "cpu" and window == "mpi":
+        Client.reaches = lambda self, vector: False  # type: ignore[method-assign]
     module = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     flat = FlatParameters(module.to(device))
     options, server_device = (
-        EngineOptions(pushes_per_update=2, clip_norm=1e6, link=LinkOptions(gradients=gradients)),
+        EngineOptions(pushes_per_update=2, clip_norm=1e6, link=LinkOptions(gradients=gradients, window=window)),
         torch.device(device),
     )
     engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, options, server_device=server_device)
@@ -65,6 +67,8 @@ def main(device: str, overlap: str, gradients: GradientFormat) -> None:
     if engine.is_server:
         engine.serve(observer, observer)
     else:
+        if window == "mapped":
+            engine.client.place_gradients(flat)
         engine.start()
         work(engine.client, module, flat, overlap)
     engine.close()
@@ -76,4 +80,4 @@ def main(device: str, overlap: str, gradients: GradientFormat) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])  # type: ignore[arg-type]
+    main(*sys.argv[1:5])  # type: ignore[arg-type]

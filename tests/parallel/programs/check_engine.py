@@ -5,7 +5,7 @@ what every worker pulled, with every snapshot and with the final parameters.
 
 The sizes of job are run one after the other on the first ranks of the world; the rest waits.
 
-Argument: `all` (six ranks), `few` (five) or `many-ranks` (twelve).
+Argument: `all` or `mapped` (six ranks), `few` (five) or `many-ranks` (twelve).
 """
 
 import itertools
@@ -223,6 +223,12 @@ def few() -> list[Scenario]:
     ]
 
 
+def mapped() -> list[Scenario]:
+    """Memory that ranks map: every format, every policy, every number of servers."""
+    scenarios = [*all_sizes()[::4], *special_cases()[::3], *staleness_and_formats()]
+    return [replace(scenario, window="mapped", is_scattered=False) for scenario in scenarios]
+
+
 def many_ranks() -> list[Scenario]:
     """The largest sizes that are tested, and the most uneven ones."""
     sizes = [(4, 8), (1, 8), (4, 1), (3, 8), (2, 7), (4, 4)]
@@ -233,7 +239,7 @@ def everything() -> list[Scenario]:
     return [*all_sizes(), *special_cases(), *staleness_and_formats()]
 
 
-CHOICES = {"all": everything, "few": few, "many-ranks": many_ranks}
+CHOICES = {"all": everything, "mapped": mapped, "few": few, "many-ranks": many_ranks}
 
 
 def check_number_of_servers(world: MPI.Intracomm) -> None:

@@ -1,6 +1,6 @@
 """A small asynchronous job whose workers kill themselves at chosen moments; the coordinator prints what was applied.
 
-`python dying_workers.py MOMENT…`: worker 1 dies at the first moment, worker 2 at the second.
+`python dying_workers.py PULL WINDOW MOMENT…`: worker 1 dies at the first moment, worker 2 at the second.
 """
 
 import json
@@ -18,7 +18,7 @@ from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.shared_words import SharedControlWindow
-from hpcasync.config.schema import PullPolicy
+from hpcasync.config.schema import PullPolicy, WindowKind
 from hpcasync.data.batches import BatchPlan
 from hpcasync.deaths import host_watch as liveness
 from hpcasync.deaths.host_watch import LifeWatch
@@ -107,7 +107,9 @@ def work(client: Client, flat: FlatParameters) -> None:
     plan = cast(BatchPlan, SimpleNamespace(locate=lambda ticket: divmod(ticket, NUM_TICKETS)))
     private = flat.gradient
     exchange = AsynchronousExchange(client, flat, BatchOrder(TicketSequence(), plan, 1), Timeline())
-    assert flat.gradient is not private, "what a dead worker has announced lies in its own window"
+    is_left_behind = client._link.num_vectors > 0
+    assert is_left_behind != client._link.is_mapped, "what a dead worker has announced lies in its own window of MPI"
+    assert (flat.gradient is not private) == is_left_behind
     exchange.pull(flat.parameters)
     while not exchange.is_finished:
         drawn = [ticket for _ in range(NUM_LOCAL) if (ticket := exchange.draw()) is not None]
@@ -119,7 +121,7 @@ def work(client: Client, flat: FlatParameters) -> None:
 
 def main() -> None:
     comm = MPI.COMM_WORLD
-    moments = dict(enumerate(sys.argv[2:], start=1))
+    moments = dict(enumerate(sys.argv[3:], start=1))
     roles = assign_roles(gather_hosts(comm), NUM_SERVERS)
     names = [f"rank {rank}" for rank in range(comm.size)]
     watch = LifeWatch(comm, roles.hosts, names, EXIT_CODE, coordinator=roles.coordinator_rank)
@@ -132,7 +134,7 @@ def main() -> None:
         pushes_per_update=2,
         pull=cast(PullPolicy, sys.argv[1]),
         may_lose_workers=True,
-        link=LinkOptions(max_tickets=NUM_LOCAL),
+        link=LinkOptions(max_tickets=NUM_LOCAL, window=cast(WindowKind, sys.argv[2])),
     )
     engine = Engine(
         comm,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hpcasync.config.schema import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.transport.window_kind import WindowKind
 
 NUM_ELEMENTS = 20_011
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0, nesterov=False)
@@ -40,10 +41,17 @@ class Scenario:
     lookahead: float = 0.0
     gradients: GradientFormat = "fp32"
     parameters: ParameterFormat = "fp32"
+    window: WindowKind = "mpi"
 
     @property
     def link_options(self) -> LinkOptions:
-        return LinkOptions(self.num_slots, 1, gradients=self.gradients, topk=TOPK, parameters=self.parameters)
+        return LinkOptions(
+            self.num_slots,
+            gradients=self.gradients,
+            topk=TOPK,
+            parameters=self.parameters,
+            window=self.window,
+        )
 
 
 def start_vector() -> Vector:

@@ -1,0 +1,46 @@
+"""How ranks become servers and workers: the section `roles` of a configuration."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hpcasync.config.section import MOST_THREADS, Section
+
+PER_DEVICE = "per-device"
+
+
+def _check_servers(value: Any) -> Any:
+    if value == PER_DEVICE or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"must be a positive number or {PER_DEVICE}, not {value}")
+
+
+class RolesConfig(Section):
+    """How ranks become servers and workers. `sync` has no servers: every rank is a worker."""
+
+    servers: Annotated[int | str, BeforeValidator(_check_servers)] = Field(
+        1,
+        description="ranks that own shards of the parameters; per-device: one beside the workers of each GPU (or, with "
+        "server_device=cpu, of each host); ignored by sync",
+    )
+    server_threads: int = Field(
+        1,
+        ge=1,
+        le=MOST_THREADS,
+        description="threads of a server's sums and optimizer steps; more than 1 pay where cores are idle during them",
+    )
+    server_device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="where servers hold their shard, its optimizer state and sums; cuda: GPUs of their host in turn",
+    )
+    worker_threads: int | None = Field(
+        None, ge=1, le=MOST_THREADS, description="intra-op threads of a worker; default: its share of cores"
+    )
+    placement: Literal["spread", "first"] = Field(
+        "spread", description="of servers: dealt out to the hosts in turn; or the first ranks, wherever they are"
+    )
+    bind: Literal["auto", "always", "none"] = Field(
+        "auto",
+        description="auto: where the threads of a host's ranks fit its cores, and these are the job's own (by affinity "
+        "or allocation), each rank keeps to cores of its own; always: also on a machine that others may use",
+    )

@@ -1,0 +1,37 @@
+"""Whether the data windows of a job are MPI's, or memory that ranks map."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from hpcasync.errors import UserError
+
+WindowKind = Literal["auto", "mpi", "mapped"]
+
+
+def is_mapped(wanted: WindowKind, device_types: Sequence[str], *, is_one_host: bool) -> bool:
+    """Whether windows are mapped: if that is wanted; with `auto` where all ranks share a host and compute on GPUs.
+
+    Args:
+        wanted: by the configuration.
+        device_types: where each rank computes, or holds its shard.
+        is_one_host: whether all ranks share a host.
+
+    Raises:
+        UserError: mapped windows are wanted, and there cannot be any.
+    """
+    if wanted != "mapped":
+        return wanted == "auto" and is_one_host and set(device_types) == {"cuda"}
+    if not is_one_host:
+        raise UserError(
+            "exchange.window=mapped: ranks map the memory of their own host alone, and this job has several hosts: use "
+            "exchange.window=mpi, where gradients and parameters travel by way of host memory",
+            everywhere=True,
+        )
+    first = device_types[0]
+    if other := next((rank for rank, kind in enumerate(device_types) if kind != first), None):
+        raise UserError(
+            f"exchange.window=mapped: rank 0 has its vectors on {first} and rank {other} on {device_types[other]}: set "
+            "device and roles.server_device alike, or use exchange.window=mpi",
+            everywhere=True,
+        )
+    return True
