@@ -139,7 +139,10 @@ def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, bac
 def test_windows_do_not_change_a_bit(trainer: Trainer, settings: tuple[str, ...]) -> None:
     """Mapped memory and MPI's windows; of two gradients it is the same which comes first."""
     waiting = "mode=async-global", "roles.servers=2", "accumulate.global=2", "exchange.pull=applied", STOP, *settings
-    runs = [trainer(4, *waiting, f"exchange.window={window}", f"name={window}") for window in ("mpi", "mapped")]
+    runs = [
+        trainer(4, *waiting, f"exchange.window={window}", f"name={window}{len(settings)}")
+        for window in ("mpi", "mapped")
+    ]
     assert "cpu memory that they map" in runs[1].job.stdout and "map" not in runs[0].job.stdout
     assert runs[0].losses == runs[1].losses
     expected, found = (run.parameters(SNAPSHOT) for run in runs)

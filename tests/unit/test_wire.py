@@ -29,8 +29,9 @@ class Memory:
     def memory(self, rank: int) -> torch.Tensor:
         return self._memory
 
-    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
-        raw = values.contiguous().view(torch.uint8)
+    def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        assert self._is_near or dtype in (None, values.dtype)
+        raw = values.to(dtype or values.dtype).contiguous().view(torch.uint8)
         self._memory[offset : offset + raw.numel()] = raw
 
 
