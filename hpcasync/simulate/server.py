@@ -124,9 +124,6 @@ class _Slot:
     def is_local(self, rank: int) -> bool:
         return True
 
-    def memory(self, rank: int) -> torch.Tensor:
-        return self.bytes
-
-    def write(self, rank: int, offset: int, values: torch.Tensor) -> None:
-        raw = values.view(torch.uint8)
-        self.bytes[offset : offset + raw.numel()].copy_(raw)
+    def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        dtype = values.dtype if dtype is None else dtype
+        self.bytes[offset : offset + values.numel() * dtype.itemsize].view(dtype).copy_(values)
