@@ -142,8 +142,7 @@ class WorkerPart:
         self._index = run.roles.worker_ranks.index(run.comm.rank)
         self._exchange = AsynchronousExchange(engine.client, run.flat, run.order, timeline)
         self._teller = BufferTeller(run.flat.buffers.changed, self._tell_buffers)
-        if run.flat.buffers.layout:
-            worker.after_step = self._teller.after_step
+        worker.after_step = self._after_step
 
     def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
         """Those that fall to this worker."""
@@ -172,6 +171,11 @@ class WorkerPart:
     def ask_to_stop(self) -> None:
         """The program has had enough."""
         self._messages.tell(self._index, {"stop": True})
+
+    def _after_step(self) -> None:
+        self._run.schedule.rate(self._exchange.version + 1)  # the program may show its optimizer's learning rate
+        if self._run.flat.buffers.layout:
+            self._teller.after_step()
 
     def _tell_buffers(self, names: list[str]) -> None:
         arrays = changed_buffers(self._run.model, names)

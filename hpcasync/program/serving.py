@@ -1,5 +1,6 @@
 """A server's part in a program's job; the coordinator's with what workers tell beside their gradients."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ class ProgramObserver(CoordinatorObserver):
         self._messages = messages
         self._buffers = BufferMeans()
         self._listened = 0.0
+        self._finished: set[int] = set()
         self.final: torch.Tensor | None = None
         supervisor.snapshot_buffers = self._all_buffers
         supervisor.checkpoint_buffers = lambda: {BUFFERS_KEY: to_json(self._buffers.mean())}
@@ -53,11 +55,19 @@ class ProgramObserver(CoordinatorObserver):
 
     def final_request(self) -> SaveRequest | None:
         """All ranks get the last version, whatever has been saved of it."""
+        # The workers' last words, if they have finished; they need not have where training was stopped.
+        all_finished = len(self._finished) == len(self._run.roles.worker_ranks)
+        self._take(self._messages.rest() if all_finished else self._messages.arrived())
         request = super().final_request()
         if self._supervisor.ending.exit_code or (request is not None and request.snapshot):
             return request
         name = f"u{self._supervisor.counters.num_updates:08d}" if request is None else request.name
         return SaveRequest(name, snapshot=True, checkpoint=request is not None and request.checkpoint)
+
+    def after_finish(self, worker: int) -> None:
+        """It tells nothing more then."""
+        self._finished.add(worker)
+        super().after_finish(worker)
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write it; the newest is what all ranks have in the end."""
@@ -95,7 +105,7 @@ class BufferTeller:
     def __init__(self, changed: Callable[[], list[str]], tell: Callable[[list[str]], None]) -> None:
         self._changed = changed
         self._tell = tell
-        self._told = time.monotonic()
+        self._told = -math.inf
 
     def after_step(self) -> None:
         """A gradient has been pushed."""

@@ -124,9 +124,14 @@ class Worker:
         self._weights[-1] = int(weight)
 
     def note_loss(self, loss: float | torch.Tensor) -> None:
-        """The newest batch's loss; read when it is pushed."""
-        if self._losses:
-            self._losses[-1] = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+        """The newest batch's loss; read when it is pushed.
+
+        Raises:
+            UserError: there is no batch that has not been pushed.
+        """
+        if not self._losses:
+            raise UserError("job.log() without a batch: call it before optimizer.step()")
+        self._losses[-1] = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
 
     def zero_grad(self) -> None:
         """Begin a new gradient."""

@@ -1,0 +1,123 @@
+"""A small classifier that joins jobs, one after the other: `joined.py DIRECTORY '[{"run": …}, …]'`.
+
+Each job is told of by its own arguments: those of `hpcasync.join` and `Job.share`, and what this program makes of them
+(`made`). Every rank prints a line of JSON for each. A job of the mode `plain` is a loop of PyTorch alone.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hpcasync
+
+SAMPLES, CLASSES, DIM = 203, 4, 6
+
+
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    centres = 3 * torch.randn(CLASSES, DIM, generator=generator)
+    classes = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    return TensorDataset(centres[classes] + torch.randn(SAMPLES, DIM, generator=generator) + 5, classes)
+
+
+class Classifier(nn.Module):
+    """With what programs have: running statistics, a frozen layer, a tied one, tensors that are not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(DIM)
+        self.frozen = nn.Linear(DIM, DIM).requires_grad_(False)
+        self.hidden = nn.Linear(DIM, DIM)
+        self.tied = self.hidden
+        self.output = nn.Linear(DIM, CLASSES)
+        self.output.weight = nn.Parameter(torch.randn(DIM, CLASSES).T / 3)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(points) + self.frozen(points) / 9
+        scores: torch.Tensor = self.output(torch.tanh(self.tied(torch.tanh(self.hidden(hidden)))))
+        return scores
+
+
+def make_optimizer(model: nn.Module, made: dict[str, Any]) -> torch.optim.Optimizer:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0, "lr": 0.02},
+    ]
+    kind = getattr(torch.optim, made.get("optimizer", "AdamW"))
+    return kind(groups, lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, made: dict[str, Any]) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.03], total_steps=made.get("total", 105))
+
+
+def plain_batches(loader: "DataLoader[Any]", epochs: int) -> Iterator[Any]:
+    for _ in range(epochs):
+        yield from loader
+
+
+def train(directory: Path, case: dict[str, Any]) -> None:
+    case = dict(case)
+    made, share = case.pop("made", {}), case.pop("share", {})
+    torch.manual_seed(1)
+    model = Classifier()
+    optimizer = make_optimizer(model, made)
+    scheduler = make_scheduler(optimizer, made)
+    loader = DataLoader(data(), made.get("batch", 8), shuffle=made.get("shuffle", True), num_workers=made.get("processes", 0))
+    clip, num_local, job = case.get("clip_norm", 0.0), case.get("accumulate", 1), None
+    if case["mode"] == "plain":
+        batches = plain_batches(loader, share["epochs"])
+    else:
+        case["run"] = str(directory / case["run"])
+        job = hpcasync.join(model, optimizer, scheduler=scheduler, **case)
+        batches = job.share(loader, **share)
+    seen, rates = 0, []
+    for number, (points, classes) in enumerate(batches, start=1):
+        loss = nn.functional.cross_entropy(model(points), classes) / num_local
+        if job is not None:
+            job.log(loss.detach() * num_local)
+        loss.backward()
+        seen += len(points)
+        if number % num_local == 0:
+            if job is None and clip:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        rates.append(optimizer.param_groups[0]["lr"])
+        if job is not None:
+            if job.should_validate(every=made.get("every", 10)):
+                job.record(quality=float(job.version))
+        time.sleep(made.get("pause", 0.0))
+        if number == made.get("signal_at") and job is not None and job.is_first:
+            for path in directory.glob("*.pid"):
+                os.kill(int(path.stem), signal.SIGUSR1)
+        if number == made.get("break_at"):
+            break
+    del batches  # a generator that somebody holds goes on after a break
+    model.eval()
+    with torch.no_grad():
+        points, classes = data().tensors
+        accuracy = float((model(points).argmax(1) == classes).float().mean())
+    told = {"run": case.get("run"), "rank": job.rank if job else 0, "server": bool(job and job.is_server), "seen": seen}
+    told |= {"accuracy": accuracy, "sum": float(sum(p.double().sum() for p in model.parameters())), "rates": rates[-3:]}
+    assert model.norm.running_mean is not None and model.norm.num_batches_tracked is not None
+    told |= {"mean": model.norm.running_mean.tolist(), "tracked": int(model.norm.num_batches_tracked)}
+    told["parameters"] = [values.flatten().tolist() for values in model.parameters()]
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1], f"{os.getpid()}.pid").touch()
+    for each in json.loads(sys.argv[2]):
+        train(Path(sys.argv[1]), each)

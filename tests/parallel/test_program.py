@@ -1,0 +1,142 @@
+"""Programs that have joined a job, with real ranks: `hpcasync.join` in all modes, interrupted, and misused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runners import MpiRunner
+from safetensors.torch import load_file
+
+PROGRAM = Path(__file__).parent / "programs" / "joined.py"
+SAMPLES, BATCHES = 203, 26
+
+APPLIED = {"exchange.pull": "applied", "staleness.lookahead": 0}
+IN_ORDER = {"shuffle": False}
+
+
+def told(job: Any, run: str) -> list[dict[str, Any]]:
+    """What each rank has printed of a run."""
+    lines = [json.loads(line) for line in job.stdout.splitlines() if line.startswith("{")]
+    return [line for line in lines if Path(str(line["run"])).name == run]
+
+
+def state_of(run_dir: Path) -> dict[str, Any]:
+    newest = max((run_dir / "checkpoints").glob("u*"))
+    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
+    return state
+
+
+def assert_all_was_trained_once(run_dir: Path, epochs: int) -> None:
+    state = state_of(run_dir)
+    assert state["tickets"] == {"low": epochs * BATCHES, "above": []}
+    assert state["counters"]["target_tokens"] == epochs * SAMPLES
+    assert state["counters"]["num_batches"] == epochs * BATCHES
+
+
+@pytest.fixture(scope="module")
+def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any, Any]]:
+    """Three ranks in turn train asynchronously, and two synchronously, in one directory."""
+    directory = tmp_path_factory.mktemp("program")
+    asynchronous = [
+        {"mode": "async-global", "run": "applied", "settings": APPLIED, "share": {"epochs": 4}, "made": IN_ORDER},
+        {"mode": "async", "run": "async", "share": {"epochs": 3}, "made": {"processes": 1}},
+        {"mode": "async-global", "accumulate": 2, "run": "gathered", "share": {"epochs": 2}},
+        {"mode": "async-global", "run": "left", "share": {"epochs": 100}, "made": {"break_at": 9}},
+        {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
+    ]
+    synchronous = [
+        {"mode": "sync", "run": "sync", "share": {"epochs": 4}, "made": IN_ORDER},
+        {"mode": "sync", "accumulate": 3, "run": "sync-gathered", "share": {"epochs": 1}},
+        {"mode": "sync", "run": "sync-left", "share": {"epochs": 100}, "made": {"break_at": 9}},
+    ]
+    three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240)
+    two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240)
+    yield directory, three, two
+
+
+def test_every_rank_has_the_last_version(jobs: tuple[Path, Any, Any]) -> None:
+    _, three, two = jobs
+    for job, runs, num_ranks in ((three, ("applied", "async", "gathered", "left", "updates"), 3), (two, ("sync",), 2)):
+        for run in runs:
+            ranks = told(job, run)
+            assert len(ranks) == num_ranks
+            for other in ranks[1:]:
+                assert other["parameters"] == ranks[0]["parameters"], run
+                assert other["mean"] == ranks[0]["mean"], run
+
+
+def test_waiting_for_every_update_is_synchronous_training(jobs: tuple[Path, Any, Any]) -> None:
+    """Groups, scheduler, weights of uneven batches and the clipping are the same, whoever makes the steps."""
+    _, three, two = jobs
+    ours, theirs = told(three, "applied")[0], told(two, "sync")[0]
+    for mine, other in zip(ours["parameters"], theirs["parameters"], strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), rtol=1e-3, atol=1e-4)
+    assert ours["accuracy"] > 0.9
+
+
+def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -> None:
+    directory, three, two = jobs
+    for run, epochs, job in (("applied", 4, three), ("async", 3, three), ("gathered", 2, three), ("sync", 4, two)):
+        assert_all_was_trained_once(directory / run, epochs)
+        assert sum(rank["seen"] for rank in told(job, run)) == epochs * SAMPLES
+        assert all(rank["seen"] == 0 for rank in told(job, run) if rank["server"])
+    assert_all_was_trained_once(directory / "sync-gathered", 1)
+
+
+def test_a_break_ends_training_for_all(jobs: tuple[Path, Any, Any]) -> None:
+    directory, _, _ = jobs
+    for run in ("left", "sync-left"):
+        assert 0 < state_of(directory / run)["tickets"]["low"] < 100 * BATCHES
+        assert "the program asked for it" in (directory / run / "summary.json").read_text()
+    assert state_of(directory / "updates")["counters"]["num_updates"] == 7
+
+
+def test_a_snapshot_holds_parameters_and_buffers(jobs: tuple[Path, Any, Any]) -> None:
+    directory, three, _ = jobs
+    tensors = load_file(directory / "applied" / "snapshots" / "u00000052" / "parameters.safetensors")
+    assert "output.weight" in tensors and "hidden.weight" in tensors and "tied.weight" not in tensors
+    assert int(tensors["norm.num_batches_tracked"]) > 0
+    # What the workers told last; at the end they told all.
+    torch.testing.assert_close(tensors["norm.running_mean"], torch.tensor(told(three, "applied")[0]["mean"]))
+
+
+def test_scores_and_losses_are_recorded(jobs: tuple[Path, Any, Any]) -> None:
+    directory, _, _ = jobs
+    for run in ("applied", "sync"):
+        records = [json.loads(line) for line in (directory / run / "metrics.jsonl").read_text().splitlines()]
+        scores = [record for record in records if record["event"] == "scores"]
+        assert scores and all(score["quality"] == score["num_updates"] for score in scores)
+        updates = [record for record in records if record["event"] == "update"]
+        assert 0 < updates[-1]["loss"] < 1.5
+
+
+@pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2), ("async-global", 1)])
+def test_a_run_that_is_stopped_goes_on(mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int) -> None:
+    case = {"mode": mode, "run": "run", "share": {"epochs": 4}, "made": {"signal_at": 12, "pause": 0.02}}
+    first = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
+    assert first.returncode == 85, first.stderr
+    assert not told(first, "run"), "the program ends where it is stopped"
+    before = state_of(tmp_path / "run")
+    assert 0 < before["counters"]["num_updates"] < 4 * BATCHES
+    for path in tmp_path.glob("*.pid"):
+        path.unlink()
+    case["made"] = {}
+    second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
+    assert "resuming from" in second.stdout
+    assert_all_was_trained_once(tmp_path / "run", 4)
+    assert min(rank["tracked"] for rank in told(second, "run")) > 0
+    assert told(second, "run")[0]["accuracy"] > 0.9
+
+
+def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, tmp_path: Path) -> None:
+    whole = {"mode": "sync", "run": "whole", "share": {"epochs": 3}}
+    part = {**whole, "run": "part", "made": {"signal_at": 20}}
+    job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), timeout=120, check=False)
+    assert job.returncode == 85
+    part["made"] = {}
+    rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]), timeout=120)
+    expected, found = told(job, "whole")[0], told(rest, "part")[0]
+    assert found["parameters"] == expected["parameters"] and found["mean"] == expected["mean"]
