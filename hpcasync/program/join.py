@@ -132,7 +132,8 @@ def _join(
 
 
 def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> FlatParameters:
-    if optimizer.state:
+    # Adagrad has a state before its first step.
+    if any(state.get("step") != 0 for state in optimizer.state.values()):
         raise UserError(
             "the optimizer has made steps already, and servers begin without its state: join before the first step; a "
             "run goes on from its checkpoints (resume=True)"

@@ -12,6 +12,7 @@ from hpcasync.program.messages import Messages
 from hpcasync.program.run import BUFFERS_KEY, ProgramRun
 from hpcasync.program.worker import Worker
 from hpcasync.ps.server.shard_state import ShardState
+from hpcasync.ps.start_checks import require_elementwise
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.timeline import Timeline
 from hpcasync.train.modes.allreduce import AllreduceExchange
@@ -40,10 +41,13 @@ class SynchronousPart:
         self._collectives = collectives
         self._worker = worker
         self._messages = messages
+        groups = run.schedule.groups(flat)
+        for group in groups:
+            require_elementwise(group.make_optimizer, flat.parameters.device)
         initial = flat.parameters.cpu()
         comm.Bcast(initial.numpy())
         flat.parameters.copy_(initial)
-        self._state = ShardState(flat.parameters, run.schedule.groups(flat), ema_decay=config.optimizer.ema_decay)
+        self._state = ShardState(flat.parameters, groups, ema_decay=config.optimizer.ema_decay)
         collectively(comm, self._load)
         self._supervisor: Supervisor | None = None
         if comm.rank == 0:

@@ -79,7 +79,7 @@ def require_elementwise(make_optimizer: OptimizerFactory, device: torch.device) 
         raise UserError(
             "the optimizer steps an element by what is in other elements (as LAMB, LARS and Adafactor do): servers "
             "step blocks of the vector, whose results would depend on where they are cut; take one that works element "
-            "by element, such as Adam, AdamW or SGD; gradients are clipped by EngineOptions(clip_norm=…)"
+            "by element, such as Adam, AdamW or SGD; gradients are clipped by clip_norm"
         )
 
 

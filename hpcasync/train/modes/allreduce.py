@@ -18,8 +18,10 @@ from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.supervise.stopping import StopRules
 from hpcasync.train.supervise.supervisor import Supervisor
 
-# Of what is summed beside the gradient: tokens, loss, whether rank 0 wants to end. Then a word for each worker.
+# Of what is summed beside the gradient: tokens, loss, whether rank 0 wants to end. Then a word for each worker: whether
+# its gradient is to be applied, or is not finite; 0: it has none.
 _TARGET_TOKENS, _SOURCE_TOKENS, _LOSS_SUM, _IS_LAST, _NUM_TOTALS = range(5)
+_IS_SOUND, _IS_REJECTED = 1, -1
 
 
 class AllreduceExchange:
@@ -99,15 +101,16 @@ class AllreduceExchange:
         tickets = self._round_tickets()
         self._num_rounds += 1
         self._num_drawn = 0
-        has_batches = [rank for rank, drawn in enumerate(tickets) if drawn]
+        words = totals[_NUM_TOTALS:].tolist()
+        has_batches = [rank for rank, word in enumerate(words) if word]
         # One gradient that is not finite spoils the sum: the round is dropped, as with torch's data parallelism.
-        is_sound = bool(has_batches) and all(totals[_NUM_TOTALS + rank] for rank in has_batches)
+        is_sound = bool(has_batches) and _IS_REJECTED not in words
         report = UpdateReport(
             num_steps=len(has_batches),
             target_tokens=int(totals[_TARGET_TOKENS]),
             source_tokens=int(totals[_SOURCE_TOKENS]),
             loss_sum=float(totals[_LOSS_SUM]),
-            tickets=tuple(chain.from_iterable(tickets)),
+            tickets=tuple(chain.from_iterable(tickets[rank] for rank in has_batches)),
             staleness=(0,) * len(has_batches),
         )
         self._counts.num_pushed += len(has_batches)
@@ -124,9 +127,12 @@ class AllreduceExchange:
     def _sum(self, gradient: torch.Tensor, contribution: Contribution) -> torch.Tensor:
         totals = torch.zeros(_NUM_TOTALS + self._sums.num_workers, dtype=torch.float64)
         totals[_IS_LAST] = self._should_stop
+        own = _NUM_TOTALS + self._sums.rank
+        if contribution.tickets:
+            totals[own] = _IS_SOUND if contribution.target_tokens else _IS_REJECTED
         if contribution.target_tokens:
             totals[_TARGET_TOKENS], totals[_SOURCE_TOKENS] = contribution.target_tokens, contribution.source_tokens
-            totals[_LOSS_SUM], totals[_NUM_TOTALS + self._sums.rank] = contribution.loss_sum, 1
+            totals[_LOSS_SUM] = contribution.loss_sum
         with self._timeline.span("allreduce"):
             self._sums.sum(totals)
         return totals

@@ -53,8 +53,9 @@ def make_optimizer(model: nn.Module, made: dict[str, Any]) -> torch.optim.Optimi
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0, "lr": 0.02},
     ]
-    kind = getattr(torch.optim, made.get("optimizer", "AdamW"))
-    return kind(groups, lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    kind: Any = getattr(torch.optim, made.get("optimizer", "AdamW"))
+    optimizer = kind(groups, lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    return optimizer
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, made: dict[str, Any]) -> Any:
@@ -73,7 +74,9 @@ def train(directory: Path, case: dict[str, Any]) -> None:
     model = Classifier()
     optimizer = make_optimizer(model, made)
     scheduler = make_scheduler(optimizer, made)
-    loader = DataLoader(data(), made.get("batch", 8), shuffle=made.get("shuffle", True), num_workers=made.get("processes", 0))
+    loader = DataLoader(
+        data(), made.get("batch", 8), shuffle=made.get("shuffle", True), num_workers=made.get("processes", 0)
+    )
     clip, num_local, job = case.get("clip_norm", 0.0), case.get("accumulate", 1), None
     if case["mode"] == "plain":
         batches = plain_batches(loader, share["epochs"])
@@ -95,9 +98,8 @@ def train(directory: Path, case: dict[str, Any]) -> None:
             scheduler.step()
             optimizer.zero_grad()
         rates.append(optimizer.param_groups[0]["lr"])
-        if job is not None:
-            if job.should_validate(every=made.get("every", 10)):
-                job.record(quality=float(job.version))
+        if job is not None and job.should_validate(every=made.get("every", 10)):
+            job.record(quality=float(job.version))
         time.sleep(made.get("pause", 0.0))
         if number == made.get("signal_at") and job is not None and job.is_first:
             for path in directory.glob("*.pid"):

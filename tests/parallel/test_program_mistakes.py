@@ -1,0 +1,79 @@
+"""Mistakes of programs that join a job: each is noticed, with what it is told."""
+
+from pathlib import Path
+
+import pytest
+from runners import MpiRunner
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+EXPECTED = {
+    "misspelt-setting": "unknown key staleness.lookahed: did you mean staleness.lookahead?",
+    "setting-of-translations": "ask job.should_validate in the program",
+    "no-end": "give epochs, updates or seconds",
+    "share-twice": "a job trains once",
+    "no-zero-grad": "optimizer.step() without optimizer.zero_grad() since the last one",
+    "step-without-a-batch": "optimizer.step() without a batch of job.share()",
+    "too-many-batches": "say hpcasync.join(…, accumulate=2)",
+    "late-loss": "call it before optimizer.step()",
+    "no-weight": "job.weigh(0): give the number of terms",
+    "foreign-parameter": "the optimizer has 2 parameter(s) that are not the model's",
+    "forgotten-parameter": "bias is trainable, but in no group of the optimizer",
+    "used-optimizer": "the optimizer has made steps already",
+    "mixed-types": "1.weight is float64, and the engine trains float32",
+    "lbfgs": "LBFGS cannot make a step on a vector's gradient",
+    "adafactor": "the optimizer steps an element by what is in other elements",
+    "plateau": "ReduceLROnPlateau is no scheduler that counts steps",
+    "scheduler-too-short": "the scheduler has no step 3",
+    "stream": "an IterableDataset has none",
+    "no-batches": "its dataset has 3 samples",
+    "another-model": "was written with another model",
+    "snapshot-of-another-model": "holds bias of shape (2,), which the model has not",
+    "no-snapshot": "is no snapshot, and no run directory that holds one",
+}
+
+
+def test_mistakes_of_one_rank(mpirun: MpiRunner, tmp_path: Path) -> None:
+    job = mpirun.python(1, PROGRAMS / "joined_mistakes.py", tmp_path, timeout=180)
+    said = dict(line.split(": ", maxsplit=1) for line in job.stdout.splitlines() if line.partition(": ")[0] in EXPECTED)
+    assert said.keys() == EXPECTED.keys()
+    for mistake, words in EXPECTED.items():
+        assert words in said[mistake], mistake
+
+
+DIFFERENT = """
+import torch, hpcasync
+from mpi4py import MPI
+from torch.utils.data import DataLoader, TensorDataset
+rank = MPI.COMM_WORLD.rank
+model = torch.nn.Linear(3, 2 + {model})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(TensorDataset(torch.ones(12 + {data}, 3)), 4)
+job = hpcasync.join(model, optimizer, run={run!r}, seed=1 + {seed})
+for (batch,) in job.share(loader, epochs=1):
+    model(batch).sum().backward()
+    {failing}
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("differs", "words"),
+    [
+        ({"model": "rank"}, "the model differs between ranks"),
+        ({"data": "8 * rank"}, "the order of the batches differs between ranks"),
+        ({"seed": "rank"}, "what hpcasync.join was given differs between ranks"),
+        ({"failing": "1 / (2 - rank)"}, "ZeroDivisionError"),
+    ],
+)
+def test_what_differs_on_a_rank_ends_all(
+    mpirun: MpiRunner, tmp_path: Path, differs: dict[str, str], words: str
+) -> None:
+    """Under plain python, too: nobody waits for a rank that has ended."""
+    program = tmp_path / "program.py"
+    same = {"model": "0", "data": "0", "seed": "0", "failing": "pass"}
+    program.write_text(DIFFERENT.format(**{**same, **differs}, run=str(tmp_path / "run")))
+    job = mpirun.program(3, program, timeout=60, check=False)
+    assert job.returncode != 0 and not job.timed_out
+    assert job.stderr.count(words) == 1, job.stderr
