@@ -54,7 +54,7 @@ def make_optimizer(model: nn.Module, made: dict[str, Any]) -> torch.optim.Optimi
         {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0, "lr": 0.02},
     ]
     kind: Any = getattr(torch.optim, made.get("optimizer", "AdamW"))
-    optimizer = kind(groups, lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    optimizer: torch.optim.Optimizer = kind(groups, lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
     return optimizer
 
 
