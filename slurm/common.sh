@@ -23,14 +23,13 @@ prepare_environment() {
         "start number $((${SLURM_RESTART_COUNT:-0} + 1))" >&2
 }
 
-# train_job sync|async|any [--suffix=TEXT] CONFIG [key=value …] [--resume | --overwrite] [--resume-from=RUN_DIR]
+# train_job sync|async|any CONFIG [key=value …] [--resume | --overwrite] [--resume-from=RUN_DIR]
 # One `hpcasync train` on all nodes of the job.
 train_job() {
-    local kind=$1 word plan settings=() suffix=() flags=() from=()
+    local kind=$1 word plan settings=() flags=() from=()
     shift
     for word in "$@"; do
         case $word in
-            --suffix=*) suffix=("$word") ;;
             --resume-from=*) from=("$word") ;; # also after a requeue: what the run has itself comes first
             --*) flags+=("$word") ;;
             *) settings+=("$word") ;;
@@ -39,11 +38,19 @@ train_job() {
     ((${#settings[@]})) || fail "usage: sbatch slurm/NAME.sbatch CONFIG.yaml [key=value …]"
     [[ $kind != sync ]] || settings=("${settings[0]}" mode=sync "${settings[@]:1}")
     # Sets run_dir, step and overrides; see hpcasync/slurm/plan.py and step.py.
-    plan=$(python3 -m hpcasync.slurm "$kind" "${suffix[@]}" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
+    plan=$(python3 -m hpcasync.slurm "$kind" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
     eval "$plan"
     choose_flags
     before=$(newest_checkpoint)
     pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}" "${from[@]}"
+}
+
+# run_each COMMAND…: each a line of `hpcasync` as a shell reads it, one after the other until one fails.
+run_each() {
+    local line
+    for line in "$@"; do
+        eval "hpcasync $line"
+    done
 }
 
 newest_checkpoint() {

@@ -1,7 +1,5 @@
 """`hpcasync experiment`: the runs of an experiment file, and what they came to."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", default=1, show_default=True, type=Count(min=0),
               help="Runs at a time; 0: as many as have a core for each rank.")  # fmt: skip
 @click.option("--collect", "is_collecting", is_flag=True, help="Start nothing: table and report of what is there.")
-@click.option("--slurm", type=click.Choice(["print", "submit"]), help="As SLURM arrays: print or submit their lines.")
+@click.option("--slurm", type=click.Choice(["print", "submit"]), help="As SLURM arrays: print or submit their scripts.")
 def experiment(file: Path, dry_run: bool, jobs: int, is_collecting: bool, slurm: str | None) -> None:
     """Do the runs that FILE describes, then print a table and write a report.
 
@@ -115,32 +113,20 @@ def _finish(described: "Experiment", runs: "list[PlannedRun]") -> None:
 def _submit(
     described: "Experiment", todo: "Sequence[tuple[PlannedRun, Status]]", directory: Path, *, is_submitting: bool
 ) -> None:
-    from hpcasync.experiment.array import make_arrays
-    from hpcasync.experiment.status import Status
+    from hpcasync.experiment.array import make_chains
+    from hpcasync.slurm.script import render, scripts_directory
+    from hpcasync.slurm.submit import submit_jobs
 
-    arrays = make_arrays(described, [item for item in todo if item[1] is not Status.UNSCORED], directory)
+    chains = make_chains(described, todo, directory)
     try:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
-        for array in arrays:
-            array.settings_file.write_text("".join(f"{line}\n" for line in array.lines))
     except OSError as error:
         raise UserError(f"cannot write {directory}: {describe(error, 'name another place')}") from error
-    for array in arrays:
-        click.echo(array)
-        if is_submitting:
-            click.echo(f"submitted: array {_sbatch(array.command)}")
-    scoring = "without --slurm, which scores the runs," if described.evaluate != "none" else "with --collect"
-    click.echo(f"afterwards: the same command {scoring} for the table and the report")
-
-
-def _sbatch(command: tuple[str, ...]) -> str:
-    from hpcasync.slurm.environment import without_job
-
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=without_job())
-    except OSError as error:
-        raise UserError(f"cannot start sbatch: {error.strerror}; --slurm print shows the lines to submit") from error
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        raise UserError("sbatch has refused the array; its message is above")
-    return done.stdout.strip()
+    scripts = scripts_directory()
+    for chain in chains:
+        if not is_submitting:
+            click.echo("\n".join(render(job, scripts) for job in chain))
+            continue
+        for job, job_id in zip(chain, submit_jobs(chain, scripts), strict=True):
+            click.echo(f"submitted: array {job_id}, {job.kind} of {len(job.settings)} run(s): {job.name}")
+    click.echo("afterwards: the same command with --collect for the table and the report")

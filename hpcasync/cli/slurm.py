@@ -10,13 +10,22 @@ import click
 from hpcasync.cli.parameters import FILE, Count
 from hpcasync.errors import UserError
 from hpcasync.slurm.jobs import KINDS, Kind, Request, plan_jobs
-from hpcasync.slurm.resources import gpus_of_gres
-from hpcasync.slurm.script import BatchJob, render
+from hpcasync.slurm.resources import gpus_of_gres, whole_options
+from hpcasync.slurm.script import BatchJob, render, scripts_directory
 from hpcasync.slurm.submit import check_jobs, submit_jobs
-from hpcasync.slurm.sweep import read_sweep
 from hpcasync.slurm.times import parse_time
 
 _COUNT = Count(1)
+
+
+def _refuse_array(_context: click.Context, _option: click.Parameter, file: str | None) -> None:
+    if file is not None:
+        raise UserError(
+            f"--array {file}: arrays are submitted by `hpcasync experiment FILE --slurm submit`; in FILE stand name, "
+            "base (the configuration), workers and, below axes, lists of values by key: see docs/experiments.md"
+        )
+
+
 _OPTIONS = (
     click.option("-N", "--nodes", default=1, show_default=True, type=_COUNT, help="Nodes of the training job."),
     click.option("--ntasks-per-node", "tasks_per_node", type=_COUNT, help="Ranks on a node; default: a worker for each "
@@ -43,8 +52,7 @@ _OPTIONS = (
                  f"well: {','.join(KINDS)}."),
     click.option("--prepare", default="", help="Arguments of `hpcasync data prepare` but for --out, in quotes."),
     click.option("--evaluate", default="", help="Arguments of `hpcasync evaluate RUN_DIR --all`, in quotes."),
-    click.option("--array", "sweep", type=FILE, help="A YAML file of keys with lists of values: "
-                 "an array with a run for each combination."),
+    click.option("--array", hidden=True, expose_value=False, callback=_refuse_array),
 )  # fmt: skip
 
 
@@ -64,7 +72,7 @@ def slurm() -> None:
 @_with_options
 def render_scripts(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Print the batch scripts for the YAML file CONFIG, with KEY=VALUE overrides. Asks no SLURM whether they fit."""
-    click.echo("\n".join(render(job, _scripts()) for job in _plan(config, overrides, options)), nl=False)
+    click.echo("\n".join(render(job, scripts_directory()) for job in _plan(config, overrides, options)), nl=False)
 
 
 @slurm.command()
@@ -80,17 +88,17 @@ def submit(config: Path, overrides: tuple[str, ...], is_check: bool, **options: 
     if is_check:
         click.echo(f"{len(jobs)} job(s) fit this cluster")
         return
-    for job, job_id in zip(jobs, submit_jobs(jobs, _scripts()), strict=True):
+    for job, job_id in zip(jobs, submit_jobs(jobs, scripts_directory()), strict=True):
         click.echo(f"Submitted {job.kind} as job {job_id}: {job.name}")
 
 
 def _plan(config: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> tuple[BatchJob, ...]:
-    sweep, chain = options.pop("sweep"), options.pop("chain")
+    chain = options.pop("chain")
     if options["time"]:
         parse_time(options["time"])
     names = ("qos", "reservation", "mail_type", "mail_user")
     extra = [f"--{name.replace('_', '-')}={value}" for name in names if (value := options.pop(name))]
-    extra += _sbatch_options(options.pop("others"))
+    extra += whole_options(_words("--sbatch", options.pop("others")))
     if options["gres"] and not options["gpus_per_node"]:
         options["gpus_per_node"] = gpus_of_gres(options["gres"])
     request = Request(
@@ -98,7 +106,6 @@ def _plan(config: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> 
         chain=_kinds(chain),
         prepare=_words("--prepare", options.pop("prepare")),
         evaluate=_words("--evaluate", options.pop("evaluate")),
-        sweep=read_sweep(sweep) if sweep else (),
         **options,
     )
     return plan_jobs(config, overrides, request)
@@ -112,31 +119,8 @@ def _kinds(chain: str) -> tuple[Kind, ...]:
     return tuple(names[name] for name in chain.split(","))
 
 
-def _sbatch_options(text: str) -> list[str]:
-    """Each option with its value."""
-    options: list[str] = []
-    for word in _words("--sbatch", text):
-        if word.startswith("-"):
-            options.append(word)
-        elif options:
-            options[-1] += f"={word}" if options[-1].startswith("--") else word
-        else:
-            raise UserError(f"--sbatch {text!r}: {word!r} is no option of sbatch; they begin with -")
-    return options
-
-
 def _words(option: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise UserError(f"{option} {text!r}: {error}; quote its words as in a shell") from error
-
-
-def _scripts() -> Path:
-    """The directory of common.sh and site.sh, in a checkout."""
-    scripts = Path(__file__).resolve().parents[2] / "slurm"
-    if not (scripts / "common.sh").is_file():
-        raise UserError(
-            f"there is no {scripts}/common.sh, which batch scripts need: install hpcasync with pip install -e CHECKOUT"
-        )
-    return scripts

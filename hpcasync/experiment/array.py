@@ -1,40 +1,22 @@
-"""Runs as tasks of SLURM arrays: a file of settings per number of ranks, and the sbatch line that takes it."""
+"""Runs as SLURM arrays: for each number of ranks one that trains, and one that scores what has been trained."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hpcasync.errors import UserError
+from hpcasync.experiment.execute import commands, flags_of
 from hpcasync.experiment.plan import PlannedRun
 from hpcasync.experiment.schema import Experiment
 from hpcasync.experiment.status import Status
+from hpcasync.slurm.resources import Resources, whole_options
+from hpcasync.slurm.script import SETTINGS_WORD, WARNING_SECONDS, BatchJob
 
-_SWEEP_SCRIPT = Path(__file__).parents[2] / "slurm" / "sweep.sbatch"
-
-
-@dataclass(frozen=True)
-class Array:
-    """Runs with the same number of ranks.
-
-    Attributes:
-        num_ranks: of each run.
-        settings_file: read by slurm/sweep.sbatch; line N is task N.
-        lines: what to write into it.
-        command: the sbatch line.
-    """
-
-    num_ranks: int
-    settings_file: Path
-    lines: tuple[str, ...]
-    command: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return shlex.join(self.command)
+Work = Sequence[tuple[PlannedRun, Status]]
 
 
-def make_arrays(experiment: Experiment, work: Sequence[tuple[PlannedRun, Status]], directory: Path) -> list[Array]:
-    """Arrays for runs that are to be done.
+def make_chains(experiment: Experiment, work: Work, directory: Path) -> list[tuple[BatchJob, ...]]:
+    """Arrays for runs that are to be done, each with what is to begin when it has ended.
 
     Args:
         experiment: of the runs.
@@ -42,54 +24,50 @@ def make_arrays(experiment: Experiment, work: Sequence[tuple[PlannedRun, Status]
         directory: of the experiment, on a file system that the nodes share.
 
     Raises:
-        UserError: the runs are simulated, their ranks cannot be dealt out evenly to the nodes, or the batch scripts are
-            not there.
+        UserError: the runs are simulated, or their ranks cannot be dealt out evenly to the nodes.
     """
     if experiment.run == "simulated":
         raise UserError("--slurm is for real runs: a simulation needs no cluster, leave --slurm out")
-    if not _SWEEP_SCRIPT.is_file():
-        raise UserError(
-            f"there is no {_SWEEP_SCRIPT}, which --slurm needs: install hpcasync with pip install -e CHECKOUT"
-        )
     by_ranks: dict[int, list[tuple[PlannedRun, Status]]] = {}
     for run, status in work:
-        by_ranks.setdefault(run.num_ranks, []).append((run, status))
-    return [_array(experiment, num_ranks, runs, directory) for num_ranks, runs in sorted(by_ranks.items())]
+        if status is not Status.UNSCORED:
+            by_ranks.setdefault(run.num_ranks, []).append((run, status))
+    chains: list[tuple[BatchJob, ...]] = []
+    for _, runs in sorted(by_ranks.items()):
+        train = _train(experiment, runs, directory)
+        chains.append((train,) if experiment.evaluate == "none" else (train, _score(experiment, runs, directory)))
+    if unscored := [(run, status) for run, status in work if status is Status.UNSCORED]:
+        chains.append((_score(experiment, unscored, directory),))
+    return chains
 
 
-def settings_line(run: PlannedRun, status: Status) -> str:
-    """A run's settings, with blanks between them and none inside.
-
-    Raises:
-        UserError: a value has a blank.
-    """
-    for override in run.overrides:
-        if len(override.split()) != 1:
-            raise UserError(f"run {run.name}: {override!r} has a blank, which a line of a SLURM array cannot hold")
-    flags = {Status.INTERRUPTED: ["--resume"], Status.BROKEN_OFF: ["--overwrite"]}.get(status, [])
-    return " ".join([*run.overrides, *flags])
-
-
-def _array(experiment: Experiment, num_ranks: int, work: Sequence[tuple[PlannedRun, Status]], directory: Path) -> Array:
+def _train(experiment: Experiment, work: Work, directory: Path) -> BatchJob:
     nodes = experiment.slurm.nodes
-    if num_ranks % nodes:
+    run, _ = work[0]
+    if run.num_ranks % nodes:
         raise UserError(
-            f"run {work[0][0].name} has {num_ranks} ranks, which {nodes} nodes (slurm.nodes) cannot share evenly: "
+            f"run {run.name} has {run.num_ranks} ranks, which {nodes} nodes (slurm.nodes) cannot share evenly: "
             "change workers, roles.servers or slurm.nodes"
         )
-    file = directory / f"settings-{num_ranks}-ranks.txt"
-    return Array(
-        num_ranks,
-        file,
-        tuple(settings_line(run, status) for run, status in work),
-        (
-            "sbatch", "--parsable", "--array", f"1-{len(work)}", "--nodes", str(nodes),
-            "--ntasks-per-node", str(num_ranks // nodes), "--output", str(directory / "logs" / "%x-%A_%a.out"),
-            *experiment.slurm.options, _shown(_SWEEP_SCRIPT), str(experiment.base), str(file),
-        ),
-    )  # fmt: skip
+    return BatchJob(
+        kind="train",
+        name=experiment.name,
+        components=(Resources(nodes, run.num_ranks // nodes, extra=_options(experiment, directory)),),
+        command=("train_job", "any", str(experiment.base), SETTINGS_WORD),
+        settings=tuple((*run.overrides, *flags_of(status)) for run, status in work),
+        signal_seconds=WARNING_SECONDS,
+    )
 
 
-def _shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def _score(experiment: Experiment, work: Work, directory: Path) -> BatchJob:
+    return BatchJob(
+        kind="evaluate",
+        name=f"{experiment.name}-evaluate",
+        components=(Resources(extra=_options(experiment, directory)),),
+        command=("run_each", SETTINGS_WORD),
+        settings=tuple(tuple(map(shlex.join, commands(experiment, run, Status.UNSCORED, None))) for run, _ in work),
+    )
+
+
+def _options(experiment: Experiment, directory: Path) -> tuple[str, ...]:
+    return (f"--output={directory}/logs/%x-%A_%a.out", *whole_options(experiment.slurm.options))

@@ -79,13 +79,18 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
     overrides = list(run.overrides)
     if num_threads is not None and run.config.roles.worker_threads is None:
         overrides.append(f"roles.worker_threads={num_threads}")
-    flags = {Status.INTERRUPTED: ["--resume"], Status.BROKEN_OFF: ["--overwrite"]}.get(status, [])
+    flags = flags_of(status)
     if experiment.run == "simulated":
         first = ["simulate", str(experiment.base), *overrides, *_cluster_options(experiment, run), *flags]
     else:
         train = ["train", str(experiment.base), *overrides, *flags]
         first = ["launch", "-n", str(run.num_ranks), "--", *train]
     return [first, *scoring]
+
+
+def flags_of(status: Status) -> list[str]:
+    """Options of `train` and `simulate` for a run that stands there."""
+    return {Status.INTERRUPTED: ["--resume"], Status.BROKEN_OFF: ["--overwrite"]}.get(status, [])
 
 
 def _scoring(experiment: Experiment, run: PlannedRun) -> list[list[str]]:

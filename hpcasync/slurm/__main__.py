@@ -19,18 +19,12 @@ def main(arguments: list[str]) -> int:
     """Print the assignments on stdout and what was decided on stderr; 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m hpcasync.slurm", description=__doc__)
     parser.add_argument("kind", choices=("sync", "async", "any"))
-    parser.add_argument("--suffix", default="", help="Of the run's name.")
     parser.add_argument("--scripts", type=Path, default=Path("slurm"), help="Where srun-agent is.")
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
-    overrides = tuple(given.overrides)
     try:
-        config = load_config(given.config, overrides)
-        name: tuple[str, ...] = ()
-        if given.suffix:
-            name = (f"name={config.name}{given.suffix}",)
-            config = load_config(given.config, overrides + name)
+        config = load_config(given.config, tuple(given.overrides))
         groups = read_allocation()
         plan = plan_job(config, groups, given.kind)
         step = step_command(plan, find_library().flavour, _hosts(groups), given.scripts)
@@ -40,17 +34,17 @@ def main(arguments: list[str]) -> int:
     print(f"hpcasync: {plan.description}", file=sys.stderr)
     if step[0] == "srun":  # `launch` prints the line of its mpirun
         print(f"hpcasync: {shlex.join(step)} train …", file=sys.stderr)
-    print(assignments(plan, step, name))
+    print(assignments(plan, step))
     return 0
 
 
-def assignments(plan: JobPlan, step: Sequence[str], name: tuple[str, ...] = ()) -> str:
+def assignments(plan: JobPlan, step: Sequence[str]) -> str:
     """The plan in bash: run_dir, and the arrays step and overrides."""
     return "\n".join(
         [
             f"run_dir={shlex.quote(str(plan.run_dir))}",
             f"step=({shlex.join(step)})",
-            f"overrides=({shlex.join(name + plan.overrides)})",
+            f"overrides=({shlex.join(plan.overrides)})",
         ]
     )
 

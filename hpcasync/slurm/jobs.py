@@ -1,6 +1,6 @@
 """The jobs of a training run: what each asks for and does; a pure function of configuration and request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,12 +10,10 @@ from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, plan_job, servers_of
 from hpcasync.slurm.resources import Resources, with_gpus
-from hpcasync.slurm.script import SETTINGS_WORD, BatchJob
+from hpcasync.slurm.script import WARNING_SECONDS, BatchJob
 
 Kind = Literal["prepare", "train", "evaluate"]
 KINDS: tuple[Kind, ...] = ("prepare", "train", "evaluate")
-# Enough for a checkpoint, also of a large model to a slow disk.
-_WARNING_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class Request:
         server_partition: of those nodes; empty: the same.
         chain: which jobs; each begins when the one before it has ended well.
         prepare, evaluate: arguments of `hpcasync data prepare` but for --out, and of `hpcasync evaluate RUN_DIR --all`.
-        sweep: settings of each task of an array; empty: no array.
     """
 
     nodes: int = 1
@@ -54,7 +51,6 @@ class Request:
     chain: tuple[Kind, ...] = ("train",)
     prepare: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
-    sweep: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_cpus(self) -> int:
@@ -70,14 +66,14 @@ def plan_jobs(path: Path, overrides: tuple[str, ...], request: Request) -> tuple
         request: what else was asked for.
 
     Raises:
-        UserError: the configuration is not valid, with the settings of any task of a sweep, or does not fit the ranks.
+        UserError: the configuration is not valid, or does not fit the ranks.
     """
     _check_chain(request)
-    configs = _configs(path, overrides, request)
+    config = load_config(path, overrides + (() if request.servers is None else (f"roles.servers={request.servers}",)))
     jobs = {
-        "prepare": lambda: _prepare(_base_name(path, overrides), configs, request),
-        "train": lambda: _train(path, overrides, configs, request),
-        "evaluate": lambda: _evaluate(_base_name(path, overrides), configs, request),
+        "prepare": lambda: _prepare(config, request),
+        "train": lambda: _train(path, overrides, config, request),
+        "evaluate": lambda: _evaluate(config, request),
     }
     return tuple(jobs[kind]() for kind in request.chain)
 
@@ -97,88 +93,47 @@ def _check_chain(request: Request) -> None:
         raise UserError("--prepare has an --out: leave it out, the corpus goes to data.path of the configuration")
     if request.evaluate and "evaluate" not in request.chain:
         raise UserError("--evaluate has arguments for a job that --chain does not name: add evaluate to it")
-    if request.sweep and request.server_nodes:
-        raise UserError("--array and --server-nodes: SLURM has no arrays of heterogeneous jobs; leave out one of them")
 
 
-def _configs(path: Path, overrides: tuple[str, ...], request: Request) -> list[Config]:
-    common = overrides + (() if request.servers is None else (f"roles.servers={request.servers}",))
-    if not request.sweep:
-        return [load_config(path, common)]
-    name = load_config(path, common + request.sweep[0]).name
-    configs = [
-        load_config(path, common + _named(settings, name, index))
-        for index, settings in enumerate(request.sweep, start=1)
-    ]
-    directories = [config.output_dir for config in configs]
-    for directory in directories:
-        if directories.count(directory) > 1:
-            raise UserError(f"two tasks of the sweep would write the run directory {directory}: do not set name in it")
-    return configs
-
-
-def _named(settings: tuple[str, ...], name: str, index: int) -> tuple[str, ...]:
-    """The settings of a task, with a name of its own unless they have one."""
-    has_name = any(setting.startswith("name=") for setting in settings)
-    return settings if has_name else (*settings, f"name={name}-{index}")
-
-
-def _prepare(name: str, configs: Sequence[Config], request: Request) -> BatchJob:
-    corpora = {config.data.path for config in configs}
-    if len(corpora) > 1:
-        raise UserError("--chain with prepare makes one corpus, but the sweep changes data.path: prepare them before")
-    cpus = _training_components(configs, request)[-1].cpus_per_node
+def _prepare(config: Config, request: Request) -> BatchJob:
+    cpus = _training_components(config, request)[-1].cpus_per_node
     command = ("hpcasync", "data", "prepare", "--processes", str(cpus), *request.prepare, "--out")
     return BatchJob(
         kind="prepare",
-        name=f"{name}-prepare",
+        name=f"{config.name}-prepare",
         components=(_single(request, cpus=cpus, gpus=0),),
-        command=(*command, str(corpora.pop())),
+        command=(*command, str(config.data.path)),
         time=request.time,
         requeue=request.requeue,
     )
 
 
-def _train(path: Path, overrides: tuple[str, ...], configs: Sequence[Config], request: Request) -> BatchJob:
-    components = _training_components(configs, request)
-    roles: tuple[str, ...] = ()
-    if any(config.mode != "sync" for config in configs) and not _sweeps_servers(request):
-        roles = (f"roles.servers={_num_servers(configs[0], request)}",)
-    settings = tuple(_named(task, _base_name(path, overrides), i) for i, task in enumerate(request.sweep, start=1))
+def _train(path: Path, overrides: tuple[str, ...], config: Config, request: Request) -> BatchJob:
+    components = _training_components(config, request)
+    roles = () if config.mode == "sync" else (f"roles.servers={_num_servers(config, request)}",)
     return BatchJob(
         kind="train",
-        name=_base_name(path, overrides),
+        name=config.name,
         components=components,
-        command=("train_job", "any", str(path), *overrides, *roles, *((SETTINGS_WORD,) if settings else ())),
-        settings=settings,
+        command=("train_job", "any", str(path), *overrides, *roles),
         time=request.time,
         requeue=request.requeue,
-        signal_seconds=_WARNING_SECONDS,
-        notes=tuple(dict.fromkeys(_descriptions(configs, components, request))),
+        signal_seconds=WARNING_SECONDS,
+        notes=(plan_job(config, _groups(components), "any").description,),
     )
 
 
-def _evaluate(name: str, configs: Sequence[Config], request: Request) -> BatchJob:
+def _evaluate(config: Config, request: Request) -> BatchJob:
     cpus, gpus = request.num_cpus, min(1, request.gpus_per_node)
     command = ("hpcasync", "evaluate", "--all", "--threads", str(cpus), *request.evaluate)
-    run_dirs = [str(config.output_dir) for config in configs]
     return BatchJob(
         kind="evaluate",
-        name=f"{name}-evaluate",
+        name=f"{config.name}-evaluate",
         components=(_single(request, cpus=cpus, gpus=gpus),),
-        command=(*command, SETTINGS_WORD if request.sweep else run_dirs[0]),
-        settings=tuple((run_dir,) for run_dir in run_dirs) if request.sweep else (),
+        command=(*command, str(config.output_dir)),
         time=request.time,
         requeue=request.requeue,
     )
-
-
-def _base_name(path: Path, overrides: tuple[str, ...]) -> str:
-    return load_config(path, overrides).name
-
-
-def _sweeps_servers(request: Request) -> bool:
-    return any(setting.startswith("roles.servers=") for task in request.sweep for setting in task)
 
 
 def _num_servers(config: Config, request: Request) -> int:
@@ -186,11 +141,10 @@ def _num_servers(config: Config, request: Request) -> int:
     return servers_of(config, request.nodes, request.gpus_per_node) or request.server_nodes or request.nodes
 
 
-def _training_components(configs: Sequence[Config], request: Request) -> tuple[Resources, ...]:
-    asynchronous = [config for config in configs if config.mode != "sync"]
-    if request.server_nodes and not asynchronous:
+def _training_components(config: Config, request: Request) -> tuple[Resources, ...]:
+    if request.server_nodes and config.mode == "sync":
         raise UserError("--server-nodes: mode=sync has no servers; leave it out, or give an asynchronous mode")
-    num_servers = max((_num_servers(config, request) for config in asynchronous), default=0)
+    num_servers = 0 if config.mode == "sync" else _num_servers(config, request)
     num_workers = max(1, request.gpus_per_node)
     if not request.server_nodes:
         tasks = request.tasks_per_node or num_workers + -(-num_servers // request.nodes)
@@ -208,7 +162,7 @@ def _training_components(configs: Sequence[Config], request: Request) -> tuple[R
     servers = Resources(
         nodes=request.server_nodes,
         tasks_per_node=num_servers // request.server_nodes,
-        cpus_per_task=configs[0].roles.server_threads,
+        cpus_per_task=config.roles.server_threads,
         partition=request.server_partition or request.partition,
         account=request.account,
         extra=request.extra,
@@ -244,8 +198,9 @@ def _single(request: Request, *, cpus: int, gpus: int) -> Resources:
     )
 
 
-def _descriptions(configs: Sequence[Config], components: Sequence[Resources], request: Request) -> Iterator[str]:
-    groups = tuple(
+def _groups(components: Sequence[Resources]) -> tuple[Allocation, ...]:
+    """What SLURM will give."""
+    return tuple(
         Allocation(
             (component.tasks_per_node,) * component.nodes,
             (component.cpus_per_node,) * component.nodes,
@@ -253,5 +208,3 @@ def _descriptions(configs: Sequence[Config], components: Sequence[Resources], re
         )
         for component in components
     )
-    for config in configs:
-        yield plan_job(config, groups, "any").description

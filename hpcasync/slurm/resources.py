@@ -1,8 +1,11 @@
 """What a job asks SLURM for, as lines of its script."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from hpcasync.errors import UserError
 
 # gpu, gpu:2, gpu:a100, gpu:a100:2: type and number.
 _GPUS = re.compile(r"\bgpu(?P<type>:[a-zA-Z][\w.-]*)?(?::(?P<number>\d+))?(?=,|$)")
@@ -61,6 +64,23 @@ class Resources:
             if value:
                 yield f"--{name}={value}"
         yield from self.extra
+
+
+def whole_options(words: Sequence[str]) -> tuple[str, ...]:
+    """Options of sbatch, each with its value.
+
+    Raises:
+        UserError: the words do not begin with an option.
+    """
+    options: list[str] = []
+    for word in words:
+        if word.startswith("-"):
+            options.append(word)
+        elif options:
+            options[-1] += f"={word}" if options[-1].startswith("--") else word
+        else:
+            raise UserError(f"{shlex.join(words)}: {word!r} is no option of sbatch; they begin with -")
+    return tuple(options)
 
 
 def gpus_of_gres(gres: str) -> int:

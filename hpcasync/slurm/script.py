@@ -4,10 +4,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcasync.errors import UserError
 from hpcasync.slurm.resources import Resources
 
 # Stands in a command for the settings of the array's task; no file and no setting has this name.
 SETTINGS_WORD = "\0settings"
+# Before the end of a training job: enough for a checkpoint, also of a large model to a slow disk.
+WARNING_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,23 @@ class BatchJob:
     notes: tuple[str, ...] = ()
 
 
+def scripts_directory() -> Path:
+    """Where common.sh and site.sh are: in a checkout.
+
+    Raises:
+        UserError: this is an installation without one.
+    """
+    scripts = Path(__file__).resolve().parents[2] / "slurm"
+    if not (scripts / "common.sh").is_file():
+        raise UserError(
+            f"there is no {scripts}/common.sh, which batch scripts need: install hpcasync with pip install -e CHECKOUT"
+        )
+    return scripts
+
+
 def render(job: BatchJob, scripts: Path) -> str:
     """The batch script of a job; `scripts` is the directory of common.sh and site.sh."""
-    lines = ["#!/bin/bash", f"# {job.kind}: made by `hpcasync slurm`; what a site needs stands in slurm/site.sh."]
+    lines = ["#!/bin/bash", f"# {job.kind}: made by `hpcasync`; what a site needs stands in slurm/site.sh."]
     lines += [f"# {note}" for note in job.notes]
     lines += [f"#SBATCH {shlex.quote(option)}" for option in _first_options(job)]
     for position, component in enumerate(job.components):

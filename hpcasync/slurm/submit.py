@@ -99,8 +99,8 @@ def _run(command: Sequence[str], text: str = "", environment: Mapping[str, str] 
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no {command[0]} on PATH: `hpcasync slurm submit` needs SLURM's commands; "
-            "`hpcasync slurm render` prints the scripts without"
+            f"there is no {command[0]} on PATH: submitting needs SLURM's commands; `hpcasync slurm render`, or "
+            "`hpcasync experiment --slurm print`, prints the scripts without"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} gave no answer for {_TIMEOUT_SECONDS} s: is slurmctld running?") from error

@@ -31,6 +31,7 @@ def submitter(slurm: SlurmCluster, tmp_path: Path) -> Submitter:
         "workers": 1,
         "axes": {"mode": ["async"], "workers": [1, 2], "optimizer.learning_rate": [0.001, 0.003]},
         "exclude": [{"workers": 2, "optimizer.learning_rate": 0.003}],
+        "evaluate": "valid",
     }
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     return Submitter(slurm, tmp_path)
@@ -52,9 +53,9 @@ def run_experiment(submitter: Submitter, *words: str) -> str:
 
 def test_an_experiment_as_arrays(submitter: Submitter) -> None:
     said = run_experiment(submitter, "--slurm", "submit")
-    arrays = re.findall(r"submitted: array (\d+)", said)
-    assert len(arrays) == 2 and "--array 1-2 --nodes 1 --ntasks-per-node 2" in said
-    for array in arrays:
+    arrays = re.findall(r"submitted: array (\d+), (\w+ of \d)", said)
+    assert [what for _, what in arrays] == ["train of 2", "evaluate of 2", "train of 1", "evaluate of 1"]
+    for array, _ in arrays:
         completed(submitter.finish(array))
     directory = submitter.directory / "runs" / "trial"
     names = ("workers1-learning_rate0.001", "workers1-learning_rate0.003", "workers2-learning_rate0.001")
@@ -67,5 +68,11 @@ def test_an_experiment_as_arrays(submitter: Submitter) -> None:
     run_experiment(submitter, "--collect")
     groups = json.loads((directory / "results.json").read_text())["groups"]
     assert len(groups) == 3 and all(group["runs"][0]["finished"] for group in groups)
+    for name in names:
+        lines = (directory / f"trial-{name}-async-seed1" / "evaluation-valid.jsonl").read_text().splitlines()
+        assert [json.loads(line)["num_updates"] for line in lines] == [NUM_UPDATES // 2, NUM_UPDATES]
+    assert sorted(path.name for path in (directory / "logs").glob(f"trial-{arrays[0][0]}_*")) == [
+        f"trial-{arrays[0][0]}_{index}.out" for index in (1, 2)
+    ]
     # A second submission finds nothing to do.
     assert "submitted" not in run_experiment(submitter, "--slurm", "submit")

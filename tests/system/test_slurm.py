@@ -64,19 +64,6 @@ def test_sync_training_has_a_rank_per_gpu(submitter: Submitter, prepared: Job) -
     assert "workers on ranks 0-1" in job.output
 
 
-def test_sweep_trains_a_run_per_line(submitter: Submitter, prepared: Job) -> None:
-    lines = ["# two runs", "optimizer.learning_rate=1e-3 stop.updates=3", "", "name=other stop.updates=2"]
-    (submitter.directory / "settings.txt").write_text("\n".join(lines) + "\n")
-    options = ("--array=1-3", "--ntasks-per-node=2")
-    jobs = submitter.run("sweep.sbatch", "tiny.yaml", "settings.txt", "accumulate.global=1", options=options)
-    completed(jobs[:2])
-    runs = submitter.directory / "runs"
-    assert summary_of(runs / "tiny-1-async-global-seed1")["num_updates"] == 3
-    assert summary_of(runs / "other-async-global-seed1")["num_updates"] == 2
-    assert (jobs[2].state, jobs[2].exit_code) == ("FAILED", "2:0")
-    assert "settings.txt has 2 lines of settings and no line 3: sbatch --array 1-2" in jobs[2].output
-
-
 def test_a_requeued_job_goes_on_from_its_checkpoint(submitter: Submitter, prepared: Job) -> None:
     cluster, config = submitter.cluster, submitter.directory / "long.yaml"
     checkpoints = submitter.directory / "runs" / "long-async-global-seed1" / "checkpoints"

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
     | {"comm", "deaths", "launch", "runs", "slurm", "timeline"},
     "report": BASE | {"runs"},
-    "experiment": BASE | {"report", "runs", "simulate"},
+    "experiment": BASE | {"report", "runs", "simulate", "slurm"},
     "launch": BASE | {"deaths", "live_line"},
     "slurm": BASE | {"launch"},
     "doctor": BASE | TRAIN | {"comm", "launch", "ps.server", "slurm"},

@@ -1,9 +1,10 @@
-"""Experiments: axes become runs, each is looked up in its directory, and becomes a command or a line of an array."""
+"""Experiments: axes become runs, each is looked up in its directory, and becomes a command or a task of an array."""
 
 import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,12 +17,13 @@ from recorded_runs import make_run
 
 from hpcasync.cli.experiment import experiment as experiment_command
 from hpcasync.errors import UserError
-from hpcasync.experiment.array import make_arrays
+from hpcasync.experiment.array import make_chains
 from hpcasync.experiment.execute import Executor, choose_jobs, commands, threads_of
 from hpcasync.experiment.outcome import collect, make_table
 from hpcasync.experiment.plan import PlannedRun, experiment_directory, plan_runs
 from hpcasync.experiment.schema import Experiment, load_experiment
 from hpcasync.experiment.status import Status, status_of
+from hpcasync.slurm.script import render
 
 ROOT = Path(__file__).parents[2]
 MODES = {
@@ -195,7 +197,7 @@ def test_simulated_runs(tmp_path: Path) -> None:
     assert {"cluster.compute.cv=0.5", "cluster.workers=2"} < set(command)
     assert runs[1].name == "trial-cv0.5-async-seed1"
     with pytest.raises(UserError, match="--slurm is for real runs"):
-        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+        make_chains(experiment, [(runs[0], Status.NEW)], tmp_path)
 
 
 def test_a_signal_ends_what_runs_and_starts_no_other(tmp_path: Path) -> None:
@@ -222,27 +224,60 @@ def test_jobs_and_threads_share_the_cores(tmp_path: Path) -> None:
     assert threads_of(runs[0], 1, 64) is None and threads_of(runs[0], 4, 64) == 8 and threads_of(runs[1], 8, 8) == 1
 
 
-def test_arrays_hold_runs_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    experiment, runs = plan(tmp_path, axes={"method": MODES, "seed": [1]}, slurm={"options": ["--gpus-per-node", "2"]})
-    work = [(runs[0], Status.NEW), (runs[1], Status.INTERRUPTED), (runs[2], Status.NEW)]
-    sync, others = make_arrays(experiment, work, tmp_path)
-    assert (sync.num_ranks, others.num_ranks) == (2, 3)
-    assert others.lines[0].endswith(" --resume") and not others.lines[1].endswith("--resume")
-    assert "name=trial-global" in others.lines[0].split()
-    assert str(others) == (
-        f"sbatch --parsable --array 1-2 --nodes 1 --ntasks-per-node 3 --output {tmp_path}/logs/%x-%A_%a.out "
-        f"--gpus-per-node 2 slurm/sweep.sbatch {tmp_path}/base.yaml {tmp_path}/settings-3-ranks.txt"
+def arrays(directory: Path, statuses: list[Status], **values: Any) -> list[list[str]]:
+    """Scripts of the first runs of an experiment, as chains."""
+    experiment, runs = plan(directory, **values)
+    chains = make_chains(experiment, list(zip(runs, statuses, strict=True)), Path("runs/trial"))
+    return [[render(job, Path("/opt/slurm")) for job in chain] for chain in chains]
+
+
+def test_arrays_hold_runs_of_one_size(tmp_path: Path) -> None:
+    statuses = [Status.NEW, Status.INTERRUPTED, Status.BROKEN_OFF]
+    options = {"options": ["--gpus-per-node", "2", "-t", "30", "--exclusive"]}
+    (sync,), (others,) = arrays(tmp_path, statuses, axes={"method": MODES}, slurm=options)
+    for line in ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "-t30", "--exclusive", "--array=1-1"):
+        assert f"#SBATCH {line}\n" in sync
+    assert "#SBATCH --ntasks-per-node=3\n" in others and "#SBATCH --array=1-2\n" in others
+    assert "#SBATCH --output=runs/trial/logs/%x-%A_%a.out\n" in others and "#SBATCH --signal=B:USR1@120\n" in others
+    first, second = (line for line in others.splitlines() if "settings=(" in line)
+    assert " --resume)" in first and " --overwrite)" in second and " name=trial-global " in first
+
+
+def test_what_is_trained_is_scored_task_by_task(tmp_path: Path) -> None:
+    statuses = [Status.NEW, Status.UNSCORED, Status.NEW]
+    (sync, score), (plain, _), (unscored,) = arrays(
+        tmp_path, statuses, axes={"method": MODES}, evaluate="test", set={"validation.score": False}
     )
+    assert "train_job any" in sync and "train_job any" in plain and "#SBATCH --job-name=trial-evaluate\n" in score
+    scored = f"{tmp_path}/runs/trial/trial"
+    for script, run in ((score, "sync-seed1"), (unscored, "global-async-global-seed1")):
+        assert script.count(f"evaluate {scored}-{run} --split valid --all") == 1
+        assert script.count(f"evaluate {scored}-{run} --split test") == 1
+
+
+def test_a_task_of_an_array_gets_its_settings(tmp_path: Path) -> None:
+    common = tmp_path / "common.sh"
+    common.write_text(
+        'prepare_environment() { :; }\ntrain_job() { printf "%s\\n" "$@"; }\nfail() { echo "$@"; exit 2; }\n'
+    )
+    settings = {"mode": "async", "data.path": "my data"}
+    experiment, runs = plan(tmp_path, axes={"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, set=settings)
+    ((array,),) = make_chains(experiment, [(run, Status.NEW) for run in runs], tmp_path)
+    for index, expected in ((2, ["any", str(experiment.base), *runs[1].overrides]), (3, ["this array has no task 3"])):
+        done = subprocess.run(
+            ["bash"],
+            input=render(array, tmp_path),
+            env={"SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines() == expected, done.stderr
+    assert "data.path=my data" in runs[1].overrides and "optimizer.betas=[0.9,0.999]" in runs[1].overrides
 
 
 def test_arrays_need_ranks_that_nodes_can_share(tmp_path: Path) -> None:
-    experiment, runs = plan(tmp_path, set={"mode": "async"}, slurm={"nodes": 2})
     with pytest.raises(UserError, match="3 ranks, which 2 nodes"):
-        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
-    experiment, runs = plan(tmp_path, set={"mode": "async", "data.path": "my data"})
-    with pytest.raises(UserError, match="has a blank"):
-        make_arrays(experiment, [(runs[0], Status.NEW)], tmp_path)
+        arrays(tmp_path, [Status.NEW], set={"mode": "async"}, slurm={"nodes": 2})
 
 
 def test_the_table_has_a_row_for_each_point_and_sums_up_seeds(tmp_path: Path) -> None:
@@ -270,12 +305,11 @@ def test_a_dry_run_lists_and_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_slurm_print_writes_the_settings_and_shows_the_lines(tmp_path: Path) -> None:
+def test_slurm_print_shows_the_scripts(tmp_path: Path) -> None:
     file = write(tmp_path, axes={"method": MODES})
     result = CliRunner().invoke(experiment_command, [str(file), "--slurm", "print"])
-    assert result.exit_code == 0 and result.output.count("sbatch --parsable") == 2
-    settings = (tmp_path / "runs" / "trial" / "settings-3-ranks.txt").read_text().splitlines()
-    assert len(settings) == 2 and "mode=async-global" in settings[0].split()
+    assert result.exit_code == 0 and result.output.count("#SBATCH --array=1-") == 2
+    assert result.output.count(f"source {ROOT}/slurm/common.sh") == 2 and "mode=async-global" in result.output
 
 
 def test_nothing_to_collect(tmp_path: Path) -> None:

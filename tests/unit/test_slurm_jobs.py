@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hpcasync.cli import experiment
 from hpcasync.cli.slurm import slurm
 from hpcasync.errors import UserError
 from hpcasync.slurm import submit
@@ -16,12 +15,10 @@ from hpcasync.slurm.partition import Node, Partition, check_fit, parse_sinfo
 from hpcasync.slurm.resources import Resources, gpus_of_gres
 from hpcasync.slurm.script import BatchJob
 from hpcasync.slurm.submit import check_jobs, dependency
-from hpcasync.slurm.sweep import read_sweep
 from hpcasync.slurm.times import parse_time
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
 CONFIG = "name: mine\ndata: {path: data/mine}\nstop: {updates: 100}\n"
-SWEEP = "optimizer.learning_rate: [0.001, 0.003]\noptimizer.betas: [[0.9, 0.98], [0.9, 0.999]]\n"
 SCRIPTS = {
     "async-cpu": "mine.yaml --ntasks-per-node 9 --cpus-per-task 4 --time 12:00:00 accumulate.global=8",
     "async-gpu": "mine.yaml --nodes 2 --gpus 4 --cpus-per-task 8 --partition gpu --account project --mem 200G",
@@ -30,17 +27,15 @@ SCRIPTS = {
     "--server-partition cpu",
     "chain": "mine.yaml --chain prepare,train,evaluate --cpus-per-task 4 "
     "--prepare 'train.en train.de --valid v.en v.de' --evaluate '--split test'",
-    "sweep": "mine.yaml --array sweep.yaml --chain train,evaluate --servers 2 --ntasks-per-node 4 name=ab",
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a configuration and a sweep; the scripts' own directory is where everybody has it."""
+    """A directory with a configuration; the scripts' own directory is where everybody has it."""
     (tmp_path / "mine.yaml").write_text(CONFIG)
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hpcasync.cli.slurm._scripts", lambda: Path("/opt/hpcasync/slurm"))
+    monkeypatch.setattr("hpcasync.cli.slurm.scripts_directory", lambda: Path("/opt/hpcasync/slurm"))
     return tmp_path
 
 
@@ -67,20 +62,6 @@ def test_the_script_is_bash(name: str) -> None:
     subprocess.run(["bash", "-n"], input=rendered(name), text=True, check=True)
 
 
-def test_a_task_of_an_array_gets_its_settings(tmp_path: Path) -> None:
-    common = tmp_path / "common.sh"
-    common.write_text(
-        'prepare_environment() { :; }\ntrain_job() { printf "%s\\n" "$@"; }\nfail() { echo "$@"; exit 2; }\n'
-    )
-    script = run("render mine.yaml --array sweep.yaml").replace("/opt/hpcasync/slurm/common.sh", str(common))
-    words = ["any", "mine.yaml", "roles.servers=1", "optimizer.learning_rate=0.003", "optimizer.betas=[0.9, 0.98]"]
-    for index, expected in ((3, [*words, "name=mine-3"]), (5, ["this array has no task 5"])):
-        done = subprocess.run(
-            ["bash"], input=script, env={"SLURM_ARRAY_TASK_ID": str(index)}, capture_output=True, text=True
-        )
-        assert done.stdout.splitlines() == expected, done.stderr
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -88,8 +69,7 @@ def test_a_task_of_an_array_gets_its_settings(tmp_path: Path) -> None:
         ("mine.yaml --servers 3 --nodes 2 --gpus 4", "3 servers on 2 nodes .*multiple of --nodes 2"),
         ("mine.yaml --servers 3 --server-nodes 2", "--servers 3 on --server-nodes 2: give a multiple"),
         ("mine.yaml mode=sync --server-nodes 2", "mode=sync has no servers"),
-        ("mine.yaml --array sweep.yaml --server-nodes 1", "no arrays of heterogeneous jobs"),
-        ("mine.yaml --array absent.yaml", "cannot read the sweep absent.yaml"),
+        ("mine.yaml --array sweep.yaml", "--array sweep.yaml: .*`hpcasync experiment FILE --slurm submit`; .* axes"),
         ("mine.yaml --chain evaluate,train", "in this order"),
         ("mine.yaml --chain train,score", "no job 'score'; choose from prepare, train, evaluate"),
         ("mine.yaml --chain prepare,train", "--chain with prepare and --prepare belong together"),
@@ -105,31 +85,6 @@ def test_a_task_of_an_array_gets_its_settings(tmp_path: Path) -> None:
 def test_refuses_before_it_asks_slurm(line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(f"render {line}")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("seed: 3", "seed needs a list of values to try"),
-        ("seed: []", "seed needs a list of values to try"),
-        ("[]", "must hold a mapping of keys to lists"),
-        ("- 3", "task 1 must be a mapping"),
-        ("a: [", "no valid YAML"),
-    ],
-)
-def test_sweeps_that_are_none(place: Path, content: str, message: str) -> None:
-    (place / "bad.yaml").write_text(content)
-    with pytest.raises(UserError, match=f"bad.yaml.*{message}"):
-        read_sweep(place / "bad.yaml")
-
-
-def test_every_setting_of_a_sweep_is_checked(place: Path) -> None:
-    (place / "bad.yaml").write_text("- {seed: 1}\n- {seed: 2, sead: 3}\n")
-    with pytest.raises(UserError, match="unknown key sead: did you mean seed"):
-        run("render mine.yaml --array bad.yaml")
-    (place / "bad.yaml").write_text("- {name: same}\n- {name: same}\n")
-    with pytest.raises(UserError, match="two tasks of the sweep would write the run directory runs/same"):
-        run("render mine.yaml --array bad.yaml")
 
 
 @pytest.mark.parametrize(
@@ -219,9 +174,7 @@ def test_a_job_that_is_submitted_within_a_job_inherits_nothing_of_it(monkeypatch
         monkeypatch.setenv(name, value)
     own = submit._environment(BatchJob("train", "a", (Resources(account="theirs"),), ("true",)))
     assert not own.keys() & OF_A_JOB.keys() and "SBATCH_ACCOUNT" not in own
-    # What `hpcasync experiment --slurm` starts in place of sbatch here tells its environment.
-    told = dict(line.split("=", maxsplit=1) for line in experiment._sbatch(("env",)).splitlines() if "=" in line)
-    assert not told.keys() & OF_A_JOB.keys() and {name: told[name] for name in OF_THE_USER} == OF_THE_USER
+    assert {name: own[name] for name in OF_THE_USER if name != "SBATCH_ACCOUNT"}.items() < OF_THE_USER.items()
 
 
 def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,11 +250,11 @@ class TestStep:
 class TestCommand:
     def test_assignments_survive_the_shell(self) -> None:
         run_dir, overrides = Path("runs/it's $HOME"), ("a=[1, 2]", "b=*")
-        shell = assignments(JobPlan(run_dir, (3,), False, overrides, ""), ("srun", "-n 3"), ("name=x y",))
+        shell = assignments(JobPlan(run_dir, (3,), False, overrides, ""), ("srun", "-n 3"))
         done = run_bash(f'{shell}\nprintf "%s\\n" "$run_dir" "${{step[@]}}" "${{overrides[@]}}"')
-        assert done.stdout.splitlines() == [str(run_dir), "srun", "-n 3", "name=x y", *overrides]
+        assert done.stdout.splitlines() == [str(run_dir), "srun", "-n 3", *overrides]
 
-    def test_prints_the_plan_and_adds_to_the_name(
+    def test_prints_the_plan(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         config = tmp_path / "x.yaml"
@@ -262,9 +262,9 @@ class TestCommand:
         environment = {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "2", "SLURM_JOB_CPUS_PER_NODE": "2"}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        assert main(["async", "--suffix=-3", str(config), "seed=2"]) == 0
+        assert main(["async", str(config), "seed=2"]) == 0
         printed = capsys.readouterr().out
-        assert "run_dir=runs/base-3-async-global-seed2" in printed and "step=(" in printed
+        assert "run_dir=runs/base-async-global-seed2" in printed and "step=(" in printed
         assert main(["sync", str(config)]) == 2
         assert "train-async.sbatch" in capsys.readouterr().err
 
@@ -387,7 +387,7 @@ class TestPreemption:
         done = self.run(tmp_path, f"exit {PREEMPTED}", requeue_code=1)
         assert done.returncode == PREEMPTED and "submit it again with --resume" in done.stderr
 
-    @pytest.mark.parametrize("name", ["train-async", "train-sync", "train-hetero", "sweep"])
+    @pytest.mark.parametrize("name", ["train-async", "train-sync", "train-hetero"])
     def test_training_is_warned(self, name: str) -> None:
         assert "#SBATCH --signal=B:USR1@120\n" in (SCRIPTS / f"{name}.sbatch").read_text()
 
