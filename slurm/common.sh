@@ -37,10 +37,10 @@ train_job() {
     done
     ((${#settings[@]})) || fail "usage: sbatch slurm/NAME.sbatch CONFIG.yaml [key=value …]"
     [[ $kind != sync ]] || settings=("${settings[0]}" mode=sync "${settings[@]:1}")
-    # Sets run_dir, step and overrides; see hpcasync/slurm/plan.py and step.py.
-    plan=$(python3 -m hpcasync.slurm "$kind" --scripts "$HPCASYNC_ROOT/slurm" "${settings[@]}") || exit
+    # Sets run_dir, started, step, overrides and flags; see hpcasync/slurm/plan.py, step.py and requeue.py.
+    plan=$(python3 -m hpcasync.slurm "$kind" --scripts "$HPCASYNC_ROOT/slurm" --flags="${flags[*]}" "${settings[@]}") || exit
     eval "$plan"
-    choose_flags
+    remove_old_marks
     before=$(newest_checkpoint)
     pass_signals "${step[@]}" train "${settings[@]}" "${overrides[@]}" "${flags[@]}" "${from[@]}"
 }
@@ -55,26 +55,6 @@ run_each() {
 
 newest_checkpoint() {
     compgen -G "$run_dir/checkpoints/u*[0-9]/state.json" | sort | tail -n 1
-}
-
-# After a requeue the job goes on from the newest complete checkpoint, or, if it had none yet, begins again: whatever
-# flags it was submitted with, they must not throw away or refuse what it did itself. A run directory from before the
-# job's first start is not its own; then the flags stand. Reads run_dir; sets `started`, a file that says when that
-# start was and holds how many starts in a row have brought no checkpoint, and changes `flags`.
-choose_flags() {
-    started=$(dirname "$run_dir")/.$(basename "$run_dir").job-$SLURM_JOB_ID
-    remove_old_marks
-    if ((${SLURM_RESTART_COUNT:-0} == 0)) || [[ ! -e $started ]]; then
-        mkdir -p "$(dirname "$run_dir")"
-        touch "$started"
-    elif [[ $run_dir/config.yaml -nt $started ]]; then
-        if compgen -G "$run_dir/checkpoints/u*[0-9]/state.json" >/dev/null; then
-            flags=(--resume)
-        else
-            flags=(--overwrite)
-        fi
-        echo "hpcasync: start number $((SLURM_RESTART_COUNT + 1)) of job $SLURM_JOB_ID: train ${flags[*]}" >&2
-    fi
 }
 
 # Of jobs that were cancelled, which leave theirs behind.
@@ -92,7 +72,7 @@ EXIT_PREEMPTED=85
 
 # Runs a command and hands USR1, the warning before preemption and time limit (--signal=B:USR1@SECONDS), on to it; bash
 # alone would see it only when the command has ended. Where the command has saved and ended, the job goes back into the
-# queue, and from there on: see choose_flags.
+# queue, and from there on: see hpcasync/slurm/requeue.py.
 pass_signals() {
     local child code is_interrupted=1 is_warned=0
     "$@" &

@@ -1,6 +1,7 @@
 """`python -m hpcasync.slurm sync|async|any CONFIG [key=value …]`: how a batch script starts its job, for its shell."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from hpcasync.errors import UserError
 from hpcasync.launch.locate import find_library
 from hpcasync.slurm.environment import Allocation, read_allocation
 from hpcasync.slurm.plan import JobPlan, plan_job
+from hpcasync.slurm.requeue import flags_of_start, start_mark
 from hpcasync.slurm.step import step_command
 
 
@@ -20,6 +22,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpcasync.slurm", description=__doc__)
     parser.add_argument("kind", choices=("sync", "async", "any"))
     parser.add_argument("--scripts", type=Path, default=Path("slurm"), help="Where srun-agent is.")
+    parser.add_argument("--flags", default="", help="Of `hpcasync train`, with blanks between them.")
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -34,17 +37,24 @@ def main(arguments: list[str]) -> int:
     print(f"hpcasync: {plan.description}", file=sys.stderr)
     if step[0] == "srun":  # `launch` prints the line of its mpirun
         print(f"hpcasync: {shlex.join(step)} train …", file=sys.stderr)
-    print(assignments(plan, step))
+    flags = flags_of_start(plan.run_dir, given.flags.split())
+    if flags != given.flags.split():
+        number = int(os.environ["SLURM_RESTART_COUNT"]) + 1
+        which = f"start number {number} of job {os.environ['SLURM_JOB_ID']}"
+        print(f"hpcasync: {which}: train {shlex.join(flags)}", file=sys.stderr)
+    print(assignments(plan, step, flags, start_mark(plan.run_dir)))
     return 0
 
 
-def assignments(plan: JobPlan, step: Sequence[str]) -> str:
-    """The plan in bash: run_dir, and the arrays step and overrides."""
+def assignments(plan: JobPlan, step: Sequence[str], flags: Sequence[str], started: Path) -> str:
+    """The plan in bash: run_dir and started, and the arrays step, overrides and flags."""
     return "\n".join(
         [
             f"run_dir={shlex.quote(str(plan.run_dir))}",
+            f"started={shlex.quote(str(started))}",
             f"step=({shlex.join(step)})",
             f"overrides=({shlex.join(plan.overrides)})",
+            f"flags=({shlex.join(flags)})",
         ]
     )
 
