@@ -28,7 +28,9 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
-from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.protocol.orders import Kind, Order
+from hpcasync.ps.server.apply_group import apply_group
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.loop.optimizers import optimizer_factory
 from hpcasync.train.loop.step import GradientStep
@@ -57,14 +59,9 @@ class Trainer:
         ticket = self._ticket
         self._ticket += 1
         contribution = self._step.run(lambda: ticket)
-        scale = 1 / contribution.target_tokens
-        norm = scale * squared_norm(self.flat.gradient) ** 0.5
-        self._state.apply(
-            blocks_of(self.flat.gradient),
-            scale=scale * clip_factor(norm, self.config.optimizer.clip_norm),
-            learning_rate=self.config.optimizer.learning_rate,
-            version=self._ticket,
-        )
+        gradient, optimizer = self._step.gradient, self.config.optimizer
+        order = Order(Kind.APPLY, 0, 0, self._ticket, contribution.target_tokens, optimizer.learning_rate)
+        apply_group(self._state, blocks_of(gradient), order, optimizer.clip_norm, lambda: squared_norm(gradient))
         return contribution.target_tokens
 
     def next_pairs(self, num_steps: int) -> NDArray[np.int64]:

@@ -1,13 +1,15 @@
 """One server of a simulated cluster: its shard, with the real sum, optimizer, formats and compensation."""
 
+from collections.abc import Callable
+
 import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import Config
 from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.server.apply_group import ShardGroup
 from hpcasync.ps.server.compensation import DelayCompensation
-from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import SlotAddress, TopKWire, Wire, make_wire
 from hpcasync.train.loop.optimizers import optimizer_factory
@@ -34,7 +36,6 @@ class SimulatedServer:
         gradients = "fp32" if is_sync else exchange.gradients
         self._wires: list[Wire] = [make_wire(gradients, exchange.topk) for _ in range(num_workers)]
         self._slot = _Slot(self._wires[0].slot_bytes(shard.size))
-        self._sum = GroupSum(shard.size, self._wires[0])
         self._rounds_parameters = not is_sync and exchange.parameters == "bf16"
         # What workers get, where it is not the parameters themselves.
         self._ahead: torch.Tensor | None = None
@@ -43,6 +44,7 @@ class SimulatedServer:
         self._compensation: DelayCompensation | None = None
         if not is_sync and staleness.compensation and staleness.limit is not None:
             self._compensation = DelayCompensation(staleness.compensation, staleness.limit, self.state.parameters, 0)
+        self._group = ShardGroup(self.state, self._wires[0], self._compensation)
 
     @property
     def averaged(self) -> torch.Tensor:
@@ -61,14 +63,8 @@ class SimulatedServer:
 
     def accumulate(self, record: PushRecord) -> None:
         """Add what is in the slot to the sum."""
-        if self._compensation is None:
-            self._sum.add_slot(self._slot.bytes)
-            self._sum.fold()
-            return
-        gradient = torch.empty(self.shard.size, dtype=torch.float32)
-        self._wires[0].copy(gradient, self._slot.bytes)
-        self._compensation.correct(gradient, record.num_tokens, record.version, self.state.parameters)
-        self._sum.add(gradient)
+        self._group.take(self._slot.bytes, record.num_tokens, record.version)
+        self._group.fold()  # the slot is for the next one
 
     def memory(self) -> dict[str, torch.Tensor]:
         """Copies of what it remembers of earlier gradients and versions, beside its state; [size] each."""
@@ -98,21 +94,11 @@ class SimulatedServer:
 
     def squared_norm(self) -> float:
         """Of the sum."""
-        return self._sum.squared_norm()
+        return self._group.squared_norm()
 
-    def apply(self, order: Order, scale: float) -> None:
+    def apply(self, order: Order, clip_norm: float, squared_norm: Callable[[], float]) -> None:
         """Make the optimizer step and begin a new group."""
-        self.state.apply(
-            self._sum.block,
-            scale=scale,
-            learning_rate=order.learning_rate,
-            version=order.version,
-            publish=self._ahead,
-            lookahead=order.lookahead,
-        )
-        self._sum.clear()
-        if self._compensation is not None:
-            self._compensation.remember(order.version, self.state.parameters)
+        self._group.apply(order, clip_norm, squared_norm, lambda: self._ahead)
 
 
 class _Slot:

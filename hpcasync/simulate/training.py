@@ -1,6 +1,7 @@
 """A training run inside a simulated cluster: real batches, gradients, optimizer steps and run directory."""
 
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.server.shard_state import gradient_scale
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
@@ -111,13 +111,9 @@ class Training:
         config = self._config
         order = Order.to_apply(update, self._observer.learning_rate(update), config.staleness.lookahead)
         self._learning_rate = order.learning_rate
-        scale = gradient_scale(
-            order.num_tokens,
-            config.optimizer.clip_norm,
-            lambda: sum(server.squared_norm() for server in self._servers),
-        )
+        squared_norm = cache(lambda: sum(server.squared_norm() for server in self._servers))
         for server in self._servers:
-            server.apply(order, scale)
+            server.apply(order, config.optimizer.clip_norm, squared_norm)
         self._published = self._new_version(update.version, self._assemble())
 
     def after_update(self, update: Update, now: float) -> None:

@@ -6,7 +6,8 @@ import torch
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server import shard_state
-from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.server.apply_group import clip_factor
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.train.loop.optimizers import optimizer_factory
 
 NUM_ELEMENTS = 100

@@ -17,7 +17,8 @@ from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
-from hpcasync.ps.server.shard_state import ShardState, blocks_of, clip_factor, squared_norm
+from hpcasync.ps.server.apply_group import clip_factor
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.report.spans import ACTIVITIES, read_timelines, totals
 from hpcasync.runs.counters import Counters

@@ -10,10 +10,10 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.observer import SaveRequest, ShardSaver
 from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.protocol.slots import SlotLedger, Step
+from hpcasync.ps.server.apply_group import ShardGroup
 from hpcasync.ps.server.compensation import DelayCompensation
-from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.polling import Polling
-from hpcasync.ps.server.shard_state import ShardState, gradient_scale
+from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import Link
 from hpcasync.timeline import Timeline
 
@@ -45,8 +45,7 @@ class ShardServer:
         self._state = state
         self._saver = saver
         self._clip_norm = clip_norm
-        self._compensation = compensation
-        self._sum = GroupSum(self._shard.size, link.wire, state.parameters.device, state.threads)
+        self._gradients = ShardGroup(state, link.wire, compensation)
         # A gradient that is corrected is read at once: it is corrected for the versions that there are.
         self._slots = SlotLedger(link.num_slots, sums_late=link.wire.has_blocks and compensation is None)
         self._steps = {
@@ -62,8 +61,7 @@ class ShardServer:
         self._publish_initial(version)
 
     def _publish_initial(self, version: int) -> None:
-        self._link.begin_writing(version)
-        self._link.own_buffer(version).copy_(self._state.parameters)
+        self._begin_writing(version).copy_(self._state.parameters)
         self._link.data.sync()
         if self._index == 0:
             self._link.control.store(self._rank, ControlWords.PUBLISHED, version)
@@ -89,17 +87,10 @@ class ShardServer:
     def _take(self, order: Order) -> None:
         self._group.append(order)
         self._link.data.sync()
-        slot = self._link.slot(order.worker, order.sequence)
-        if self._compensation is None:
-            self._sum.add_slot(slot)
-            return
-        gradient = torch.empty_like(self._state.parameters)
-        self._link.wire.copy(gradient, slot)
-        self._compensation.correct(gradient, order.num_tokens, order.version, self._state.parameters)
-        self._sum.add(gradient)
+        self._gradients.take(self._link.slot(order.worker, order.sequence), order.num_tokens, order.version)
 
     def _fold(self, order: Order) -> None:
-        self._sum.fold()
+        self._gradients.fold()
 
     def _read_while_idle(self) -> bool:
         """Read the gradients that wait in their slots, if any: their update will have less to do, and come sooner."""
@@ -110,7 +101,7 @@ class ShardServer:
 
     def _clear(self, order: Order) -> None:
         self._group.clear()
-        self._sum.clear()
+        self._gradients.clear()
 
     def _consume(self, order: Order) -> None:
         self._link.data.sync()  # what reads the slots may be under way on a GPU
@@ -119,24 +110,17 @@ class ShardServer:
 
     def _apply(self, order: Order) -> None:
         self._link.data.sync()
-        scale = gradient_scale(
-            order.num_tokens,
-            self._clip_norm,
-            lambda: float(self._link.server_comm.allreduce(self._sum.squared_norm())),
-        )
-        self._link.begin_writing(order.version)
-        self._state.apply(
-            self._sum.block,
-            scale=scale,
-            learning_rate=order.learning_rate,
-            version=order.version,
-            publish=self._link.own_buffer(order.version),
-            lookahead=order.lookahead,
-        )
-        self._clear(order)
-        if self._compensation is not None:
-            self._compensation.remember(order.version, self._state.parameters)
+        self._gradients.apply(order, self._clip_norm, self._squared_norm, lambda: self._begin_writing(order.version))
+        self._group.clear()
         self._link.data.sync()
+
+    def _squared_norm(self) -> float:
+        """Of the whole gradient."""
+        return float(self._link.server_comm.allreduce(self._gradients.squared_norm()))
+
+    def _begin_writing(self, version: int) -> torch.Tensor:
+        self._link.begin_writing(version)
+        return self._link.own_buffer(version)
 
     def _after_apply(self, order: Order) -> None:
         """This shard has the version."""

@@ -167,20 +167,3 @@ def squared_norm(vector: torch.Tensor) -> float:
         (lambda block: fused_apply.sum_of_squares([block])) if is_fused else (lambda block: float(block.dot(block)))
     )
     return sum(map(square, torch.split(vector, BLOCK_ELEMENTS)), 0.0)
-
-
-def gradient_scale(num_tokens: int, clip_norm: float, squared_norm: Callable[[], float]) -> float:
-    """Factor on the summed gradient of a group: one over its target tokens, times clipping.
-
-    Args:
-        num_tokens: target tokens of the group.
-        clip_norm: greatest norm of the gradient per token; 0: no clipping.
-        squared_norm: gives the sum of squares of the whole gradient; asked only where it matters.
-    """
-    scale = 1.0 / max(1, num_tokens)
-    return scale * clip_factor(scale * squared_norm() ** 0.5, clip_norm) if clip_norm else scale
-
-
-def clip_factor(norm: float, clip_norm: float) -> float:
-    """Factor that brings a gradient of global norm `norm` down to `clip_norm`, as torch.nn.utils.clip_grad_norm_."""
-    return min(1.0, clip_norm / (norm + 1e-6)) if clip_norm else 1.0

@@ -8,7 +8,9 @@ from itertools import chain
 import torch
 
 from hpcasync.config.schema import RunConfig
-from hpcasync.ps.server.shard_state import ShardState, blocks_of, gradient_scale, squared_norm
+from hpcasync.ps.protocol.orders import Kind, Order
+from hpcasync.ps.server.apply_group import apply_group
+from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.timeline import Timeline
@@ -150,12 +152,12 @@ class AllreduceExchange:
             squared = squared_norm(gradient)
             if not math.isfinite(squared):
                 return False
-        scale = gradient_scale(report.target_tokens, optimizer.clip_norm, lambda: squared)
         self._count(report)
         rate = self._rate(self._counters)
         version = self._counters.num_updates
+        order = Order(Kind.APPLY, version=version, num_tokens=report.target_tokens, learning_rate=rate)
         with self._timeline.span("apply", version=version):
-            self._state.apply(blocks_of(gradient), scale=scale, learning_rate=rate, version=version)
+            apply_group(self._state, blocks_of(gradient), order, optimizer.clip_norm, lambda: squared)
         self._counts.num_applied += report.num_steps
         self._counts.staleness[0] += report.num_steps
         if self._supervisor is not None:
