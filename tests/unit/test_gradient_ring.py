@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hpcasync.ps.protocol.working import Count
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.gradient_ring import GradientRing
 
@@ -26,13 +27,13 @@ def test_push_n_is_computed_in_vector_n_modulo_their_number(flat: FlatParameters
         turns.end()
         assert flat.gradient is vectors[sequence % 3]
         assert all(p.grad is not None and p.grad[0].flatten()[0] == sequence % 3 for p, _ in flat.bounds)
-    assert must_be_read == [sequence - 3 for sequence in range(5, 12)], "what the vector held before"
+    assert must_be_read == [(Count.CONSUMED, sequence - 3) for sequence in range(5, 12)], "what the vector held before"
 
 
 def test_one_private_vector_stays(flat: FlatParameters) -> None:
     own = flat.gradient
     turns = GradientRing(flat, [], 1, sequence=1)
-    assert turns.begin() == 0
+    assert turns.begin() is None
     turns.end()
     turns.leave()
     assert flat.gradient is own
@@ -42,7 +43,7 @@ def test_two_private_vectors_alternate(flat: FlatParameters) -> None:
     turns, seen = GradientRing(flat, [], 2, sequence=1), []
     for _ in range(4):
         seen.append(flat.gradient.data_ptr())
-        assert turns.begin() == 0, "a gradient that is copied can be overwritten at once"
+        assert turns.begin() is None, "a gradient that is copied can be overwritten at once"
         turns.end()
     assert seen[0] == seen[2] != seen[1] == seen[3]
 
@@ -55,6 +56,6 @@ def test_what_servers_may_be_reading_is_left_alone(flat: FlatParameters) -> None
     for _ in range(3):
         assert all(flat.gradient is not vector for vector in vectors)
         flat.gradient.fill_(9)
-        assert turns.begin() == 0
+        assert turns.begin() is None
         turns.end()
     assert [float(vector.mean()) for vector in vectors] == [0, 1]

@@ -24,6 +24,11 @@ class Wait(NamedTuple):
     value: int
 
 
+def before_reuse(push: int, num_places: int) -> Wait:
+    """Before anything of a push is written to the one of so many places that is its: pushes have them in turn."""
+    return Wait(Count.CONSUMED, push - num_places)
+
+
 class Working:
     """What a worker has done, and so has to wait for.
 
@@ -49,7 +54,7 @@ class Working:
 
     def before_write(self) -> Wait:
         """Before anything of the next push is written: its slot has to be free."""
-        return Wait(Count.CONSUMED, self.next_push - self._num_slots)
+        return before_reuse(self.next_push, self._num_slots)
 
     def after_push(self) -> Wait | None:
         """After a push, before the next pull. Settled is told with handled, or before it, and of dropped pushes too."""

@@ -198,8 +198,8 @@ class Client:
         """
         if self._ring is None:
             return
-        needed = self._ring.begin()
-        if needed <= 0 or self._wait_for(Wait(Count.CONSUMED, needed)):
+        wait = self._ring.begin()
+        if wait is None or wait.value <= 0 or self._wait_for(wait):
             self._ring.end()
         else:
             self._ring.leave()  # training has ended: servers may read any of them still

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hpcasync.ps.protocol.working import Wait, before_reuse
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 
@@ -27,10 +28,10 @@ class GradientRing:
         self._use_in_turn(list(shared) or [self._in_place, *others])
         self.end()
 
-    def begin(self) -> int:
-        """Go on to the next push; returns the push that must have been read before `end`."""
+    def begin(self) -> Wait | None:
+        """Go on to the next push; returns what has to be waited for before `end`."""
         self._sequence += 1
-        return self._sequence - len(self._vectors) if self._is_shared else 0
+        return before_reuse(self._sequence, len(self._vectors)) if self._is_shared else None
 
     def end(self) -> None:
         """Put the next push's vector in place."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpcasync.ps.protocol.working import Count
+from hpcasync.ps.protocol.working import Count, before_reuse
 from protocol_model import survivors
 from protocol_model.machines import working
 from protocol_model.messages import request, take
@@ -136,7 +136,7 @@ def _compute(options: Options, world: World, index: int, sequence: int) -> World
 def _turn(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
     """`Client.turn` before the push: the vector after the next has to have been read. The end leaves them all alone."""
     sequence = world.workers[index].announced + 2
-    needed = sequence - options.num_gradients
+    needed = before_reuse(sequence, options.num_gradients).value
     is_read = all(server.consumed[index] >= needed for server in world.servers)
     require(is_read or options.spare == 1, "a worker waits for a vector that the push before has waited for")
     if world.stop:
