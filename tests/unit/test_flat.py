@@ -72,19 +72,6 @@ def test_gradients_are_views_after_several_backward_passes() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters() if p.requires_grad)
 
 
-def test_vector_and_names_round_trip() -> None:
-    _, before, flat = make()
-    vector = torch.arange(flat.num_elements, dtype=torch.float32)
-    vector[15], vector[21:] = 0, 0  # the gaps
-    assert torch.equal(flat.vector_of(flat.named_arrays(vector)), vector)
-    by_name = {name: before[name].numpy() for name in ("embedding.weight", "output.bias")}
-    assert torch.equal(flat.vector_of(by_name), flat.parameters)
-    with pytest.raises(KeyError, match=r"output\.bias"):
-        flat.vector_of({"embedding.weight": by_name["embedding.weight"]})
-    with pytest.raises(ValueError, match=r"output\.bias has shape \(4,\), not \(5,\)"):
-        flat.vector_of({**by_name, "output.bias": np.zeros(4, np.float32)})
-
-
 def test_digest_tells_layouts_apart() -> None:
     digest = make()[2].digest
     assert digest == make()[2].digest and len(digest) == 16

@@ -28,11 +28,13 @@ class GradientStream:
         self._executor = executor
         self._buckets = GradientBuckets(flat, BUCKET_ELEMENTS, self._complete)
         self._begun: Future[bool] | None = None
+        self._gradient = flat.gradient  # of this push: it is checked when it is read
         self._written: list[Future[None]] = []
 
     def begin(self) -> None:
         """Call before the backward pass that completes the gradient."""
         self._written = []
+        self._gradient = self._flat.gradient
         self._begun = self._executor.submit(self._client.begin_push)
         self._buckets.arm()
 
@@ -48,7 +50,7 @@ class GradientStream:
         if record.num_tokens:
             self._written += [self._submit(self._buckets.bounds[number]) for number in left]
         else:
-            self._client.abandon(self._flat.gradient)
+            self._client.abandon(self._gradient)
         finished = self._executor.submit(self._finish, self._begun, self._written, record)
         self._client.turn()
         return finished
@@ -65,7 +67,7 @@ class GradientStream:
         begun = self._begun
         assert begun is not None
         # Begun here, after the computation of the bucket; the thread waits for it.
-        staged = self._client.stage(self._flat.gradient, bucket)
+        staged = self._client.stage(self._gradient, bucket)
 
         def write() -> None:
             if begun.result():

@@ -142,20 +142,6 @@ class FlatParameters:
         array = vector.numpy()
         return {slot.name: array[slot.start : slot.stop].reshape(slot.shape) for slot in self._slots}
 
-    def vector_of(self, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-        """The vector (CPU) of parameters given by name.
-
-        Raises:
-            KeyError: a parameter is missing.
-            ValueError: a shape differs.
-        """
-        vector = torch.zeros(self.num_elements, dtype=torch.float32)
-        for slot in self._slots:
-            if tuple(arrays[slot.name].shape) != tuple(slot.shape):
-                raise ValueError(f"{slot.name} has shape {arrays[slot.name].shape}, not {tuple(slot.shape)}")
-            vector[slot.start : slot.stop] = torch.from_numpy(np.ascontiguousarray(arrays[slot.name])).flatten()
-        return vector
-
 
 def owner_of(vector: torch.Tensor) -> FlatParameters | None:
     """The `FlatParameters` whose parameters lie in this very vector, if any do."""

@@ -24,6 +24,9 @@ class GradientStep:
 
     Dropout is seeded by the ticket of a batch: a gradient depends on the parameters and the ticket alone, not on which
     worker computes it, in which mode, or after how many restarts.
+
+    Attributes:
+        gradient: what `run` has computed; `flat.gradient`, which is checked when it is read, and that once a step.
     """
 
     def __init__(self, config: Config, model: TranslationModel, flat: FlatParameters, plan: BatchPlan) -> None:
@@ -41,8 +44,10 @@ class GradientStep:
         first_scale = _FP16_SCALE / 2 ** math.ceil(math.log2(config.data.batch_tokens))
         is_fp16 = config.precision == "fp16"
         self._scaler = torch.amp.GradScaler(self._device.type, init_scale=first_scale, enabled=is_fp16)
-        # GradScaler unscales the gradients of an optimizer's parameters: here, the flat vector.
-        self._carrier = torch.optim.SGD([torch.nn.Parameter(flat.parameters)], lr=0.0)
+        # GradScaler unscales the gradients of an optimizer's parameters: here, the flat vector. Only for that: an
+        # optimizer loads torch's compiler, which a worker has no other use for.
+        self._carrier = torch.optim.SGD([torch.nn.Parameter(flat.parameters)], lr=0.0) if is_fp16 else None
+        self.gradient = flat.gradient
 
     def run(self, draw: Callable[[], int | None], before_last: Callable[[], None] = lambda: None) -> Contribution:
         """Compute the gradient of up to accumulate.local batches; fewer, even none, where `draw` has no more.
@@ -51,7 +56,7 @@ class GradientStep:
 
         A gradient that is not finite is given the weight 0. In fp16 it is computed again with a smaller scale first.
         """
-        self._flat.gradient.zero_()
+        self.gradient = self._flat.gradient.zero_()
         tickets: list[int] = []
         target_tokens = source_tokens = 0
         loss_sum: torch.Tensor | float = 0.0
@@ -69,7 +74,7 @@ class GradientStep:
         started = time.perf_counter()
         is_finite = self._finish() if tickets else True
         while not is_finite and self._scaler.is_enabled() and self._scaler.get_scale() > _LEAST_SCALE:
-            self._flat.gradient.zero_()
+            self.gradient.zero_()
             for ticket in tickets:
                 self._backward(ticket, self._plan.batch(ticket))
             is_finite = self._finish()
@@ -91,8 +96,8 @@ class GradientStep:
 
     def _finish(self) -> bool:
         """Unscale; return whether the gradient is finite."""
-        if self._scaler.is_enabled():
-            self._carrier.param_groups[0]["params"][0].grad = self._flat.gradient
+        if self._carrier is not None:
+            self._carrier.param_groups[0]["params"][0].grad = self.gradient
             self._scaler.unscale_(self._carrier)
             self._scaler.update()
-        return is_finite(self._flat.gradient)
+        return is_finite(self.gradient)

@@ -32,5 +32,5 @@ def run_worker(
             contribution = step.run(exchange.draw, exchange.expect_gradient)
             time.sleep((slowdown - 1) * contribution.compute_seconds)
             tokens.append(contribution.target_tokens)
-        exchange.push(flat.gradient, contribution)
+        exchange.push(step.gradient, contribution)
         exchange.pull(flat.parameters)
