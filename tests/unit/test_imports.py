@@ -60,6 +60,23 @@ assert not loaded, loaded"""
     loaded_after(f"import sys\n{source}")
 
 
+def test_no_rank_that_trains_on_cpus_loads_the_compiler_of_torch() -> None:
+    """It takes 75 MB of each; whatever makes or steps an optimizer of torch loads it."""
+    source = """import torch
+from hpcasync.config.schema import OptimizerConfig
+from hpcasync.ps.server import fused_apply
+from hpcasync.ps.server.shard_state import ShardState, blocks_of
+from hpcasync.train.loop.optimizers import optimizer_factory
+for name in ("adam", "adamw"):
+    for nesterov in (False, True):
+        state = ShardState(torch.ones(9), optimizer_factory(OptimizerConfig(name=name, nesterov=nesterov)))
+        if fused_apply.is_available():
+            state.apply(blocks_of(torch.ones(9)), scale=1.0, learning_rate=0.1, version=1)
+            assert state.parameters[0] < 1
+assert "torch._dynamo" not in sys.modules"""
+    loaded_after(f"import sys\n{source}")
+
+
 def test_a_command_whose_extra_is_missing_says_which() -> None:
     source = """import sys
 sys.modules["simpy"] = None

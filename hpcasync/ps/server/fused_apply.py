@@ -10,11 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
+from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
 from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.ps.server.kernel_library import load
-from hpcasync.ps.server.nesterov import NesterovAdam, NesterovAdamW
 
-_HAS_NUMERATOR = {torch.optim.Adam: False, torch.optim.AdamW: False, NesterovAdam: True, NesterovAdamW: True}
+_HAS_NUMERATOR: dict[type[torch.optim.Optimizer], bool] = {
+    **dict.fromkeys((torch.optim.Adam, torch.optim.AdamW, EagerAdam, EagerAdamW), False),
+    **dict.fromkeys((NesterovAdam, NesterovAdamW), True),
+}
 
 
 class _Coefficients(ctypes.Structure):

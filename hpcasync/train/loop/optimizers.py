@@ -3,12 +3,12 @@
 import torch
 
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.server.nesterov import NesterovAdam, NesterovAdamW
+from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
 from hpcasync.ps.server.parameter_groups import OptimizerFactory
 
 _KINDS: dict[tuple[str, bool], type[torch.optim.Adam]] = {
-    ("adam", False): torch.optim.Adam,
-    ("adamw", False): torch.optim.AdamW,
+    ("adam", False): EagerAdam,
+    ("adamw", False): EagerAdamW,
     ("adam", True): NesterovAdam,
     ("adamw", True): NesterovAdamW,
 }

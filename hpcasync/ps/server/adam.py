@@ -1,12 +1,25 @@
-"""Adam and AdamW with Nesterov's numerator."""
+"""Adam and AdamW, also with Nesterov's numerator, that do not load torch's compiler."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 
-class _NesterovNumerator(torch.optim.Adam):
+class EagerAdam(torch.optim.Adam):
+    """torch's Adam."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch does it, but for exempting this from compilation, which takes 75 MB of every rank."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+
+class EagerAdamW(EagerAdam, torch.optim.AdamW):
+    """torch's AdamW."""
+
+
+class _NesterovNumerator(EagerAdam):
     """Adam that steps along b1 * m_hat + (1 - b1) * g where Adam steps along m_hat; its state is Adam's.
 
     The gradient counts as much as it will in the mean one step later: momentum turns sooner. Source: Dozat 2016,
