@@ -17,14 +17,20 @@ stop: {{updates: 1000000}}
 """
 
 
+def write_configuration(directory: Path, corpus: str) -> Path:
+    """The configuration of a benchmark's run, as a file in `directory`."""
+    config = directory / "bench.yaml"
+    config.write_text(_CONFIGURATION.format(corpus=Path(corpus).resolve()))
+    return config
+
+
 def run_training_job(directory: Path, corpus: str, overrides: Sequence[str], *, num_ranks: int) -> Path:
     """Train in `directory` and return the run directory.
 
     Raises:
         UserError: the job failed, with the end of what it printed.
     """
-    config = directory / "bench.yaml"
-    config.write_text(_CONFIGURATION.format(corpus=Path(corpus).resolve()))
+    config = write_configuration(directory, corpus)
     runs = directory / "runs"
     train = ("train", str(config), *overrides, f"run_dir={runs}", "--overwrite")
     environment = environment_of_ranks()

@@ -9,6 +9,7 @@ from hpcasync.bench.apply import bench_apply
 from hpcasync.bench.compare import bench_compare
 from hpcasync.bench.idle import bench_idle
 from hpcasync.bench.latency import bench_latency
+from hpcasync.bench.resident import bench_memory
 from hpcasync.bench.rows import print_rows
 from hpcasync.bench.step import bench_step
 from hpcasync.bench.transport import bench_transport
@@ -88,6 +89,16 @@ def idle(seconds: float, step: float, link: str | None, options: str, as_json: b
     """The part of a core that a server takes while its workers compute, here or on several hosts (--link, --mpirun)."""
     rows, library = bench_idle(seconds, step, shlex.split(options), link)
     print_rows(rows, as_json=as_json, mpi=library)
+
+
+@bench.command()
+@click.argument("corpus", type=DIRECTORY)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--updates", type=Count(1), default=40, show_default=True, help="Length of the run.")
+@_json
+def memory(corpus: str, overrides: tuple[str, ...], updates: int, as_json: bool) -> None:
+    """What servers and workers occupy in a training run on CORPUS, beside what the model needs."""
+    print_rows(bench_memory(corpus, updates, overrides), as_json=as_json)
 
 
 @bench.command()
