@@ -152,7 +152,7 @@ class _DeviceMemory:
         self._device = device
         self._pool = torch.cuda.MemPool()  # of its own: nothing else lies in a segment of it
         try:
-            with torch.cuda.use_mem_pool(self._pool):
+            with torch.cuda.use_mem_pool(self._pool, device):
                 self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:
             raise UserError(f"{num_bytes:,} bytes cannot be had on {device}: {_first_line(error)}") from error
@@ -175,7 +175,7 @@ class _DeviceMemory:
             return empty
         _, *shared = handle
         try:
-            storage = torch.UntypedStorage._new_shared_cuda(self._device.index or 0, *shared)
+            storage = torch.UntypedStorage._new_shared_cuda(self.memory.device.index, *shared)
         except RuntimeError as error:
             raise UserError(
                 f"CUDA cannot map another rank's memory: {_first_line(error)} (different containers, or GPUs that "

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from hpcasync.config.data import DataConfig
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.roles import PER_DEVICE, RolesConfig
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
@@ -145,15 +146,6 @@ class StragglerConfig(Section):
     worker: int | None = Field(None, ge=0, description="the worker, counted from 0; default: none")
     slowdown: float = Field(
         2.0, ge=1, le=1e6, description="how many times as long it takes to compute: it rests in between"
-    )
-
-
-class DataConfig(Section):
-    """Where the prepared corpus is and how it is cut into batches."""
-
-    path: UserPath = Field(description="directory made by `hpcasync data prepare`")
-    batch_tokens: int = Field(
-        2048, ge=1, le=2**31 - 1, description="limit on padded tokens of the longer side of a micro-batch"
     )
 
 

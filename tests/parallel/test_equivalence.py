@@ -112,6 +112,15 @@ def test_pushing_during_backward_does_not_change_the_result(one_worker: Run, tra
     assert_same(overlap, one_worker.losses, one_worker.parameters(SNAPSHOT))
 
 
+@pytest.mark.parametrize("mode", ["mode=sync", "mode=async"])
+def test_batches_made_ahead_do_not_change_a_bit(trainer: Trainer, mode: str) -> None:
+    """One worker, or two in sync; drawn ahead or not, batches come in the same order."""
+    common = mode, "exchange.pull=applied", "roles.servers=1", STOP
+    runs = [trainer(2, *common, f"data.prefetch={ahead}", f"name=ahead-{ahead}") for ahead in ("false", "true")]
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].summary["num_batches"] == runs[1].summary["num_batches"]
+
+
 def test_servers_do_not_change_the_result(one_worker: Run, trainer: Trainer) -> None:
     two = trainer(3, "mode=async", "exchange.pull=applied", "roles.servers=2", "name=two-servers", STOP)
     assert_same(two, one_worker.losses, one_worker.parameters(SNAPSHOT))

@@ -76,7 +76,7 @@ def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
 
 def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
     """Stopped in the middle of an epoch with pushes under way, and resumed with other ranks to the end of it."""
-    overrides = "mode=async-global", "accumulate.global=3", "name=cover"
+    overrides = "mode=async-global", "accumulate.global=3", "name=cover", "data.prefetch=true"
     first = trainer(4, *overrides, "stop={updates: 4}")
     state = first.state("u00000004")
     applied = TicketLedger(state["tickets"]["low"], state["tickets"]["above"])

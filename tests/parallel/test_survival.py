@@ -58,7 +58,8 @@ def ranks_of(job: RunningJob, num_ranks: int) -> dict[int, psutil.Process]:
 def test_training_goes_on_without_workers_that_are_killed(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
     """Two of three, one after the other; no batch is lost or done twice."""
     num_epochs = 30
-    overrides = ("roles.servers=2", "accumulate.global=2", f"stop={{epochs: {num_epochs}}}", "checkpoint.every=50")
+    ahead = "data.prefetch=true"  # a worker that dies has drawn two batches
+    overrides = "roles.servers=2", "accumulate.global=2", f"stop={{epochs: {num_epochs}}}", "checkpoint.every=50", ahead
     log = tmp_path / "log"
     with RunningJob(5, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
         ranks = ranks_of(job, 5)

@@ -109,3 +109,28 @@ def test_rows_that_travel_with_the_batch_are_those_that_are_found(tiny_run: Tiny
         assert len(batch.target_rows) == batch.num_target_tokens
         assert torch.equal(batch.target_rows, batch.target_output.view(-1).ne(pad_id).nonzero().view(-1))
         assert losses(batch, batch.target_rows) == losses(batch)
+
+
+def test_the_next_batch_is_made_before_the_gradient_is_waited_for(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, flat = step_of(tiny_run)
+    ahead, ahead_flat = step_of(tiny_run, data={"path": str(tiny_run.corpus), "batch_tokens": 200, "prefetch": True})
+    done: list[object] = []
+    batch, finish = ahead._plan.batch, ahead._finish
+
+    def make(ticket: int) -> Batch:
+        done.append(ticket)
+        return batch(ticket)
+
+    def wait_for_gradient() -> bool:
+        done.append("gradient")
+        return finish()
+
+    monkeypatch.setattr(ahead._plan, "batch", make)
+    monkeypatch.setattr(ahead, "_finish", wait_for_gradient)
+    for ticket, following in ((3, 5), (5, 4), (7, None)):  # the second promise is not kept
+        expected = step.run(iter([ticket]).__next__)
+        made = ahead.run(iter([ticket]).__next__, next_ticket=iter([following]).__next__)
+        assert made.tickets == expected.tickets and torch.equal(flat.gradient, ahead_flat.gradient)
+    assert done == [3, 5, "gradient", 4, "gradient", 7, "gradient"]

@@ -35,6 +35,12 @@ class Exchange(Protocol):
     def draw(self) -> int | None:
         """The ticket of the next batch, or None where there is none for this worker now."""
 
+    def next_ticket(self) -> int | None:
+        """What `draw` will give first after the push of what has been drawn, or None where that is not known.
+
+        That batch can be made ahead.
+        """
+
     def expect_gradient(self) -> None:
         """The backward pass that is about to begin completes the gradient: pushing it may begin."""
 

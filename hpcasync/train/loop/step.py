@@ -38,6 +38,9 @@ class GradientStep:
         self._num_batches = config.accumulate.local
         self._device = flat.parameters.device
         self._dtype = _AUTOCAST[config.precision]
+        prefetch = config.data.prefetch
+        self._prefetches = self._device.type != "cpu" if prefetch is None else prefetch
+        self._ahead: tuple[int, Batch] | None = None
         if self._device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
         # torch's first scale suits mean losses. Ours is a sum over tokens, and overflows with it by so many times.
@@ -49,10 +52,16 @@ class GradientStep:
         self._carrier = torch.optim.SGD([torch.nn.Parameter(flat.parameters)], lr=0.0) if is_fp16 else None
         self.gradient = flat.gradient
 
-    def run(self, draw: Callable[[], int | None], before_last: Callable[[], None] = lambda: None) -> Contribution:
+    def run(
+        self,
+        draw: Callable[[], int | None],
+        before_last: Callable[[], None] = lambda: None,
+        next_ticket: Callable[[], int | None] = lambda: None,
+    ) -> Contribution:
         """Compute the gradient of up to accumulate.local batches; fewer, even none, where `draw` has no more.
 
-        `before_last` is called before the backward pass of the last of them.
+        `before_last` is called before the backward pass of the last of them. `next_ticket` says what `draw` will give
+        then; that batch is made while a GPU computes, which is told to compute and does not wait for it.
 
         A gradient that is not finite is given the weight 0. In fp16 it is computed again with a smaller scale first.
         """
@@ -63,7 +72,7 @@ class GradientStep:
         compute_seconds = 0.0
         while len(tickets) < self._num_batches and (ticket := draw()) is not None:
             started = time.perf_counter()
-            batch = self._plan.batch(ticket)
+            batch = self._batch(ticket)
             if len(tickets) == self._num_batches - 1:
                 before_last()
             loss_sum = loss_sum + self._backward(ticket, batch)
@@ -72,11 +81,13 @@ class GradientStep:
             source_tokens += batch.num_source_tokens
             compute_seconds += time.perf_counter() - started
         started = time.perf_counter()
+        if self._prefetches and len(tickets) == self._num_batches and (following := next_ticket()) is not None:
+            self._ahead = following, self._batch(following)
         is_finite = self._finish() if tickets else True
         while not is_finite and self._scaler.is_enabled() and self._scaler.get_scale() > _LEAST_SCALE:
             self.gradient.zero_()
             for ticket in tickets:
-                self._backward(ticket, self._plan.batch(ticket))
+                self._backward(ticket, self._plan.batch(ticket).to(self._device))
             is_finite = self._finish()
         # A GPU has the gradient only now: before, it was told to compute it.
         compute_seconds += time.perf_counter() - started
@@ -84,12 +95,16 @@ class GradientStep:
             tuple(tickets), target_tokens if is_finite else 0, source_tokens, float(loss_sum), compute_seconds
         )
 
+    def _batch(self, ticket: int) -> Batch:
+        """On the device; it may have been made ahead."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == ticket else self._plan.batch(ticket).to(self._device)
+
     def _backward(self, ticket: int, batch: Batch) -> torch.Tensor:
         torch.manual_seed(self._seed * 1_000_003 + ticket)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            moved = batch.to(self._device)
             loss, negative_log_likelihood = self._model.summed_loss(
-                moved.source, moved.target_input, moved.target_output, self._label_smoothing, moved.target_rows
+                batch.source, batch.target_input, batch.target_output, self._label_smoothing, batch.target_rows
             )
         torch.autograd.backward(self._scaler.scale(loss))
         return negative_log_likelihood

@@ -89,6 +89,11 @@ class AllreduceExchange:
         self._num_drawn += 1
         return self._batches.ticket(number * self._sums.num_workers + self._sums.rank)
 
+    def next_ticket(self) -> int | None:
+        """The first of the next round."""
+        number = (self._num_rounds + 1) * self._num_local
+        return self._batches.ticket(number * self._sums.num_workers + self._sums.rank)
+
     def finish(self) -> None:
         """Training has ended before it began, for all."""
         self._is_finished = True

@@ -41,6 +41,7 @@ class AsynchronousExchange:
         self._timeline = timeline
         self._version = 0
         self._is_finished = False
+        self._ahead: tuple[int | None] | None = None
         client.place_gradients(flat, self._NUM_GRADIENTS)
 
     @property
@@ -58,12 +59,21 @@ class AsynchronousExchange:
         if self._is_finished or self._client.should_stop():
             self._is_finished = True
             return None
+        if self._ahead is not None:
+            (ticket,), self._ahead = self._ahead, None
+            return ticket
         if (offered := self._client.take_offer()) is not None:
             return offered
         working = self._client.working
         ticket = None if working.has_drawn_all else self._batches.ticket(self._client.draw())
         self._is_finished = working.drew(has_batch=ticket is not None)
         return ticket
+
+    def next_ticket(self) -> int | None:
+        """Drawn already. Pushes are in the order of draws all the same, which is what the others rely on."""
+        if self._ahead is None:
+            self._ahead = (self.draw(),)
+        return self._ahead[0]
 
     def expect_gradient(self) -> None:
         """Nothing: the gradient is pushed once it is complete."""
