@@ -37,6 +37,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
+        "scikit-learn",
         "types-PyYAML",
         "types-psutil",
         "types-requests",

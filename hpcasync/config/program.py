@@ -28,13 +28,17 @@ class ProgramConfig(RunConfig):
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="whether the program's losses are means over what a batch weighs, or sums"
     )
-    schedule_per: Literal["update", "epoch"] = Field("update", description="how often the scheduler makes a step")
+    schedule_per: Literal["batch", "update", "epoch"] = Field(
+        "batch", description="how often the scheduler makes a step; batch: as many as an update has, at each update"
+    )
     fresh_updates: int | None = Field(
         None, ge=0, description="first updates that workers wait for, as in sync; default: a tenth of the run"
     )
 
     @model_validator(mode="after")
-    def _check_validation(self) -> "ProgramConfig":
+    def _check_what_is_there(self) -> "ProgramConfig":
+        if self.exchange.overlap != "none":
+            raise ValueError("exchange.overlap must be none: what a gradient weighs is known when it is complete")
         if self.validation.score or self.stop.patience:
             raise ValueError(
                 "validation.score and stop.patience are of translations: ask job.should_validate in the program"

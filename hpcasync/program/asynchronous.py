@@ -13,10 +13,10 @@ from hpcasync.program.messages import Messages
 from hpcasync.program.run import ProgramRun
 from hpcasync.program.serving import BufferTeller, ProgramObserver
 from hpcasync.program.worker import Worker
-from hpcasync.ps.engine import Engine, EngineOptions
-from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.engine import Engine
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.timeline import Timeline
+from hpcasync.train.engine_options import engine_options
 from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 # Of the run: learning is fastest there, and staleness costs most (docs/staleness.md).
@@ -30,7 +30,7 @@ def make_engine(run: ProgramRun, deaths: Deaths, timeline: Timeline) -> Engine:
         run.comm,
         run.flat.parameters,
         run.schedule.groups(run.flat),
-        _engine_options(run),
+        engine_options(config, len(run.roles.worker_ranks), fresh_updates=_fresh_updates(run)),
         roles=run.roles,
         version=run.state.counters.num_updates,
         counts=run.state.counts,
@@ -49,36 +49,16 @@ def make_engine(run: ProgramRun, deaths: Deaths, timeline: Timeline) -> Engine:
     return engine
 
 
-def _engine_options(run: ProgramRun) -> EngineOptions:
-    config, num_workers = run.config, len(run.roles.worker_ranks)
-    exchange, staleness = config.exchange, config.staleness
-    pushes = config.pushes_per_update(num_workers)
-    fresh = config.fresh_updates
-    if fresh is None:
-        per_epoch = run.plan.num_batches() / (pushes * config.accumulate.local)
-        planned = config.stop.updates or config.stop.epochs * per_epoch
-        fresh = round(_FRESH_PART * planned) if pushes > 1 else 0
-    return EngineOptions(
-        num_servers=config.num_servers,
-        server_threads=config.roles.server_threads,
-        pushes_per_update=pushes,
-        pull=exchange.pull,
-        clip_norm=config.optimizer.clip_norm,
-        ema_decay=config.optimizer.ema_decay,
-        staleness_limit=staleness.limit,
-        staleness_policy=staleness.policy,
-        compensation=staleness.compensation,
-        lookahead=staleness.lookahead,
-        fresh_updates=fresh,
-        link=LinkOptions(
-            num_slots=exchange.slots,
-            max_tickets=config.accumulate.local,
-            gradients=exchange.gradients,
-            topk=exchange.topk,
-            parameters=exchange.parameters,
-            window=exchange.window,
-        ),
-    )
+def _fresh_updates(run: ProgramRun) -> int:
+    """First updates that workers wait for."""
+    config = run.config
+    if config.fresh_updates is not None:
+        return config.fresh_updates
+    pushes = config.pushes_per_update(len(run.roles.worker_ranks))
+    if pushes == 1:
+        return 0  # every push is an update: to wait for it is to wait for nobody
+    per_epoch = run.plan.num_batches() / (pushes * config.accumulate.local)
+    return round(_FRESH_PART * (config.stop.updates or config.stop.epochs * per_epoch))
 
 
 class ServerPart:

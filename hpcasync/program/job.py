@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -77,12 +77,21 @@ class _Part(Protocol):
         """The loop is over; returns the job's exit code."""
 
 
+@dataclass
+class _Held:
+    """What an epoch's loop leaves to the next: its first batch."""
+
+    batches: list[Any] = field(default_factory=list)
+    is_over: bool = False
+
+
 class Job:
     """A rank's part in a job.
 
     Attributes:
         rank: of this process among all of the job.
         is_server: whether it owns parameters; `share` gives it no batches then.
+        num_workers: ranks that compute gradients.
         is_first: whether it is the first worker, which speaks for all: prints a score, writes a file.
         device: that its module is on.
     """
@@ -95,6 +104,7 @@ class Job:
         self._has_shared = False
         self.rank = joined.comm.rank
         self.is_server = joined.is_server
+        self.num_workers = len(joined.roles.worker_ranks)
         self.is_first = self.rank == joined.roles.worker_ranks[0]
         self.device = joined.flat.parameters.device
 
@@ -145,6 +155,34 @@ class Job:
         if exit_code:
             sys.exit(exit_code)
 
+    def epochs(self, loader: "DataLoader[Any]", number: int) -> Iterator[Iterator[Any]]:
+        """`share`, cut where this rank's batches go from one epoch to the next: for programs with a loop in a loop.
+
+            for batches in job.epochs(loader, 10):  # for epoch in range(10):
+                for batch in batches:               #     for batch in loader:
+
+        Workers do not wait for each other where an epoch ends. A server goes through the outer loop once.
+        """
+        stream, held = self.share(loader, number), _Held()
+        for epoch in range(number):
+            yield self._one_epoch(stream, epoch, held)
+            if held.is_over:
+                return
+        for _ in stream:
+            self._worker.discard()  # left by the program in the loop within
+
+    def _one_epoch(self, stream: Iterator[Any], epoch: int, held: "_Held") -> Iterator[Any]:
+        while not held.is_over:
+            if not held.batches:
+                try:
+                    held.batches.append(next(stream))
+                except StopIteration:
+                    held.is_over = True
+                    return
+            if self._worker.epoch > epoch:
+                return
+            yield held.batches.pop()
+
     def weigh(self, weight: int) -> None:
         """Say what the newest batch weighs in its update, where that is not its number of samples: its tokens, say."""
         self._worker.weigh(weight)
@@ -176,9 +214,11 @@ class Job:
         plan = collectively(comm, lambda: BatchPlan(loader, config.seed))
         require_same(comm, config.digest, "what join and share were given")
         require_same(comm, plan.digest, "the order of the batches")
+        if config.schedule_per != "update":
+            pushes = config.pushes_per_update(len(joined.roles.worker_ranks))
+            joined.schedule.batches_per_update = pushes * config.accumulate.local
         if config.schedule_per == "epoch":
-            per_update = config.pushes_per_update(len(joined.roles.worker_ranks)) * config.accumulate.local
-            joined.schedule.updates_per_step = max(1, -(-plan.num_batches() // per_update))
+            joined.schedule.batches_per_step = plan.num_batches()
         run = ProgramRun(
             config, comm, joined.roles, joined.resources, joined.model, joined.flat, joined.schedule, plan,
             RunState.new(config),

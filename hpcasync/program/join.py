@@ -41,21 +41,21 @@ def join(
     clip_norm: float = 0.0,
     seed: int = 1,
     reduction: str = "mean",
-    schedule_per: str = "update",
+    schedule_per: str = "batch",
     resume: bool | None = None,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Job:
     """Join the other ranks of this program in training one module (collective).
 
-    From now on `optimizer.step()` pushes the module's gradient, waits as configured, and pulls parameters; servers make
-    the steps, with optimizers of this one's class and settings. On a single rank training is what it was.
+    From now on `optimizer.step()` pushes the module's gradient and pulls parameters; servers make the steps, with
+    optimizers of this one's class and settings. On a single rank training is what it was.
 
     Args:
         model: the same on every rank: seed before it is built. float32 parameters; on the CPU, from where it is brought
             to this rank's GPU, if there is one.
         optimizer: holds all trainable parameters, in any number of groups; it must work element by element.
-        scheduler: of the optimizer; stepped once for every update, or epoch. Its own `step()` does nothing any more.
+        scheduler: of the optimizer; the servers step it, and its own `step()` does nothing any more.
         mode: async-global, async, async-local, async-combined, or sync.
         run: the run directory; default: runs/ and the program's name.
         servers: ranks that own shards of the parameters; not in sync.
@@ -63,13 +63,14 @@ def join(
         clip_norm: global norm that an update's gradient is clipped to, by the servers; 0: no clipping.
         seed: of the order of batches.
         reduction: whether the losses are means or sums over what a batch weighs. An update is the mean over all of it.
-        schedule_per: "update" or "epoch": when the scheduler makes a step.
+        schedule_per: "batch", "update" or "epoch": when the scheduler makes a step. With "batch" it keeps pace with the
+            data, however many batches an update has.
         resume: go on from the run's newest checkpoint; default: if there is one.
         overwrite: remove what is in the run directory.
         settings: any other key of the configuration (`hpcasync train --keys`), such as {"staleness.limit": 4}.
 
     Returns:
-        this rank's part: `for batch in job.share(loader, epochs=10)`.
+        this rank's part.
 
     Raises:
         UserError: on every rank, for anything that a user can cause.
@@ -87,8 +88,7 @@ def join(
     config = collectively(comm, lambda: program_config(run or _default_run(), settings or {}, **values))
     if resume and overwrite:
         raise UserError("hpcasync.join: resume and overwrite exclude each other", everywhere=True)
-    schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
-    return _join(comm, config, model, optimizer, schedulers, resume=resume, overwrite=overwrite)
+    return _join(comm, config, model, optimizer, scheduler, resume=resume, overwrite=overwrite)
 
 
 def _start() -> MPI.Intracomm:
@@ -110,7 +110,7 @@ def _join(
     config: ProgramConfig,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedulers: Sequence[LRScheduler],
+    scheduler: LRScheduler | Sequence[LRScheduler],
     *,
     resume: bool | None,
     overwrite: bool,
@@ -123,6 +123,7 @@ def _join(
         config, roles = collectively(comm, partial(settle_roles, config, comm))
     deaths = Deaths(comm, roles, config, obstacle="a program that has joined needs every rank")
     resources = settle_resources(config, roles, comm, allocated_cpus())
+    schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
     schedule = collectively(comm, lambda: Schedule(optimizer, schedulers))
     flat = collectively(comm, lambda: _flatten(model, optimizer, resources.device))
     require_same(comm, flat.digest, "the model")

@@ -23,7 +23,7 @@ class Schedule:
         schedulers: of the program, stepped from now on by this alone: their `step` does nothing any more.
 
     Attributes:
-        updates_per_step: updates from one step of the schedulers to the next.
+        batches_per_update, batches_per_step: of training, and from one step of the schedulers to the next.
 
     Raises:
         UserError: a scheduler needs more than the number of steps.
@@ -40,14 +40,14 @@ class Schedule:
                 )
             self._steps.append(scheduler.step)
             scheduler.step = _nothing  # type: ignore[method-assign]
-        self.updates_per_step = 1
+        self.batches_per_update = self.batches_per_step = 1
         self._num_steps = 0
         self._lock = threading.Lock()
 
     def settings(self, group: int, version: int) -> dict[str, Any]:
         """What a group is set to for the update that makes a version; versions come in ascending order."""
         with self._lock:
-            while self._num_steps < (version - 1) // self.updates_per_step:
+            while self._num_steps < (version - 1) * self.batches_per_update // self.batches_per_step:
                 self._step()
             values = self._optimizer.param_groups[group]
             return {name: value for name, value in values.items() if name != "params"}

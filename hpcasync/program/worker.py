@@ -50,6 +50,7 @@ class Worker:
         timeline: records the computation.
         slowdown: how many times as long each computation is made to take, for experiments.
         after_step: called after every step.
+        epoch: of the newest batch.
     """
 
     def __init__(self, config: ProgramConfig, flat: FlatParameters, *, is_synchronous: bool) -> None:
@@ -59,6 +60,7 @@ class Worker:
         self._is_mean = config.reduction == "mean"
         self.timeline = Timeline()
         self.slowdown = 1.0
+        self.epoch = 0
         self.after_step: Callable[[], None] = lambda: None
         self._exchange: VersionedExchange | None = None
         self._open: list[int] = []
@@ -85,6 +87,7 @@ class Worker:
         batches = iter(dealt_out(loader, tickets))
         while not exchange.is_finished and (batch := next(batches, _NOTHING)) is not _NOTHING:
             ticket, num_samples = tickets.next()
+            self.epoch, _ = plan.locate(ticket)
             self._open.append(ticket)
             self._weights.append(num_samples)
             self._num_samples += num_samples

@@ -14,12 +14,11 @@ from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.config.schema import Config
 from hpcasync.deaths.policy import Deaths
-from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.engine import Engine
 from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.server.shard_state import ShardState
-from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
 from hpcasync.runs.directory import (
     create_run_directory,
@@ -32,6 +31,7 @@ from hpcasync.runs.directory import (
 from hpcasync.runs.run_state import RunState
 from hpcasync.slurm.environment import allocated_cpus, check_world_size
 from hpcasync.timeline import Timeline
+from hpcasync.train.engine_options import engine_options
 from hpcasync.train.header import header_lines
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.optimizers import optimizer_factory
@@ -279,12 +279,17 @@ def _slowdown(setup: _Setup) -> float:
 
 
 def _run_asynchronous(setup: _Setup) -> int:
-    config = setup.config
+    config, num_workers = setup.config, len(setup.roles.worker_ranks)
     engine = Engine(
         setup.comm,
         setup.task.flat.parameters,
         optimizer_factory(config.optimizer),
-        _engine_options(setup),
+        engine_options(
+            config,
+            num_workers,
+            fresh_updates=setup.task.fresh_updates(num_workers),
+            may_lose_workers=setup.deaths.may_lose_workers,
+        ),
         roles=setup.roles,
         version=setup.state.counters.num_updates,
         counts=setup.state.counts,
@@ -300,34 +305,6 @@ def _run_asynchronous(setup: _Setup) -> int:
     else:
         _work(setup, engine)
     return engine.close(exit_code)
-
-
-def _engine_options(setup: _Setup) -> EngineOptions:
-    config, num_workers = setup.config, len(setup.roles.worker_ranks)
-    exchange, staleness = config.exchange, config.staleness
-    return EngineOptions(
-        num_servers=config.num_servers,
-        server_threads=config.roles.server_threads,
-        pushes_per_update=config.pushes_per_update(num_workers),
-        pull=exchange.pull,
-        clip_norm=config.optimizer.clip_norm,
-        ema_decay=config.optimizer.ema_decay,
-        staleness_limit=staleness.limit,
-        staleness_policy=staleness.policy,
-        compensation=staleness.compensation,
-        lookahead=staleness.lookahead,
-        fresh_updates=setup.task.fresh_updates(num_workers),
-        may_lose_workers=setup.deaths.may_lose_workers,
-        link=LinkOptions(
-            num_slots=exchange.slots,
-            max_tickets=config.accumulate.local,
-            is_overlapped=exchange.overlap != "none",
-            gradients=exchange.gradients,
-            topk=exchange.topk,
-            parameters=exchange.parameters,
-            window=exchange.window,
-        ),
-    )
 
 
 def _load_own_shard(setup: _Setup, engine: Engine) -> None:

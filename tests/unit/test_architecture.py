@@ -39,10 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"comm", "data", "deaths", "nmt", "runs", "train.loop", "train.machine", "train.records"},
     "train.modes": BASE | PS - {"ps"} | {"comm", "deaths", "runs", "timeline", "train.loop", "train.supervise"},
     "train": BASE | PS | TRAIN - {"train"} | {"comm", "deaths", "runs", "slurm", "timeline"},
-    "program": BASE
-    | PS
-    | {"train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
-    | {"comm", "deaths", "launch", "runs", "slurm", "timeline"},
+    "program": BASE | PS | TRAIN | {"comm", "deaths", "launch", "runs", "slurm", "timeline"},
     "report": BASE | {"runs"},
     "experiment": BASE | {"report", "runs", "simulate", "slurm"},
     "launch": BASE | {"deaths", "live_line"},

@@ -153,8 +153,15 @@ def test_servers_step_groups_as_the_optimizer_does(kind: str, num_shards: int) -
 def test_a_scheduler_of_epochs_makes_a_step_after_each() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
     schedule = Schedule(optimizer, [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)])
-    schedule.updates_per_step = 3
+    schedule.batches_per_step = 3
     assert [schedule.rate(version) for version in range(1, 8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_a_scheduler_of_batches_keeps_pace_with_the_data() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    schedule = Schedule(optimizer, [torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)])
+    schedule.batches_per_update = 2
+    assert [schedule.rate(version) for version in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 def test_buffers_are_averaged_by_pushes() -> None:
