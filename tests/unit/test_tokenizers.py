@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hpcasync.errors import UserError
 from hpcasync.nmt.scoring import BleuScore, corpus_score
 from hpcasync.runs.records import read_validations
 from hpcasync.runs.scores import BestScore
+from hpcasync.train.supervise.snapshots import blind_score
 
 LETTERS = dict(zip("abcdefghijklmno", "天地人山水火木金土日月星风雨云", strict=True))
 
@@ -27,8 +29,8 @@ def pairs(number: int, seed: int) -> tuple[list[str], list[str]]:
     return [" ".join(source) for source in sources], ["".join(LETTERS[x] for x in source) + "。" for source in sources]
 
 
-def write_text(directory: Path) -> None:
-    for name, number, seed in (("train", 500, 1), ("valid", 20, 2)):
+def write_text(directory: Path, num_pairs: int = 500) -> None:
+    for name, number, seed in (("train", num_pairs, 1), ("valid", 20, 2)):
         for side, lines in zip(("src", "tgt"), pairs(number, seed), strict=True):
             (directory / f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines))
 
@@ -75,6 +77,27 @@ def test_scores_of_half_right_translations() -> None:
     assert by_characters.brevity_penalty == 1 and by_characters.length_ratio == 1 and len(by_characters.precisions) == 4
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "module", "hypothesis", "reference", "matches"),
+    [  # 私 は 猫 が 好き です 。 and 나 는 고양이 를 좋아한다 . with another animal; no n-gram counts as half a one
+        ("ja-mecab", "MeCab", "私は猫が好きです。", "私は犬が好きです。", (6 / 7, 4 / 6, 2 / 5, 1 / 4)),
+        ("ko-mecab", "mecab_ko", "나는 고양이를 좋아한다.", "나는 강아지를 좋아한다.", (5 / 6, 3 / 5, 1 / 4, 0.5 / 3)),
+    ],
+)
+def test_words_of_japanese_and_korean(
+    tmp_path: Path, commands: ForkedCommands, tokenizer: str, module: str, hypothesis: str, reference: str,
+    matches: tuple[float, ...],
+) -> None:  # fmt: skip
+    pytest.importorskip(module, reason=f"the packages of {tokenizer} are not installed: make setup")
+    (tmp_path / "hypothesis").write_text(f"{hypothesis}\n")
+    (tmp_path / "reference").write_text(f"{reference}\n")
+    files = ("hypothesis", "reference", "--tokenize", tokenizer, "--json")
+    done = commands("evaluate", *files, cwd=tmp_path, timeout=PATIENCE_SECONDS)
+    record = json.loads(done.stdout)["scores"][0]
+    assert record["value"] == pytest.approx(100 * math.prod(matches) ** 0.25)
+    assert f"|tok:{tokenizer}-" in record["signature"]
+
+
 def test_a_score_that_cannot_tell_snapshots_apart() -> None:
     best = BestScore("bleu")
     blind = []
@@ -82,6 +105,46 @@ def test_a_score_that_cannot_tell_snapshots_apart() -> None:
         best.update({"name": f"u{number}", "bleu": bleu, "loss": loss, "chrf": 1.0})
         blind.append(best.is_blind)
     assert blind == [False, False, True, False, False] and best.name == "u4"
+
+
+def test_only_a_hopeless_score_blames_the_tokenizer() -> None:
+    scores = {"bleu_signature": "|tok:zh|"}
+    assert "validation.tokenize" in blind_score("bleu", {**scores, "bleu": 0.0})
+    assert "validation.tokenize" not in blind_score("bleu", {**scores, "bleu": 100.0})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_translations_get_better_and_13a_does_not_see_it(tmp_path: Path, commands: ForkedCommands) -> None:
+    write_text(tmp_path, 3000)
+    sizes = {"dim": 64, "ffn_dim": 128, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+    values = {
+        "mode": "sync",
+        "model": sizes,
+        "data": {"path": "corpus", "batch_tokens": 1000},
+        "optimizer": {"learning_rate": 0.005},
+        "schedule": {"warmup": 50},
+        "stop": {"updates": 150},
+        "validation": {"every": 30, "beam": 1},
+    }
+    (tmp_path / "q.yaml").write_text(yaml.safe_dump(values))
+    records = {}
+    for language in ("zh", "xx"):
+        prepared = commands(
+            *("data", "prepare", "train.src", "train.tgt", "--out", "corpus", "--overwrite", "--vocab-size", "48"),
+            *("--valid", "valid.src", "valid.tgt", "--max-ratio", "inf", "--target-language", language),
+            cwd=tmp_path,
+            timeout=400,
+        )
+        assert prepared.returncode == 0, prepared.stderr
+        trained = commands("train", "q.yaml", f"name={language}", cwd=tmp_path, timeout=400)
+        assert trained.returncode == 0, trained.stderr
+        records[language] = read_validations(tmp_path / "runs" / f"{language}-sync-seed1")
+    first, *_, last = records["zh"]
+    assert last["bleu"] > 50 and first["bleu"] < last["bleu"] / 2
+    assert {record["bleu"] for record in records["xx"]} == {0.0} and records["xx"][-1]["chrf"] > 50
+    lowest = min(records["xx"], key=lambda record: float(record["loss"]))
+    assert (tmp_path / "runs" / "xx-sync-seed1" / "best").read_text() == f"snapshots/{lowest['name']}\n"
 
 
 def test_training_towards_chinese(tmp_path: Path, commands: ForkedCommands) -> None:

@@ -24,13 +24,16 @@ from hpcasync.runs.scores import BestScore
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise.scorer import Scorer
 
+# Below it the tokeniser may be to blame for a BLEU that does not change.
+_HOPELESS_BLEU = 1.0
+
 
 def blind_score(metric: str, scores: Mapping[str, Any]) -> str:
     """What to say of a score that has come out the same three times."""
     cure = (
         f" It was made with {scores['bleu_signature']}: for a target language without blanks between words choose "
         "another tokeniser (validation.tokenize)."
-        if metric == "bleu" and scores.get("bleu_signature")
+        if metric == "bleu" and scores["bleu"] < _HOPELESS_BLEU and scores.get("bleu_signature")
         else ""
     )
     name = {"bleu": "BLEU", "chrf": "chrF"}[metric]
