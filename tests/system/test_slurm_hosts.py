@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import mpich
@@ -103,6 +104,10 @@ def test_servers_on_nodes_of_their_own(submitter: Submitter, environment: tuple[
     assert summary_of(run_dir)["num_updates"] == 4
 
 
+def has_prompts(number: int, shown: bytes) -> bool:
+    return shown.count(b"ready> ") >= number
+
+
 def test_the_interactive_step_of_salloc(submitter: Submitter) -> None:
     """A person's shell on the first of two nodes: launch and mpirun reach the other, and so do they from a step."""
     hosts = f"{sys.executable} -c 'from mpi4py import MPI; print(MPI.COMM_WORLD.size, MPI.Get_processor_name())'"
@@ -112,11 +117,9 @@ def test_the_interactive_step_of_salloc(submitter: Submitter) -> None:
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     salloc = ("salloc", "--nodes=2", "--ntasks-per-node=2")
     with Terminal(salloc, environment, submitter.directory) as terminal:
-        for number, line in enumerate(("PATH=$PATH", *lines), start=1):
-            terminal.wait_until(lambda shown, number=number: shown.count(b"ready> ") >= number, "prompt")
+        for number, line in enumerate((*lines, "exit"), start=1):
+            terminal.wait_until(partial(has_prompts, number), "prompt")
             terminal.press(f"{line}\n".encode())
-        terminal.wait_until(lambda shown: shown.count(b"ready> ") > len(lines) + 1, "prompt")
-        terminal.press(b"exit\n")
         terminal.wait()
     shown = terminal.shown.decode()
     assert [shown.count(f"\n4 n{node}\r") for node in (0, 1)] == [6, 6], shown
