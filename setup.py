@@ -26,13 +26,22 @@ EXTRAS = {
     # BLEU of Japanese and Korean.
     "ja": ["sacrebleu[ja]>=2.4"],
     "ko": ["sacrebleu[ko]>=2.4"],
-    # Events of training runs.
+    # Curves of training runs (logging.trackers).
     "tensorboard": ["tensorboard"],
+    "wandb": ["wandb>=0.19"],
+    "mlflow": ["mlflow-skinny>=3"],
     # Pages and pictures of `hpcasync report`; its tables need nothing.
     "report": ["jinja2", "matplotlib>=3.8", "plotly>=6"],
+    # `hpcasync export`; its format marian needs nothing.
+    "export": ["ctranslate2>=4.5", "transformers>=5"],
+    # The documentation as a site: `make docs`.
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
     "dev": [
+        "build",
         "hypothesis",
         "mypy",
+        # Marian itself, to try exported models with.
+        "pymarian; python_version < '3.13' and platform_machine == 'x86_64' and sys_platform == 'linux'",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -60,6 +69,7 @@ setup(
     description="Asynchronous training of Transformers over MPI one-sided communication",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    # LICENSE: the owner's to choose. Then: a file LICENSE, and `license="SPDX-ID"` here and in CITATION.cff.
     python_requires=">=3.10",
     packages=find_packages(include=["hpcasync", "hpcasync.*"]),
     package_data={"hpcasync": ["py.typed"], "hpcasync.ps.server": ["*.c"], "hpcasync.report": ["page.*"]},

@@ -11,9 +11,13 @@ _EXTRAS = {
     "mtdata": "wmt",
     "simpy": "simulate",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
     "jinja2": "report",
     "matplotlib": "report",
     "plotly": "report",
+    "ctranslate2": "export",
+    "transformers": "export",
 }
 
 

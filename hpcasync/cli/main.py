@@ -12,11 +12,13 @@ from hpcasync.extras import lack_of
 # name -> (module, attribute, one line for --help). Listing the subcommands must not import torch or MPI.
 COMMANDS = {
     "bench": ("hpcasync.cli.bench", "bench", "Measure the engine against the machine and against other ways."),
+    "completion": ("hpcasync.cli.completion", "completion", "Print the script that makes a shell complete."),
     "data": ("hpcasync.cli.data", "data", "Fetch and prepare corpora."),
     "demo": ("hpcasync.cli.demo", "demo", "Train sync and async-global on a small corpus and compare them."),
     "doctor": ("hpcasync.cli.doctor", "doctor", "Check this machine: MPI, Horovod, torch, CUDA, SLURM."),
     "evaluate": ("hpcasync.cli.evaluate", "evaluate", "Score translations or the checkpoints of a run."),
     "experiment": ("hpcasync.cli.experiment", "experiment", "Do the runs of an experiment file and report on them."),
+    "export": ("hpcasync.cli.export", "export", "Write a model in the format of CTranslate2, Marian or transformers."),
     "launch": ("hpcasync.cli.launch", "launch", "Start an MPI job on this machine with the right mpirun and options."),
     "slurm": ("hpcasync.cli.slurm", "slurm", "Print or submit batch scripts for a configuration."),
     "report": ("hpcasync.cli.report", "report", "Compare runs: a page of plots, a table, a picture."),
@@ -26,7 +28,7 @@ COMMANDS = {
 }
 
 # What people start beside other things; the ranks of `train` have, where they can, cores of their own.
-_SHARING_COMMANDS = ("translate", "evaluate", "experiment", "simulate")
+_SHARING_COMMANDS = ("translate", "evaluate", "experiment", "export", "simulate")
 
 
 class LazyGroup(click.Group):

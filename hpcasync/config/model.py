@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hpcasync.config.section import Section
+from hpcasync.config.strict import UserPath
 
 
 class ModelConfig(Section):
@@ -25,8 +26,21 @@ class ModelConfig(Section):
     tie: Literal["all", "target", "none"] = Field(
         "all", description="all: source, target and output embeddings share; target: target and output do"
     )
+    decoder_start: Literal["embedding", "zero"] = Field(
+        "embedding",
+        description="what the decoder begins with: the embedding of the beginning of sentence; or a vector of zeros, "
+        "as in Marian (`hpcasync export --format marian`); transformer only",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and sublayer outputs")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
+    start_from: UserPath | None = Field(
+        None,
+        description="a run directory or a snapshot of another run, of the same model and vocabularies, whose "
+        "parameters training begins with; default: drawn at random",
+    )
+    frozen: tuple[str, ...] = Field(
+        (), description="parameters that stay as they are, by patterns of their names such as encoder.*"
+    )
     max_length: int = Field(512, ge=2, le=2**20, description="longest sequence in tokens, end of sentence included")
 
     @model_validator(mode="before")

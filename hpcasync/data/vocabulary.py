@@ -28,6 +28,7 @@ class Vocabulary:
             if piece_id < 0:
                 specials[position] = self._size
                 self._size += 1
+        self.num_added = self._size - self._num_pieces
         self.pad_id: int = specials[0]
         self.bos_id: int = specials[1]
         self.eos_id: int = specials[2]
@@ -63,6 +64,10 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """The ids of a sentence, without beginning and end of sentence."""
         return self._processor.encode(text)  # type: ignore[no-any-return]
+
+    def sample(self, text: str, alpha: float) -> list[int]:
+        """The ids of a sentence by a segmentation that is drawn (see `data.sampling`)."""
+        return self._processor.encode(text, enable_sampling=True, alpha=alpha, nbest_size=-1)  # type: ignore[no-any-return]
 
     def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of many sentences, on the calling thread alone."""

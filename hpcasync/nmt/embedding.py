@@ -57,6 +57,15 @@ class TokenEmbedding(nn.Module):
         with torch.no_grad():
             self.weight[pad_id] = 0.0
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens: [n] int64; positions: [n, dim] or [1, dim], added after scaling -> [n, dim]."""
-        return torch.add(positions, functional.embedding(tokens, self.weight), alpha=self.scale)
+    def forward(self, tokens: Tensor, positions: Tensor, zeroed: Tensor | None = None) -> Tensor:
+        """Embeddings and positions, [n, dim].
+
+        Args:
+            tokens: [n] int64.
+            positions: [n, dim] or [1, dim], added after scaling.
+            zeroed: [n] bool, tokens that have a vector of zeros instead; None: none has.
+        """
+        vectors = functional.embedding(tokens, self.weight)
+        if zeroed is not None:
+            vectors = vectors.masked_fill(zeroed[:, None], 0.0)
+        return torch.add(positions, vectors, alpha=self.scale)

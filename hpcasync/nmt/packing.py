@@ -78,6 +78,11 @@ class Packing:
         is_worth_it = len(rows) < (1 - _MIN_PADDING) * mask.numel()
         return cls(batch, length, rows if is_worth_it else None, mask)
 
+    def starts(self, device: torch.device) -> Tensor:
+        """[n] bool, True at the first position of each sequence."""
+        rows = torch.arange(self.batch * self.length, device=device) if self.rows is None else self.rows
+        return rows.remainder(self.length) == 0
+
     def pack(self, padded: Tensor) -> Tensor:
         """[batch, length, ...] -> [n, ...]"""
         flat = padded.flatten(0, 1)

@@ -113,7 +113,9 @@ class Transformer(TranslationModel):
         """See TranslationModel.summed_loss."""
         memory, memory_mask = self._encode(source)
         packing = Packing.of(target_output, self.target_pad_id)
-        stream = self._embed(self.target_embedding, packing.pack(target_input), self._positions_of(packing))
+        tokens = packing.pack(target_input)
+        zeroed = packing.starts(tokens.device) if self._starts_with_zero else None
+        stream = self._embed(self.target_embedding, tokens, self._positions_of(packing), zeroed)
         for layer, layer_memory in zip(self.decoder, memory.unbind(2), strict=True):
             stream = layer(stream, packing, layer_memory, memory_mask)
         targets = packing.pack(target_output)
@@ -134,7 +136,9 @@ class Transformer(TranslationModel):
         assert isinstance(state, TransformerState)
         state.reserve_()
         position = self.positions(state.position, state.position + 1)
-        stream = self._embed(self.target_embedding, tokens, position)
+        is_zeroed = self._starts_with_zero and state.position == 0
+        zeroed = torch.ones_like(tokens, dtype=torch.bool) if is_zeroed else None
+        stream = self._embed(self.target_embedding, tokens, position, zeroed)
         for index, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             memory = state.memory[:, :, index]
@@ -159,5 +163,11 @@ class Transformer(TranslationModel):
             return table.repeat(packing.batch, 1)
         return table.index_select(0, packing.rows.remainder(packing.length))
 
-    def _embed(self, embedding: TokenEmbedding, tokens: Tensor, positions: Tensor) -> Tensor:
-        return dropout(embedding(tokens, positions), self.config.dropout, self.training)
+    @property
+    def _starts_with_zero(self) -> bool:
+        return self.config.decoder_start == "zero"
+
+    def _embed(
+        self, embedding: TokenEmbedding, tokens: Tensor, positions: Tensor, zeroed: Tensor | None = None
+    ) -> Tensor:
+        return dropout(embedding(tokens, positions, zeroed), self.config.dropout, self.training)

@@ -22,6 +22,8 @@ def identity(config: ModelConfig, vocabularies: dict[str, str]) -> dict[str, str
     """
     is_transformer = config.architecture == "transformer"
     details = f", {config.heads} heads, norm {config.norm}" if is_transformer else ""
+    if is_transformer and config.decoder_start != "embedding":  # snapshots of earlier releases do not tell
+        details += f", decoder starts with {config.decoder_start}"
     digests = {f"{side} vocabulary": vocabularies[side][:_NUM_DIGITS] for side in SIDES}
     return {"architecture": config.architecture + details, **digests}
 

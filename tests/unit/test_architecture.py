@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "ps": {"errors", "comm", "timeline"} | PS - {"ps"},
     "runs": BASE | {"comm", "data", "ps.protocol"},
     "nmt": BASE | {"data", "runs"},
+    "export": BASE | {"data", "nmt", "runs"},
     "train.machine": BASE | {"comm"},
     "train.records": BASE | {"comm", "extras", "live_line", "ps.protocol", "runs", "timeline"},
     "train.loop": BASE | PS - {"ps"} | {"data", "nmt", "runs", "timeline", "train.records"},
@@ -50,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | TRAIN | PS | {"comm", "launch", "timeline"},
     "cli": BASE
     | TRAIN
-    | {"bench", "comm", "data", "nmt", "launch", "slurm", "doctor", "demo"}
+    | {"bench", "comm", "data", "export", "nmt", "launch", "slurm", "doctor", "demo"}
     | {"report", "runs", "simulate", "experiment", "deaths", "extras"},
     "__main__": {"errors", "cli", "launch", "deaths"},
     "__init__": {"program"},

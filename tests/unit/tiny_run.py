@@ -35,11 +35,11 @@ def translation_of(sentence: str) -> str:
     return " ".join(WORDS[word] for word in sentence.split())
 
 
-def make_tiny_run(directory: Path) -> TinyRun:
-    """Prepare the corpus and train, in a few seconds."""
+def make_tiny_run(directory: Path, **model_values: str) -> TinyRun:
+    """Prepare the corpus and train a model with these settings, in a few seconds."""
     corpus = _make_corpus(directory)
     values = {"dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
-    model_config = {**values, "max_length": 64}
+    model_config = {**values, "max_length": 64, **model_values}
     config = parse_config({"data": {"path": str(corpus.path)}, "model": model_config, "stop": {"updates": 1}}, "test")
     run_dir = directory / "run"
     (run_dir / "snapshots").mkdir(parents=True)
@@ -59,10 +59,15 @@ def make_tiny_run(directory: Path) -> TinyRun:
     return TinyRun(run_dir, corpus.path)
 
 
-def _make_corpus(directory: Path) -> PreparedCorpus:
+def all_sentences() -> list[str]:
+    """What there is to translate."""
     subjects = [f"the {noun}" for noun in ("dog", "cat", "old dog", "old cat")]
     clauses = [f"{a} {verb} {b}" for a, verb, b in itertools.product(subjects, ("sees", "likes"), subjects)]
-    sentences = [*subjects, *clauses, *(f"{a} and {b}" for a, b in itertools.product(subjects, clauses))]
+    return [*subjects, *clauses, *(f"{a} and {b}" for a, b in itertools.product(subjects, clauses))]
+
+
+def _make_corpus(directory: Path) -> PreparedCorpus:
+    sentences = all_sentences()
     held_out = {"valid": sentences[4::17], "test": sentences[9::17]}
     kept = [s for s in sentences if s not in held_out["valid"] + held_out["test"]]
     for name, lines in {"train": kept, **held_out}.items():
