@@ -1,9 +1,9 @@
-# make setup | demo | test | bench | check. Settings: PYTHON=python3.12, MPI=mpich, TORCH_INDEX=URL, HOROVOD=0 (docs/install.md).
+# make setup | demo | test | bench | check | docs. Settings: PYTHON=python3.12, MPI=mpich, TORCH_INDEX=URL, HOROVOD=0 (docs/install.md).
 VENV := .venv
 export PYTHON MPI TORCH_INDEX HOROVOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench check format clean
+.PHONY: help setup demo test bench check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,12 @@ check: setup ## formatting, lint, types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 
+docs: setup ## build the documentation as a site in site/ (open site/index.html); warnings are errors
+	@$(VENV)/bin/mkdocs build --strict
+
 format: setup ## format the code and mend what the linter can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
 clean: ## remove the virtual environment and what tools left behind; .wheels/ is kept
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist site
