@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hpcasync.report.write import Format
 
 _STDOUT = Path("/dev/stdout")
-_FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png")
+_FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png", "trace")
 
 
 @click.command()
@@ -28,7 +28,7 @@ _FORMATS: "tuple[Format, ...]" = ("html", "md", "json", "png")
 @click.option("--title", default="", help="Of the report; default: the runs' names.")
 @click.option("--thresholds", default="", metavar="BLEU,...", help="Scores to tell times for; default: round ones.")
 @click.option("--timeline-from", default=0.0, type=Number(min=0), metavar="SECONDS",
-              help="First second of the timelines that goes into the page.")  # fmt: skip
+              help="First second of the timelines that goes into the page or trace.")  # fmt: skip
 @click.option("--timeline-to", type=Number(min=0), metavar="SECONDS", help="The last one.")
 def report(
     runs: tuple[Path, ...],
@@ -43,7 +43,7 @@ def report(
 
     Runs that differ in nothing but their seed count as one configuration, told as mean and spread. Runs that have not
     ended are shown as far as they are. html is one page that opens offline; for a timeline in it, train with
-    logging.timeline=true.
+    logging.timeline=true. trace is the timelines alone, for ui.perfetto.dev or chrome://tracing.
     """
     is_stream = str(output) == "-"
     chosen = form or ("md" if is_stream else _form_of(output))
@@ -56,7 +56,7 @@ def report(
     if (output is None or is_stream) and chosen in ("md", "json"):
         click.echo(as_markdown(made) if chosen == "md" else as_json(made), nl=False)
         return
-    path = _STDOUT if is_stream else output or Path(f"report.{chosen}")
+    path = _STDOUT if is_stream else output or Path("trace.json" if chosen == "trace" else f"report.{chosen}")
     write_report(made, path, chosen, timeline_from=timeline_from, timeline_to=timeline_to)
     if not is_stream:
         click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -9,7 +9,7 @@ from hpcasync.errors import UserError, describe
 from hpcasync.report.report import Report
 from hpcasync.report.table import markdown, result_cells, setting_cells, time_cells, to_json
 
-Format = Literal["html", "md", "json", "png"]
+Format = Literal["html", "md", "json", "png", "trace"]
 
 
 def as_markdown(report: Report) -> str:
@@ -38,10 +38,11 @@ def write_report(
         report: what to write.
         path: the file.
         form: what to write it as.
-        timeline_from, timeline_to: as in `page.render_page`; html only.
+        timeline_from, timeline_to: as in `page.render_page`; html and trace only.
 
     Raises:
-        UserError: a package of the extra `report` is missing, or the file cannot be written.
+        UserError: a package of the extra `report` is missing, the file cannot be written, or no run has a timeline for
+            a trace.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,10 @@ def write_report(
             from hpcasync.report.image import write_image
 
             write_image(report, path)
+        elif form == "trace":
+            from hpcasync.report.trace import write_trace
+
+            write_trace(report, path, begin=timeline_from, end=timeline_to)
         else:
             path.write_text(as_markdown(report) if form == "md" else as_json(report), encoding="utf-8")
     except ImportError as error:

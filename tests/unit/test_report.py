@@ -66,7 +66,7 @@ def test_scores_made_after_the_run_count_where_it_made_none(tmp_path: Path) -> N
         ("metrics.jsonl", "{\n{}\n", "cannot read .*metrics.jsonl"),
         ("summary.json", "{", "summary.json.*as unfinished"),
         ("config.yaml", "- a list", "holds no mapping"),
-        ("config.yaml", "mode: sync", "lacks name, seed, roles"),
+        ("config.yaml", "mode: sync", "lacks name, seed, data, roles"),
         ("cluster.yaml", "{", "cannot read .*cluster.yaml"),
         ("config.yaml", None, "is no run directory"),
     ],
@@ -349,3 +349,32 @@ def test_spans_beyond_what_a_page_bears_are_left_out_and_told(tmp_path: Path, mo
 
 def _starts(packed: dict[str, Any]) -> list[float]:
     return list(np.frombuffer(base64.b64decode(packed["ranks"][0]["start"]), "<f8"))
+
+
+def test_a_trace_has_every_span_of_every_rank(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "async-global")
+    write_timeline(run, 0, "server", 0, 10.0, [["apply", 1.0, 0.5, {"version": 3}]])
+    write_timeline(run, 1, "worker", 0, 10.5, [["compute", 0.0, 0.25], ["push", 2.0, 0.125]])
+    written = CliRunner().invoke(report_command, [str(run), "--format", "trace", "-o", str(tmp_path / "trace.json")])
+    assert written.exit_code == 0, written.output
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert names[0].startswith("server 0") and names[1].startswith("worker 0")
+    spans = [(e["tid"], e["name"], e["ts"], e["dur"], e.get("args")) for e in events if e["ph"] == "X"]
+    assert spans == [
+        (0, "apply", 0.5e6, 0.5e6, {"version": 3}),
+        (1, "compute", 0.0, 0.25e6, None),
+        (1, "push", 2e6, 0.125e6, None),
+    ]
+    late = CliRunner().invoke(
+        report_command, [str(run), "--format", "trace", "-o", str(tmp_path / "late.json"), "--timeline-from", "1.5"]
+    )
+    assert late.exit_code == 0
+    events = json.loads((tmp_path / "late.json").read_text())["traceEvents"]
+    assert [event["name"] for event in events if event["ph"] == "X"] == ["push"]
+
+
+def test_a_trace_of_runs_without_timelines_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sync")
+    with pytest.raises(UserError, match=r"no timeline to make a trace of; train with logging\.timeline=true"):
+        write_report(make_report([run]), tmp_path / "trace.json", "trace")
