@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hpcasync.config.data import DataConfig
 from hpcasync.config.model import ModelConfig
+from hpcasync.config.records import LoggingConfig
 from hpcasync.config.roles import PER_DEVICE, RolesConfig
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
 from hpcasync.config.section import MOST_THREADS, Section
@@ -205,20 +206,6 @@ class CheckpointConfig(Section):
     every: int = Field(0, ge=0, description="updates between checkpoints; 0: with every snapshot and at the end")
     keep: int = Field(3, ge=1, description="most recent checkpoints kept, and that of the best snapshot")
     keep_every: int = Field(0, ge=0, description="checkpoints at multiples of so many updates are kept too; 0: none")
-
-
-class LoggingConfig(Section):
-    """Records of the run."""
-
-    every: int = Field(50, ge=1, description="updates between progress lines")
-    tensorboard: bool = Field(True, description="write TensorBoard events too")
-    stall: float = Field(
-        30,
-        ge=0,
-        description="seconds of silence, unusual for it too, after which a worker is reported; in sync: of waiting, "
-        "after which the ranks are named that all wait for; 0: never",
-    )
-    timeline: bool = Field(False, description="write what every rank does when, for the timeline of `hpcasync report`")
 
 
 class RunConfig(Section):

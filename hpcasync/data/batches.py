@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from hpcasync.data.collate import Batch, Ragged, assemble, collate, collate_sources
 from hpcasync.data.corpus import ParallelTokens
+from hpcasync.data.mixture import MixedTokens
+from hpcasync.data.sampling import SubwordSampling
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 
@@ -30,7 +32,7 @@ _NOISE_TOKENS = 0.75
 _BLOCKS_KEPT = 2
 _PADDING_BLOCKS = 8
 # First word of the seed of each kind of random draw.
-_DRAW_LAYOUT, _DRAW_BLOCKS, _DRAW_PAIRS = 1, 2, 3
+_DRAW_LAYOUT, _DRAW_BLOCKS, _DRAW_PAIRS, _DRAW_PIECES = 1, 2, 3, 4
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -81,6 +83,8 @@ class BatchPlan:
         batch_tokens: limit of a batch: rows times the longest sentence of either side, end of sentence included.
         seed: of the shuffling.
         block_pairs: pairs that are sorted and shuffled together.
+        sampling: by which sentences are cut into other pieces each time; None: never. Batches are made by the lengths
+            that the corpus has.
 
     Raises:
         UserError: the longest sentence exceeds `batch_tokens`.
@@ -88,13 +92,14 @@ class BatchPlan:
 
     def __init__(
         self,
-        tokens: ParallelTokens,
+        tokens: ParallelTokens | MixedTokens,
         source_vocabulary: Vocabulary,
         target_vocabulary: Vocabulary,
         *,
         batch_tokens: int,
         seed: int,
         block_pairs: int = BLOCK_PAIRS,
+        sampling: SubwordSampling | None = None,
     ) -> None:
         longest = 1 + max(tokens.source_file.max_length, tokens.target_file.max_length)
         if longest > batch_tokens:
@@ -107,6 +112,7 @@ class BatchPlan:
         self._batch_tokens = batch_tokens
         self._seed = seed
         self._block_pairs = block_pairs
+        self._sampling = sampling
         self._num_blocks = -(-len(tokens) // block_pairs)
         self._counts: dict[int, int] = {}
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
@@ -134,9 +140,18 @@ class BatchPlan:
     def batch(self, ticket: int) -> Batch:
         """The batch of a ticket, on the CPU."""
         indices = self.indices(ticket)
-        source = Ragged.gather(self._tokens.source_file, indices)
-        target = Ragged.gather(self._tokens.target_file, indices)
+        source = Ragged(*self._tokens.source_file.gather(indices))
+        target = Ragged(*self._tokens.target_file.gather(indices))
+        if self._sampling is not None:
+            seeds = np.random.SeedSequence([_DRAW_PIECES, self._seed, ticket]).spawn(2)
+            source = self._sampling.resegment(source, self._vocabularies[0], seeds[0])
+            target = self._sampling.resegment(target, self._vocabularies[1], seeds[1])
         return assemble(source, target, *self._vocabularies, indices)
+
+    def num_target_tokens(self, ticket: int) -> int:
+        """Target tokens of a batch, ends of sentences included."""
+        indices = self.indices(ticket)
+        return int(self._tokens.target_file.gather(indices)[1].sum()) + len(indices)
 
     def indices(self, ticket: int) -> NDArray[np.int64]:
         """Positions in the corpus of the pairs of a batch, int64."""

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcasync.data.corpus import TokenFile
 from hpcasync.data.vocabulary import Vocabulary
 
 
@@ -59,15 +58,6 @@ class Ragged:
         """From sequences of ids."""
         lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
         return cls(np.fromiter(chain.from_iterable(sentences), np.int64, int(lengths.sum())), lengths)
-
-    @classmethod
-    def gather(cls, file: TokenFile, indices: NDArray[np.int64]) -> "Ragged":
-        """The sentences at `indices` of a token file."""
-        starts = file.offsets[indices].astype(np.int64)
-        lengths = file.offsets[indices + 1].astype(np.int64) - starts
-        ends = np.cumsum(lengths)
-        positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
-        return cls(file.tokens[positions].astype(np.int64), lengths)
 
 
 def collate(

@@ -61,6 +61,19 @@ class TokenFile:
         """Lengths of the sentences [start, stop), in pieces."""
         return np.diff(self.offsets[start : stop + 1]).astype(np.int32)
 
+    @property
+    def num_tokens(self) -> int:
+        """Pieces of all sentences."""
+        return int(self.offsets[-1])
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sentences at `indices`: ids end to end, and lengths, both int64."""
+        starts = self.offsets[indices].astype(np.int64)
+        lengths = self.offsets[indices + 1].astype(np.int64) - starts
+        ends = np.cumsum(lengths)
+        positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
+        return self.tokens[positions].astype(np.int64), lengths
+
 
 class ParallelTokens:
     """The training pairs as token ids, without beginning and end of sentence."""

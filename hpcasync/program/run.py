@@ -26,6 +26,7 @@ from hpcasync.train.machine.resources import Resources
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.trackers import trackers_of
 from hpcasync.train.records.versions import collect_versions
 from hpcasync.train.supervise.supervisor import Supervisor
 
@@ -105,11 +106,12 @@ class ProgramRun:
     def supervise(self, writer: ShardWriter, num_shards: int) -> Supervisor:
         """Open the records, say what begins, and watch it; at the coordinator."""
         config, num_batches = self.config, self.plan.num_batches()
+        console = Console(config.stop, num_batches, ("samples", "samples"))
         recorder = Recorder(
             config.output_dir,
-            Console(config.stop, num_batches, ("samples", "samples")),
+            console,
             every=config.logging.every,
-            tensorboard=config.logging.tensorboard,
+            trackers=trackers_of(config, console.line),
             batches_per_epoch=num_batches,
         )
         for line in self._header():

@@ -163,10 +163,11 @@ def read_run_state(checkpoint: Path, layout: dict[str, str], metric: str) -> tup
     """
     state = read_state(checkpoint)
     try:
-        for what, value in state["layout"].items():
-            if layout[what] != value:
+        for what in {**state["layout"], **layout}:
+            value, now = state["layout"].get(what, "none"), layout.get(what, "none")
+            if now != value:
                 raise UserError(
-                    f"{checkpoint} was written with another {what} ({value}, now {layout[what]}): "
+                    f"{checkpoint} was written with another {what} ({value}, now {now}): "
                     "resume with the configuration it was started with"
                 )
         best = BestScore.of_records(

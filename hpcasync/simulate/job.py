@@ -101,7 +101,7 @@ def run_simulated_training(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     setup = _set_up(config, cluster)
-    setup.task.corpus.verify()
+    setup.task.mixture.verify()
     with run_directory_locked(config, must_exist=resume):
         if resume:
             _go_on(setup)

@@ -14,7 +14,6 @@ from hpcasync.ps.protocol.updates import Update
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
-from hpcasync.simulate.workload import target_tokens
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task
 from hpcasync.train.modes.asynchronous import CoordinatorObserver
@@ -44,7 +43,6 @@ class Training:
         fresh_updates: int,
     ) -> None:
         self._config = config = task.config
-        self._corpus = task.corpus
         self._plan = task.plan
         self._flat = flat = task.flat
         self._supervisor = supervisor
@@ -76,7 +74,7 @@ class Training:
 
     def num_tokens(self, ticket: int) -> int:
         """From the lengths of the corpus."""
-        return target_tokens(self._corpus, self._plan, ticket)
+        return self._plan.num_target_tokens(ticket)
 
     def gradient(
         self, worker: int, version: int, parameters: Any, tickets: tuple[int, ...], compute_seconds: float

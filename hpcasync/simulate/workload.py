@@ -8,6 +8,7 @@ import torch
 from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
+from hpcasync.data.mixture import Mixture
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 
@@ -56,12 +57,6 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
     return Workload(batch_tokens, num_elements), told
 
 
-def target_tokens(corpus: PreparedCorpus, plan: BatchPlan, ticket: int) -> int:
-    """Target tokens of a batch, ends of sentences included, without reading its sentences."""
-    indices, offsets = plan.indices(ticket), corpus.train.target_file.offsets
-    return int((offsets[indices + 1] - offsets[indices]).sum()) + len(indices)
-
-
 def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = False) -> tuple[float, float]:
     """Bytes of a gradient and of the parameters on their way; in sync of what the allreduce sums.
 
@@ -78,8 +73,10 @@ def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = F
 
 def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:
     vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
-    return tuple(target_tokens(corpus, plan, ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
+    more = map(PreparedCorpus.open, config.data.more)
+    tokens = Mixture((corpus, *more), config.data.repeats).tokens
+    plan = BatchPlan(tokens, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    return tuple(plan.num_target_tokens(ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
 
 
 def _count_parameters(config: Config, corpus: PreparedCorpus) -> int:

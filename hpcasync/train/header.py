@@ -45,7 +45,7 @@ def task_lines(task: Task, num_workers: int, fresh_updates: int) -> Iterator[str
     yield f"  updates on CPU: {describe_updates()}"
     per_batch = task.tokens_per_batch
     yield (
-        f"  corpus: {len(task.corpus.train):,} pairs, {plan.num_batches():,} batches per epoch of {per_batch:,.0f} "
+        f"  corpus: {len(task.mixture.tokens):,} pairs, {plan.num_batches():,} batches per epoch of {per_batch:,.0f} "
         f"target tokens on average, padding {100 * plan.padding().both:.1f} %"
     )
     summed = f"{num_workers} workers" if config.mode == "sync" else f"global {config.pushes_per_update(num_workers)}"

@@ -112,9 +112,10 @@ def run_training(
     require_same(comm, config.digest, "the configuration")
     setup = collectively(comm, lambda: _set_up(config, comm))
     with setup.deaths.explained(), ExitStack() as stack:
-        require_same(comm, setup.task.corpus.digest, f"the corpus {config.data.path}")
+        require_same(comm, setup.task.mixture.digest, f"the corpus {config.data.path}")
         collectively(comm, lambda: _verify_corpus(setup))
         require_same(comm, setup.task.flat.digest, "the layout of the model")
+        require_same(comm, setup.task.start_digest, f"the parameters of {config.model.start_from}")
         require_same(comm, describe_updates(), "how updates are computed")
         locked = run_directory_locked(config, must_exist=resume and resume_from is None)
         collectively(comm, lambda: _on_first(setup, lambda: stack.enter_context(locked)))
@@ -129,7 +130,7 @@ def _verify_corpus(setup: _Setup) -> None:
     """One rank of each host reads all of it: tokens and offsets may have been exchanged for others of the same size."""
     hosts, rank = setup.roles.hosts, setup.comm.rank
     if hosts.index(hosts[rank]) == rank:
-        setup.task.corpus.verify()
+        setup.task.mixture.verify()
 
 
 def _train(setup: _Setup, *, overwrite: bool) -> int:

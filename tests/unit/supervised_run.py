@@ -65,7 +65,7 @@ class Run:
         self.shards = ShardState(self.flat.parameters, optimizer_factory(self.config.optimizer))
         self.num_shards = num_shards
         self.writer = ShardWriter(directory / "checkpoints", num_shards)
-        recorder = Recorder(directory, Console(self.config.stop, 10), every=1, tensorboard=False, batches_per_epoch=10)
+        recorder = Recorder(directory, Console(self.config.stop, 10), every=1, batches_per_epoch=10)
         self.state = RunState.new(self.config) if state is None else state
         self.supervisor = Supervisor(
             self.config,

@@ -2,6 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def random_corpus(num_pairs: int, seed: int = 0) -> ParallelTokens:
     return corpus(list(zip(sources.tolist(), targets.tolist(), strict=True)))
 
 
-def plan(tokens: ParallelTokens, vocabulary: Vocabulary, **options: int) -> BatchPlan:
+def plan(tokens: ParallelTokens, vocabulary: Vocabulary, **options: Any) -> BatchPlan:
     return BatchPlan(tokens, vocabulary, vocabulary, **{"batch_tokens": 256, "seed": 1, **options})
 
 

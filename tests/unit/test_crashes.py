@@ -106,9 +106,12 @@ def test_a_read_only_directory(small_disk: Path) -> None:
 def test_records_on_a_full_disk(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Said once for each file, and once more when it can be written again; no line is lost or cut."""
     from hpcasync.config.schedule import StopConfig
+    from hpcasync.train.records.tensorboard import ScalarFile
 
     console = Console(StopConfig(updates=1), 10)
-    recorder = Recorder(small_disk, console, every=1, tensorboard=True, batches_per_epoch=10)
+    recorder = Recorder(
+        small_disk, console, every=1, trackers=[ScalarFile(small_disk / "tensorboard")], batches_per_epoch=10
+    )
     recorder.event("start")
     filler = small_disk / "filler"
     with filler.open("wb") as file:

@@ -1,6 +1,7 @@
 """Records: sums over the updates between two lines, one file of lines, TensorBoard events."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hpcasync.config.schedule import StopConfig
 from hpcasync.runs.counters import Counters
 from hpcasync.train.records.console import TERMINAL_VARIABLE, Console
 from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.records.trackers import open_trackers
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +20,10 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TERMINAL_VARIABLE, "0")
 
 
-def make(run_dir: Path, *, every: int = 2, tensorboard: bool = False) -> Recorder:
+def make(run_dir: Path, *, every: int = 2, trackers: tuple[str, ...] = ()) -> Recorder:
     console = Console(StopConfig(updates=100), 10)
-    return Recorder(run_dir, console, every=every, tensorboard=tensorboard, batches_per_epoch=10)
+    opened = open_trackers(trackers, run_dir, "project", {"model": {"dim": 32}, "seed": 1}, console.line)
+    return Recorder(run_dir, console, every=every, trackers=opened, batches_per_epoch=10)
 
 
 def update(recorder: Recorder, number: int, seconds: float, loss: float, tokens: int, stale: Sequence[int]) -> None:
@@ -111,7 +114,7 @@ def test_a_resumed_run_goes_on_after_the_last_whole_line(tmp_path: Path) -> None
 def test_tensorboard_events(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recorder = make(tmp_path, tensorboard=True)
+    recorder = make(tmp_path, trackers=("tensorboard",))
     update(recorder, 1, 5.0, loss=300.0, tokens=100, stale=[0])
     update(recorder, 2, 6.0, loss=100.0, tokens=100, stale=[2])
     scores = {"name": "u2", "num_updates": 2, "wall_seconds": 1.0, "loss": 1, "perplexity": 2, "bleu": 3, "chrf": 4}
@@ -121,3 +124,45 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert scalars["train/loss"] == [(2, 2.0)] and scalars["train/staleness_max"] == [(2, 2.0)]
     assert scalars["validation/bleu"] == [(2, 3.0)]
+
+
+def train_twice(run_dir: Path, tracker: str) -> None:
+    """A run that is resumed, and makes its second record again."""
+    for numbers in ((1, 2, 3, 4), (3, 4, 5, 6)):
+        recorder = make(run_dir, trackers=(tracker,))
+        for number in numbers:
+            update(recorder, number, float(number), loss=100.0 * number, tokens=100, stale=[0])
+        recorder.close()
+
+
+def test_mlflow_has_one_run_across_resumptions(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    train_twice(tmp_path, "mlflow")
+    client = MlflowClient((tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("project")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == tmp_path.name and run.info.status == "FINISHED"
+    assert run.data.params == {"model.dim": "32", "seed": "1"}
+    losses = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert losses == {2: 1.5, 4: 3.5, 6: 5.5}
+
+
+def test_wandb_writes_offline_under_one_identity(tmp_path: Path) -> None:
+    train_twice(tmp_path, "wandb")
+    identity = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert {path.name for path in files} == {f"run-{identity}.wandb"} and all(path.stat().st_size for path in files)
+    assert any(b"train/loss" in path.read_bytes() for path in files)
+
+
+def test_a_tracker_that_is_not_installed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "hpcasync.train.records.wandb_run", raising=False)
+    recorder = make(tmp_path, trackers=("wandb",))
+    recorder.close()
+    said = capsys.readouterr().out
+    assert "pip install 'hpcasync[wandb]', or take wandb out of logging.trackers" in said.replace(chr(10), " ")

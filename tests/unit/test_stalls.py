@@ -86,7 +86,7 @@ def test_reports_name_rank_and_host(
 ) -> None:
     monkeypatch.setenv("HPCASYNC_TERMINAL", "0")
     now = [0.0]
-    recorder = Recorder(tmp_path, Console(StopConfig(updates=1), 1), every=1, tensorboard=False, batches_per_epoch=1)
+    recorder = Recorder(tmp_path, Console(StopConfig(updates=1), 1), every=1, batches_per_epoch=1)
     watch = WorkerWatch(recorder, Roles(("a", "a", "b"), (0,), (1, 2)), least_seconds, lambda: now[0])
     watch.begin()
     for tick in range(40):

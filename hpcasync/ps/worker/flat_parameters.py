@@ -65,6 +65,7 @@ class FlatParameters:
         vector = torch.zeros(num_elements, dtype=torch.float32, device=device)
         for slot, parameter in zip(self._slots, self._parameters, strict=True):
             vector[slot.start : slot.stop].view(slot.shape).copy_(parameter.detach())
+        self._frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         self.buffers = Buffers(module)
         self.use_parameters(vector)
         self.use_gradient(torch.zeros_like(vector))
@@ -136,6 +137,10 @@ class FlatParameters:
     def digest(self) -> str:
         """SHA-256 (16 hexadecimal digits) of names, shapes and positions."""
         return hashlib.sha256(";".join(self.layout).encode()).hexdigest()[:16]
+
+    def frozen_arrays(self) -> dict[str, np.ndarray]:
+        """What the module's frozen parameters hold, by name."""
+        return {name: parameter.detach().cpu().numpy() for name, parameter in self._frozen.items()}
 
     def named_arrays(self, vector: torch.Tensor) -> dict[str, np.ndarray]:
         """Views of a vector in this layout (CPU) by parameter name."""

@@ -3,17 +3,21 @@
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.languages import check_tokenizer, choose_tokenizer
+from hpcasync.data.mixture import Mixture
 from hpcasync.errors import UserError
 
 
-def open_corpus(config: Config) -> PreparedCorpus:
-    """Open the corpus that a run is to be trained on.
+def open_corpora(config: Config) -> Mixture:
+    """Open the corpora that a run is to be trained on.
 
     Raises:
         UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text or no tokeniser where
-            some is needed, two vocabularies for shared vectors, or sentences that the model cannot hold.
+            some is needed, two vocabularies for shared vectors, others than the further corpora, or sentences that the
+            model cannot hold.
     """
     corpus = PreparedCorpus.open(config.data.path)
+    mixture = Mixture((corpus, *map(PreparedCorpus.open, config.data.more)), config.data.repeats)
+    mixture.check_vocabularies()
     if config.validation.score and not corpus.has_split("valid"):
         raise UserError(
             f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
@@ -27,11 +31,12 @@ def open_corpus(config: Config) -> PreparedCorpus:
             f"model.tie=all needs one joint vocabulary, but {corpus.path} has two, of {len(source)} "
             f"and {len(target)} pieces: set model.tie=target, or prepare the corpus with --joint"
         )
-    longest = 1 + max(corpus.manifest.source.max_length, corpus.manifest.target.max_length)
     limit = config.model.max_length
-    if longest > limit:
-        raise UserError(
-            f"model.max_length={limit} is less than the longest sentence of the corpus {corpus.path}, {longest} with "
-            f"its end: raise it, or prepare the corpus with --max-length {limit - 1}"
-        )
-    return corpus
+    for corpus in mixture.corpora:
+        longest = 1 + max(corpus.manifest.source.max_length, corpus.manifest.target.max_length)
+        if longest > limit:
+            raise UserError(
+                f"model.max_length={limit} is less than the longest sentence of the corpus {corpus.path}, {longest} "
+                f"with its end: raise it, or prepare the corpus with --max-length {limit - 1}"
+            )
+    return mixture

@@ -8,14 +8,18 @@ from hpcasync.config.schema import Config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
+from hpcasync.data.mixture import Mixture
+from hpcasync.data.sampling import SubwordSampling
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.identity import identity
-from hpcasync.train.loop.corpus_checks import open_corpus
+from hpcasync.train.loop.corpus_checks import open_corpora
+from hpcasync.train.loop.fine_tuning import freeze_, start_from_
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.records.trackers import trackers_of
 
 
 @dataclass(frozen=True)
@@ -24,32 +28,43 @@ class Task:
 
     Attributes:
         config: of the run.
-        corpus, plan: the batches.
-        model: newly made, the same for the same seed.
+        mixture, plan: the batches.
+        model: newly made, the same for the same seed and `model.start_from`.
         flat: its parameters and gradient.
+        start_digest, frozen_digest: which parameters it begins with, and which of them stay; empty: none.
     """
 
     config: Config
-    corpus: PreparedCorpus
+    mixture: Mixture
     plan: BatchPlan
     model: TranslationModel
     flat: FlatParameters
+    start_digest: str = ""
+    frozen_digest: str = ""
+
+    @property
+    def corpus(self) -> PreparedCorpus:
+        """The first corpus, which has vocabularies and validation text."""
+        return self.mixture.corpora[0]
 
     @property
     def layout(self) -> dict[str, str]:
         """What a resumed run must share with the one before it."""
-        files = self.corpus.manifest.files
         return {
             "model": self.flat.digest,
             "corpus": self.corpus.digest,
             "batches": f"{self.config.data.batch_tokens} tokens, seed {self.config.seed}",
-            **identity(self.config.model, {side: files[vocabulary_file(side)].sha256 for side in SIDES}),
+            **({"sampling": f"{self.config.data.sampling:g}"} if self.config.data.sampling else {}),
+            **_identity(self.config, self.corpus),
+            **({"mixture": self.mixture.digest} if self.mixture.digest != self.corpus.digest else {}),
+            **({"frozen parts": self.frozen_digest} if self.frozen_digest else {}),
         }
 
     @property
     def tokens_per_batch(self) -> float:
         """Target tokens, on average, ends of sentences included."""
-        return (int(self.corpus.train.target_file.offsets[-1]) + len(self.corpus.train)) / self.plan.num_batches()
+        tokens = self.mixture.tokens
+        return (tokens.target_file.num_tokens + len(tokens)) / self.plan.num_batches()
 
     def fresh_updates(self, num_workers: int) -> int:
         """Updates of staleness.fresh_start; none where nobody waits: an update of one push is there with it."""
@@ -60,12 +75,10 @@ class Task:
     def open_recorder(self) -> Recorder:
         """Where the records of the run go: its directory, which exists, and standard output."""
         config, num_batches = self.config, self.plan.num_batches()
+        console = Console(config.stop, num_batches)
+        trackers = trackers_of(config, console.line)
         return Recorder(
-            config.output_dir,
-            Console(config.stop, num_batches),
-            every=config.logging.every,
-            tensorboard=config.logging.tensorboard,
-            batches_per_epoch=num_batches,
+            config.output_dir, console, every=config.logging.every, trackers=trackers, batches_per_epoch=num_batches
         )
 
 
@@ -77,9 +90,25 @@ def make_task(config: Config, device: torch.device) -> Task:
     """
     if device.type == "cpu":
         keep_freed_memory()
-    corpus = open_corpus(config)
+    mixture = open_corpora(config)
+    corpus = mixture.corpora[0]
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, source, target, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    plan = BatchPlan(
+        mixture.tokens,
+        source,
+        target,
+        batch_tokens=config.data.batch_tokens,
+        seed=config.seed,
+        sampling=SubwordSampling(config.data.sampling, config.model.max_length - 1) if config.data.sampling else None,
+    )
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id).to(device)
-    return Task(config, corpus, plan, model, FlatParameters(model))
+    model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
+    start_digest = start_from_(model, config.model, _identity(config, corpus))
+    frozen_digest = freeze_(model, config.model.frozen)
+    model.to(device)
+    return Task(config, mixture, plan, model, FlatParameters(model), start_digest, frozen_digest)
+
+
+def _identity(config: Config, corpus: PreparedCorpus) -> dict[str, str]:
+    files = corpus.manifest.files
+    return identity(config.model, {side: files[vocabulary_file(side)].sha256 for side in SIDES})

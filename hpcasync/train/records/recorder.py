@@ -1,4 +1,4 @@
-"""Records of a run: metrics.jsonl, TensorBoard events, and lines for people."""
+"""Records of a run: metrics.jsonl, what trackers show, and lines for people."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from hpcasync.extras import lack_of
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain
 from hpcasync.runs.records import METRICS_FILE
 from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.train.records.console import Console
-
-if TYPE_CHECKING:
-    from hpcasync.train.records.tensorboard import ScalarFile
+from hpcasync.train.records.trackers import Tracker
 
 
 class Recorder:
-    """Sends each event to metrics.jsonl, TensorBoard and the console.
+    """Sends each event to metrics.jsonl, the trackers and the console.
 
     Updates are summed up over `every` updates: one line, one record.
     """
 
     def __init__(
-        self, run_dir: Path, console: Console, *, every: int, tensorboard: bool, batches_per_epoch: int
+        self, run_dir: Path, console: Console, *, every: int, trackers: Sequence[Tracker] = (), batches_per_epoch: int
     ) -> None:
         self._metrics = _open_to_append(run_dir / METRICS_FILE)
         self._console = console
@@ -36,9 +33,7 @@ class Recorder:
         self._every = every
         self.batches_per_epoch = batches_per_epoch
         self._unwritten: set[str] = set()
-        self._board: ScalarFile | None = None
-        if tensorboard:
-            self._open_board(run_dir / "tensorboard")
+        self._trackers = trackers
         self._loss_sum = 0.0
         self._tokens = 0
         self._staleness: list[int] = []
@@ -46,15 +41,6 @@ class Recorder:
         self._window_started: float | None = None
         self._window_tokens = 0
         self._last: dict[str, Any] | None = None
-
-    def _open_board(self, directory: Path) -> None:
-        try:
-            from hpcasync.train.records.tensorboard import ScalarFile
-        except ImportError as error:
-            self.say(f"no TensorBoard events: {lack_of(error) or error}, or set logging.tensorboard=false")
-            return
-        with self._tolerant("tensorboard"):
-            self._board = ScalarFile(directory)
 
     def event(self, kind: str, **fields: object) -> None:
         """Write one record; numbers that are not finite are null in it."""
@@ -152,17 +138,16 @@ class Recorder:
     def close(self) -> None:
         """Flush and close."""
         self._console.close()
-        for file in (self._board, self._metrics):
-            # What a full disk has refused before is refused again.
+        # What a full disk has refused before is refused again.
+        for close in (*(tracker.close for tracker in self._trackers), self._metrics.close):
             with suppress(OSError):
-                if file is not None:
-                    file.close()
+                close()
 
     def _scalars(self, group: str, keys: Sequence[str], values: dict[str, Any]) -> None:
-        if self._board is not None:
-            with self._tolerant("tensorboard"):
-                told = {f"{group}/{key}": values[key] for key in keys if values[key] is not None}
-                self._board.add(told, values["num_updates"])
+        told = {f"{group}/{key}": values[key] for key in keys if values[key] is not None}
+        for tracker in self._trackers:
+            with self._tolerant(tracker.name):
+                tracker.add(told, values["num_updates"])
 
     @contextmanager
     def _tolerant(self, what: str) -> Iterator[None]:

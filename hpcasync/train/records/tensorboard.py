@@ -23,6 +23,8 @@ class ScalarFile:
         OSError: by every method, where it cannot be written.
     """
 
+    name = "tensorboard"
+
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"

@@ -73,7 +73,7 @@ class Supervisor:
         self._failed_checkpoints: set[str] = set()
         self._clock = clock
         # Of a module that has some (`program.buffer_means`): what snapshots hold beside parameters, and checkpoints.
-        self.snapshot_buffers: Callable[[], dict[str, np.ndarray]] = dict
+        self.snapshot_buffers: Callable[[], dict[str, np.ndarray]] = flat.frozen_arrays
         self.checkpoint_buffers: Callable[[], dict[str, Any]] = dict
         self.workers_lost: list[dict[str, object]] = []
         self._started = clock() - state.counters.wall_seconds
