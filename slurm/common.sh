@@ -83,8 +83,8 @@ pass_signals() {
         wait "$child" && code=0 || code=$?
     done
     trap - USR1
-    # 138: it had not got so far as to note the signal, and died of it.
-    if ((code == EXIT_PREEMPTED || (is_warned && code == 138))) && has_got_forward; then
+    # 138: it had not got so far as to note the signal, and died of it; 250: nor Open MPI's mpirun as to hand it on.
+    if ((code == EXIT_PREEMPTED || (is_warned && (code == 138 || code == 250)))) && has_got_forward; then
         echo "hpcasync: job $SLURM_JOB_ID goes back into the queue" >&2
         scontrol requeue "$SLURM_JOB_ID" && return "$code"
         echo "hpcasync: error: it cannot be requeued: submit it again with --resume" >&2

@@ -24,35 +24,32 @@ Check = tuple[str, Callable[[], dict[str, Any]]]
 _UPDATES = 24
 # How far a gradient may be from float64's, in parts of its norm.
 _LIMITS = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
-# name -> settings of a run of two workers and a server that share the GPU.
+_ON_DEVICE = "roles.server_device={device}"
+_MAPPED = (_ON_DEVICE, "exchange.window=mapped")
+# name -> settings of a run of two workers and a server that share the GPU; what matters most comes first.
 _RUNS: dict[str, tuple[str, ...]] = {
-    "async": ("mode=async",),
-    "async-local": ("mode=async-local", "accumulate.local=2"),
     "async-global": ("mode=async-global", "accumulate.global=2"),
-    "async-combined": ("mode=async-combined", "accumulate.local=2", "accumulate.global=2"),
-    "overlap push": ("exchange.overlap=push",),
+    "mapped": _MAPPED,
+    "mapped, overlap full": (*_MAPPED, "exchange.overlap=full"),
+    "mapped, bf16": (*_MAPPED, "precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
+    "mapped, a server per device": (
+        *(*_MAPPED, "roles.servers=per-device", "optimizer.ema_decay=0.99"),
+        "staleness={{limit: 2, compensation: 0.1, lookahead: 0}}",
+    ),
     "overlap full": ("exchange.overlap=full",),
     "bf16": ("precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
     "fp16": ("precision=fp16",),
+    "scores": ("validation={{score: true, every: 12, beam: 2, max_sentences: 20, device: {device}}}",),
+    "shards on the device": (_ON_DEVICE, "exchange.window=mpi", "exchange.overlap=full"),
+    "async": ("mode=async",),
+    "async-local": ("mode=async-local", "accumulate.local=2"),
+    "async-combined": ("mode=async-combined", "accumulate.local=2", "accumulate.global=2"),
+    "overlap push": ("exchange.overlap=push",),
+    "mapped, overlap push": (*_MAPPED, "exchange.overlap=push"),
     "topk": ("exchange.gradients=topk", "exchange.topk=0.1"),
-    "shards on the device": ("roles.server_device={device}", "exchange.window=mpi", "exchange.overlap=full"),
-    "mapped": ("roles.server_device={device}", "exchange.window=mapped"),
-    "mapped, overlap push": ("roles.server_device={device}", "exchange.window=mapped", "exchange.overlap=push"),
-    "mapped, overlap full": ("roles.server_device={device}", "exchange.window=mapped", "exchange.overlap=full"),
-    "mapped, bf16": (
-        *("roles.server_device={device}", "exchange.window=mapped", "precision=bf16"),
-        *("exchange.gradients=bf16", "exchange.parameters=bf16"),
-    ),
-    "mapped, topk": (
-        *("roles.server_device={device}", "exchange.window=mapped", "exchange.gradients=topk", "exchange.topk=0.1"),
-    ),
-    "mapped, a server per device": (
-        *("roles.server_device={device}", "roles.servers=per-device", "optimizer.ema_decay=0.99"),
-        *("exchange.window=mapped", "staleness={{limit: 2, compensation: 0.1, lookahead: 0}}"),
-    ),
+    "mapped, topk": (*_MAPPED, "exchange.gradients=topk", "exchange.topk=0.1"),
     "straggler": ("straggler.worker=1", "straggler.slowdown=3"),
     "recurrent model": ("model.architecture=rnn",),
-    "scores": ("validation={{score: true, every: 12, beam: 2, max_sentences: 20, device: {device}}}",),
 }
 
 
@@ -103,12 +100,12 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
     for precision in _LIMITS:
         yield f"gradient in {precision} against float64", partial(_compare_gradients, device, corpus, precision)
     config = write_config(work, corpus, device)
+    yield "windows are bit for bit", partial(_compare_windows, config, device)
+    yield "resume is bit for bit", partial(_resume, config)
+    yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
     for name, settings in _RUNS.items():
         words = [word.format(device=device) for word in settings]
         yield f"training, {name}", partial(_train, config, name, words, 3)
-    yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
-    yield "resume is bit for bit", partial(_resume, config)
-    yield "windows are bit for bit", partial(_compare_windows, config, device)
 
 
 def _doctor() -> dict[str, Any]:

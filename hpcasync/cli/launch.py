@@ -169,7 +169,7 @@ def _check_not_inside_a_job() -> None:
         raise UserError(
             f"`hpcasync launch` is to be started once, and srun has started {rank.num_ranks} tasks, of which this is "
             f"number {rank.world_rank} (SLURM_STEP_NUM_TASKS={rank.num_ranks}): start it from the batch script or the "
-            "shell of salloc itself, or by `srun --ntasks=1 --pty`; in a shell that has only inherited these "
+            "shell of salloc itself, or by `srun --pty`; in a shell that has only inherited these "
             "variables: unset SLURM_PROCID SLURM_STEP_NUM_TASKS",
             everywhere=True,
         )

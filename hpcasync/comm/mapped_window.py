@@ -126,10 +126,11 @@ class _HostMemory:
         """Another rank's memory; None: it has none."""
         if handle is None:
             return torch.empty(0, dtype=torch.uint8)
-        try:
-            return self._of_file(*handle)
-        except RuntimeError as error:
-            raise UserError(f"{handle[0]} of another rank cannot be mapped: {_first_line(error)}; {_CURE}") from error
+        path, num_bytes = handle
+        # torch would make a file where there is none: ranks may have directories of their own for shared memory.
+        if not Path(path).is_file():
+            raise UserError(f"{path} of another rank cannot be mapped: it is not there; {_CURE}")
+        return self._of_file(path, num_bytes)
 
     def is_mapped_by_all(self) -> None:
         """Nothing is left behind, however this ends."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import psutil
 
 from hpcasync.launch.mpirun import JobLine
-from hpcasync.launch.ranks import is_shell_of_srun
 from hpcasync.launch.session_directory import remove_left_session
 from hpcasync.launch.shared_memory import remove_left_segments
 
@@ -162,8 +161,8 @@ def environment_of_ranks() -> dict[str, str]:
     mpirun gives ranks pseudo-terminals of no size, whatever its own output is; here it is known.
     """
     variables = dict(os.environ)
-    if is_shell_of_srun():
-        # mpirun's own srun would wait for the end of the step that this shell is.
+    if "SLURM_STEP_ID" in variables:
+        # mpirun's own srun would wait for the end of the step that this process is.
         variables.setdefault("SLURM_OVERLAP", "1")
     if not is_terminal():
         return {**variables, "HPCASYNC_TERMINAL": "0"}

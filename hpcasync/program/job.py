@@ -171,6 +171,10 @@ class Job:
         for _ in stream:
             self._worker.discard()  # left by the program in the loop within
 
+    def loader(self, loader: "DataLoader[Any]", epochs: int) -> "SharedLoader":
+        """`share` for a framework that has the loop itself, and goes through a loader once (examples/trainer.py)."""
+        return SharedLoader(self, loader, epochs)
+
     def _one_epoch(self, stream: Iterator[Any], epoch: int, held: "_Held") -> Iterator[Any]:
         while not held.is_over:
             if not held.batches:
@@ -244,3 +248,23 @@ class Job:
         if engine.is_server:
             return ServerPart(engine, run, joined.deaths, messages)
         return WorkerPart(engine, run, self._worker, timeline, messages)
+
+
+class SharedLoader:
+    """What a framework takes for a DataLoader: this rank's batches of all epochs, in one go.
+
+    Its length is that of all ranks' batches together: how many fall to this one is not known before.
+    """
+
+    def __init__(self, job: Job, loader: "DataLoader[Any]", epochs: int) -> None:
+        self._job = job
+        self._loader = loader
+        self._epochs = epochs
+        self.dataset = loader.dataset
+        self.batch_size = loader.batch_size
+
+    def __len__(self) -> int:
+        return len(self._loader) * self._epochs
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._job.share(self._loader, self._epochs)

@@ -104,10 +104,11 @@ def _shown_sections(report: Report, drawn: Collection[str]) -> dict[str, bool]:
 
 
 def _lead(report: Report) -> str:
-    corpora = dict.fromkeys(str(run.config["data"]["path"]) for run in report.runs)
+    corpora = dict.fromkeys(str(run.config["data"]["path"]) for run in report.runs if "data" in run.config)
     unfinished = sum(result.num_unfinished for result in report.results)
     parts = [f"{_count(len(report.groups), 'configuration')}, {_count(len(report.runs), 'run')}"]
-    parts.append(f"{'corpus' if len(corpora) == 1 else 'corpora'} {', '.join(corpora)}")
+    if corpora:
+        parts.append(f"{'corpus' if len(corpora) == 1 else 'corpora'} {', '.join(corpora)}")
     if unfinished:
         parts.append(f"{_count(unfinished, 'run')} not finished")
     return "; ".join(parts) + "."

@@ -126,7 +126,7 @@ def _newest(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _read_config(path: Path) -> Record:
     config = _read_mapping(path)
-    missing = [key for key in ("name", "mode", "seed", "data", "roles") if key not in config]
+    missing = [key for key in ("name", "mode", "seed", "roles") if key not in config]
     if missing:
         raise UserError(f"{path} is not the resolved configuration of a run: it lacks {', '.join(missing)}")
     try:

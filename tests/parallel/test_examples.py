@@ -14,7 +14,17 @@ from runners import MpiRunner
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Seconds of one core each.
-SIZES = {"digits": ("--epochs", "6"), "characters": ("--parts", "16", "--epochs", "2")}
+SIZES = {
+    "digits": ("--epochs", "6"),
+    "characters": ("--parts", "16", "--epochs", "2"),
+    "trainer": ("--epochs", "3"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _transformers(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["name"] == "trainer":
+        pytest.importorskip("accelerate", reason="Hugging Face's Trainer is not installed (transformers, accelerate)")
 
 
 def code_lines(path: Path) -> list[str]:
@@ -44,16 +54,19 @@ def plain_score(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
     return score(said.getvalue())
 
 
-@pytest.mark.parametrize(("name", "margin"), [("digits", 0.04), ("characters", 0.02)])
+@pytest.mark.parametrize(("name", "margin"), [("digits", 0.04), ("characters", 0.02), ("trainer", 0.1)])
 def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
     name: str, margin: float, mpirun: MpiRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     expected = plain_score(name, monkeypatch)
     job = mpirun.program(1, EXAMPLES / f"{name}.py", *SIZES[name], "--run", tmp_path / "run", timeout=120)
     assert score(job.stdout) == pytest.approx(expected, abs=margin)
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("digits", 0.85, 1.0), ("characters", 2.0, 5.5)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("digits", 0.85, 1.0), ("characters", 2.0, 5.5), ("trainer", 0.85, 1.0)]
+)
 def test_an_example_on_several_ranks(name: str, least: float, most: float, mpirun: MpiRunner, tmp_path: Path) -> None:
     job = mpirun.program(3, EXAMPLES / f"{name}.py", *SIZES[name], "--run", tmp_path / "run", timeout=120)
     assert least <= score(job.stdout) <= most

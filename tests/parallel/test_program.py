@@ -24,8 +24,8 @@ def told(job: Any, run: str) -> list[dict[str, Any]]:
 
 
 def state_of(run_dir: Path) -> dict[str, Any]:
-    newest = max((run_dir / "checkpoints").glob("u*"))
-    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
+    newest = max(path for path in (run_dir / "checkpoints").glob("u*/state.json") if ".partial" not in str(path))
+    state: dict[str, Any] = json.loads(newest.read_text())
     return state
 
 
@@ -45,6 +45,7 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "async", "run": "async", "share": {"epochs": 3}, "made": {"processes": 1}},
         {"mode": "async-global", "accumulate": 2, "run": "gathered", "share": {"epochs": 2}},
         {"mode": "async-global", "run": "left", "share": {"epochs": 100}, "made": {"break_at": 9}},
+        {"mode": "async-global", "run": "scaled", "share": {"epochs": 4}, "made": {"scaled": True}},
         {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
     ]
     synchronous = [
@@ -59,7 +60,10 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_every_rank_has_the_last_version(jobs: tuple[Path, Any, Any]) -> None:
     _, three, two = jobs
-    for job, runs, num_ranks in ((three, ("applied", "async", "gathered", "left", "updates"), 3), (two, ("sync",), 2)):
+    for job, runs, num_ranks in (
+        (three, ("applied", "async", "gathered", "left", "scaled", "updates"), 3),
+        (two, ("sync",), 2),
+    ):
         for run in runs:
             ranks = told(job, run)
             assert len(ranks) == num_ranks
@@ -79,7 +83,13 @@ def test_waiting_for_every_update_is_synchronous_training(jobs: tuple[Path, Any,
 
 def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -> None:
     directory, three, two = jobs
-    for run, epochs, job in (("applied", 4, three), ("async", 3, three), ("gathered", 2, three), ("sync", 4, two)):
+    for run, epochs, job in (
+        ("applied", 4, three),
+        ("async", 3, three),
+        ("gathered", 2, three),
+        ("scaled", 4, three),
+        ("sync", 4, two),
+    ):
         assert_all_was_trained_once(directory / run, epochs)
         assert sum(rank["seen"] for rank in told(job, run)) == epochs * SAMPLES
         assert all(rank["seen"] == 0 for rank in told(job, run) if rank["server"])
@@ -129,6 +139,30 @@ def test_a_run_that_is_stopped_goes_on(mpirun: MpiRunner, tmp_path: Path, mode: 
     assert_all_was_trained_once(tmp_path / "run", 4)
     assert min(rank["tracked"] for rank in told(second, "run")) > 0
     assert told(second, "run")[0]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2)])
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
+    mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int
+) -> None:
+    made = {"kill_at": 25, "pause": 0.02}
+    settings = {"checkpoint.every": 5}
+    case = {"mode": mode, "run": "run", "settings": settings, "share": {"epochs": 4}, "made": made}
+    first = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
+    assert first.returncode != 0 and not told(first, "run")
+    # At the latest a multiple of five; the coordinator may have saved when mpirun told it to end.
+    assert 5 <= state_of(tmp_path / "run")["counters"]["num_updates"] < 4 * BATCHES
+    case["made"] = {}
+    second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
+    assert "resuming from" in second.stdout
+    assert_all_was_trained_once(tmp_path / "run", 4)
+
+
+@pytest.mark.slow
+def test_compiled_modules(mpirun: MpiRunner, tmp_path: Path) -> None:
+    case = {"mode": "async-global", "run": "run", "share": {"epochs": 4}, "made": {"compiled": True}}
+    job = mpirun.python(3, PROGRAM, tmp_path, json.dumps([case]), timeout=300)
+    assert told(job, "run")[0]["accuracy"] > 0.9
 
 
 def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import yaml
 from slurm_cluster import SlurmCluster, SlurmError
 from submitter import CONFIG, NUM_UPDATES, ROOT, Job, Submitter, completed, events_of, make_directory, summary_of
 
+from hpcasync.exit_codes import PREEMPTED
+
 # Longer than any of them takes, for a machine that is busy with other things.
 pytestmark = pytest.mark.timeout(240)
 
@@ -166,6 +168,27 @@ def check_that_it_goes_on(
     assert summary_of(run_dir)["num_updates"] == saved + 10
 
 
+@pytest.mark.timeout(400)
+def test_a_job_that_never_gets_forward_is_not_queued_for_ever(submitter: Submitter, prepared: Job) -> None:
+    """No start makes an update before it is warned: the first saves where it begins, the others the same."""
+    cluster = submitter.cluster
+    words = ("tiny.yaml", "name=stuck", "stop.updates=1000000", "accumulate.global=1000000")
+    job = submitter.submit("train-async.sbatch", *words)
+    log = submitter.directory / f"train-async-{job}.out"
+    for number in range(1, 4):
+        has_started = lambda number=number: log.exists() and log.read_text().count("effective batch") >= number  # noqa: E731
+        cluster.wait_until(has_started, 60, f"start {number}")
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        cluster.wait_until(lambda: cluster.show(job)[0]["JobState"] != "RUNNING", 60, "its end")
+        if cluster.show(job)[0]["JobState"] == "FAILED":
+            break
+        cluster.start_again(job, lambda: None)
+    [ended] = submitter.finish(job)
+    assert (ended.state, ended.exit_code, ended.restarts) == ("FAILED", f"{PREEMPTED}:0", 2), ended.output
+    assert f"two starts of job {job} have brought no new checkpoint: it is not queued again" in ended.output
+    assert not list((submitter.directory / "runs").glob(".stuck*")), "its mark is left"
+
+
 def test_a_mistake_ends_the_job_with_its_message(submitter: Submitter) -> None:
     job = submitter.run("train-async.sbatch", "tiny.yaml", "mode=sync")[0]
     assert (job.state, job.exit_code) == ("FAILED", "2:0")
@@ -197,3 +220,12 @@ def test_a_persons_shell_is_no_task(slurm: SlurmCluster) -> None:
         SlurmError, match=r"srun has started 4 tasks, of which this is number \d \(SLURM_STEP_NUM_TASKS=4\)"
     ):
         slurm.run(*srun, sys.executable, "-m", "hpcasync", *hello, cwd=ROOT)
+
+
+def test_commands_of_salloc(slurm: SlurmCluster) -> None:
+    """`salloc -n4 COMMAND` runs it where salloc is, with the variables of an allocation and of no step."""
+    program = f"{sys.executable} -c 'from mpi4py import MPI; print(MPI.COMM_WORLD.size)'"
+    hpcasync = f"{sys.executable} -m hpcasync"
+    commands = f"{hpcasync} launch -n 4 -- {program}; srun -n 1 {hpcasync} launch -n 2 --oversubscribe -- {program}"
+    said = slurm.run("salloc", "--quiet", "--ntasks=4", "--nodes=1", "bash", "-c", commands, cwd=ROOT)
+    assert said.split() == ["4"] * 4 + ["2"] * 2

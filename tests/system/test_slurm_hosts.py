@@ -5,15 +5,18 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import mpich
 import pytest
 from slurm_cluster import SlurmCluster, reason_to_skip
-from submitter import Submitter, completed, make_directory, summary_of
+from submitter import Submitter, completed, events_of, make_directory, summary_of
+from terminal import Terminal
 
 from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
+from hpcasync.exit_codes import PREEMPTED
 
 # Longer than any of them takes, for a machine that is busy with other things.
 pytestmark = pytest.mark.timeout(600)
@@ -99,3 +102,40 @@ def test_servers_on_nodes_of_their_own(submitter: Submitter, environment: tuple[
     assert "n1: workers on ranks 1-2\n" in job.output
     run_dir = submitter.directory / "runs" / f"{name}-async-global-seed1"
     assert summary_of(run_dir)["num_updates"] == 4
+
+
+def has_prompts(number: int, shown: bytes) -> bool:
+    return shown.count(b"ready> ") >= number
+
+
+def test_the_interactive_step_of_salloc(submitter: Submitter) -> None:
+    """A person's shell on the first of two nodes: launch and mpirun reach the other, and so do they from a step."""
+    hosts = f"{sys.executable} -c 'from mpi4py import MPI; print(MPI.COMM_WORLD.size, MPI.Get_processor_name())'"
+    launch = f"{sys.executable} -m hpcasync launch -n 4 --"
+    lines = (f"{launch} {hosts}", f"mpirun -np 4 --bind-to none {hosts}", f"srun --pty {launch} {hosts}")
+    environment = {**submitter.cluster.environment, "SHELL": "/bin/sh", "PS1": "ready> ", "OMPI_MCA_osc": "^ucx"}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    salloc = ("salloc", "--nodes=2", "--ntasks-per-node=2")
+    with Terminal(salloc, environment, submitter.directory) as terminal:
+        for number, line in enumerate((*lines, "exit"), start=1):
+            terminal.wait_until(partial(has_prompts, number), "prompt")
+            terminal.press(f"{line}\n".encode())
+        terminal.wait()
+    shown = terminal.shown.decode()
+    assert [shown.count(f"\n4 n{node}\r") for node in (0, 1)] == [6, 6], shown
+
+
+def test_a_saved_job_of_two_nodes_ends_without_a_notice(submitter: Submitter) -> None:
+    """mpirun starts its daemons by srun, which calls their end a failure (36608) and names options to debug it."""
+    words = ("tiny.yaml", "name=noticed", "roles.servers=1", "stop={updates: 1000000}", "validation.every=1000000")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--no-requeue")
+    job = submitter.submit("train-async.sbatch", *words, options=options)
+    run_dir = submitter.directory / "runs" / "noticed-async-global-seed1"
+    has_begun = lambda: (run_dir / "metrics.jsonl").exists() and bool(events_of(run_dir, "update"))  # noqa: E731
+    submitter.cluster.wait_until(has_begun, 300, "training")
+    submitter.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    [ended] = submitter.finish(job)
+    assert (ended.state, ended.exit_code) == ("FAILED", f"{PREEMPTED}:0"), ended.output
+    after = ended.output.partition("stopped (preempted by SIGUSR1)")[2]
+    assert re.search("the newest checkpoint is .*/checkpoints/u", after)
+    assert "srun" not in after and "debug-daemons" not in after and "-----" not in after, after

@@ -3,23 +3,37 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.train.machine.cores import are_own, describe_cores, share_cores
+from hpcasync.train.machine.cores import Nodes, are_own, describe_cores, numa_nodes, share_cores
 
 ALL = frozenset(range(8))
 
 
-def shares(hosts: str, num_servers: int, threads: list[int], cores: list[frozenset[int]]) -> list[set[int]]:
-    return [
-        set(share) for share in share_cores(assign_roles(list(hosts), num_servers), threads, cores, [True] * len(cores))
-    ]
+def shares(
+    hosts: str, num_servers: int, threads: list[int], cores: list[frozenset[int]], nodes: Nodes | None = None
+) -> list[set[int]]:
+    roles, size = assign_roles(list(hosts), num_servers), len(cores)
+    return [set(share) for share in share_cores(roles, threads, cores, [True] * size, [nodes or {}] * size)]
 
 
 def test_servers_come_first_and_workers_share_the_rest() -> None:
     assert shares("aaa", 1, [1, 3, 3], [ALL] * 3) == [{0}, {1, 2, 3, 4}, {5, 6, 7}]
+
+
+def test_ranks_keep_to_a_numa_node_where_they_can(tmp_path: Path) -> None:
+    """Cores and their hyperthreads are numbered as servers of two sockets do it."""
+    for node, cores in enumerate(("0-1,4-5\n", "2-3,6,7\n", "\n")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(cores)
+    nodes = numa_nodes(tmp_path)
+    assert nodes == {0: 0, 1: 0, 4: 0, 5: 0, 2: 1, 3: 1, 6: 1, 7: 1}
+    assert shares("aa", 0, [4, 4], [ALL] * 2, nodes) == [{0, 1, 4, 5}, {2, 3, 6, 7}]
+    assert shares("aaa", 1, [1, 3, 4], [ALL] * 3, nodes) == [{0}, {1, 4, 5, 2}, {3, 6, 7}]
+    assert numa_nodes(tmp_path / "none") == {}
 
 
 def test_each_host_is_dealt_out_for_itself() -> None:
@@ -58,12 +72,12 @@ def test_cores_are_the_jobs_own_where_something_says_so(num_cores: int, num_allo
 
 def test_nothing_is_bound_where_others_may_compute() -> None:
     roles = assign_roles(list("aab"), 1)
-    assert share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True, False, True]) == [ALL, ALL, ALL]
+    assert share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True, False, True], [{}] * 3) == [ALL, ALL, ALL]
 
 
 def test_says_what_was_decided() -> None:
     roles = assign_roles(list("aab"), 1)
-    dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True] * 3)
+    dealt = share_cores(roles, [1, 7, 2], [ALL, ALL, ALL], [True] * 3, [{}] * 3)
     assert describe_cores(roles, dealt) == ["cores of a: rank 0 0, rank 1 1-7", "cores of b: rank 2 0-7"]
     assert describe_cores(roles, [ALL] * 3)[0] == "cores of a: 8, shared by its 2 ranks"
 

@@ -66,7 +66,7 @@ def test_scores_made_after_the_run_count_where_it_made_none(tmp_path: Path) -> N
         ("metrics.jsonl", "{\n{}\n", "cannot read .*metrics.jsonl"),
         ("summary.json", "{", "summary.json.*as unfinished"),
         ("config.yaml", "- a list", "holds no mapping"),
-        ("config.yaml", "mode: sync", "lacks name, seed, data, roles"),
+        ("config.yaml", "mode: sync", "lacks name, seed, roles"),
         ("cluster.yaml", "{", "cannot read .*cluster.yaml"),
         ("config.yaml", None, "is no run directory"),
     ],

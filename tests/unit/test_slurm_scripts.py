@@ -127,11 +127,12 @@ class TestPreemption:
         done = self.run(tmp_path, f"exit {PREEMPTED}")
         assert (done.returncode, done.stdout) == (PREEMPTED, "scontrol requeue 7\n")
 
-    def test_a_job_that_died_of_the_signal_is_requeued(self, tmp_path: Path) -> None:
-        done = self.run(tmp_path, "kill -USR1 $PPID; sleep 0.3; kill -USR1 $$; sleep 9")
-        assert (done.returncode, done.stdout) == (138, "scontrol requeue 7\n")
+    @pytest.mark.parametrize(("end", "code"), [("kill -USR1 $$; sleep 9", 138), ("exit 250", 250)])
+    def test_a_job_that_died_of_the_signal_is_requeued(self, tmp_path: Path, end: str, code: int) -> None:
+        done = self.run(tmp_path, f"trap '' USR1; kill -USR1 $PPID; sleep 0.3; trap - USR1; {end}")
+        assert (done.returncode, done.stdout) == (code, "scontrol requeue 7\n")
 
-    @pytest.mark.parametrize("code", [0, 1, 86, 138])
+    @pytest.mark.parametrize("code", [0, 1, 86, 138, 250])
     def test_no_other_is(self, tmp_path: Path, code: int) -> None:
         done = self.run(tmp_path, f"exit {code}")
         assert (done.returncode, done.stdout) == (code, "")

@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hpcasync.comm.roles import Roles
 
 Cores = frozenset[int]
+# NUMA node of each core: near to it is the memory of that node.
+Nodes = Mapping[int, int]
 
 # For child processes that are no ranks: the cores from before, as numbers with commas between them.
 UNBOUND_VARIABLE = "HPCASYNC_UNBOUND_CORES"
+_NODES = Path("/sys/devices/system/node")
 
 
 def are_own(cores: Cores, *, num_of_host: int, num_allocated: int) -> bool:
@@ -25,20 +29,35 @@ def are_own(cores: Cores, *, num_of_host: int, num_allocated: int) -> bool:
     return len(cores) < num_of_host or num_allocated >= num_of_host
 
 
+def numa_nodes(root: Path = _NODES) -> dict[int, int]:
+    """Those of this host's cores; nothing where the system does not say."""
+    nodes: dict[int, int] = {}
+    for path in root.glob("node[0-9]*/cpulist"):
+        for run in filter(None, path.read_text().strip().split(",")):
+            first, _, last = run.partition("-")
+            nodes |= dict.fromkeys(range(int(first), int(last or first) + 1), int(path.parent.name[len("node") :]))
+    return nodes
+
+
 def share_cores(
-    roles: Roles, threads_of_ranks: Sequence[int], cores_of_ranks: Sequence[Cores], are_own_of_ranks: Sequence[bool]
+    roles: Roles,
+    threads_of_ranks: Sequence[int],
+    cores_of_ranks: Sequence[Cores],
+    are_own_of_ranks: Sequence[bool],
+    nodes_of_ranks: Sequence[Nodes],
 ) -> list[Cores]:
     """The cores that each world rank should keep to.
 
-    The ranks of a host are given neighbouring cores, servers first as many as they have threads, and the workers equal
-    shares of the others. They keep what they have where a scheduler has given them different cores already, where
-    there are more threads than cores, and where others may compute on them.
+    The ranks of a host are given neighbouring cores, one NUMA node after the other: servers first as many as they have
+    threads, and the workers equal shares of the others. They keep what they have where a scheduler has given them
+    different cores already, where there are more threads than cores, and where others may compute on them.
 
     Args:
         roles: of the job.
         threads_of_ranks: intra-op threads of each world rank.
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host.
         are_own_of_ranks: see `are_own`.
+        nodes_of_ranks: of the host of each world rank.
     """
     shares = list(cores_of_ranks)
     for host in dict.fromkeys(roles.hosts):
@@ -46,7 +65,9 @@ def share_cores(
         is_shared = len({cores_of_ranks[rank] for rank in ranks}) == 1
         is_own = all(are_own_of_ranks[rank] for rank in ranks)
         if is_own and is_shared and sum(threads_of_ranks[rank] for rank in ranks) <= len(cores_of_ranks[ranks[0]]):
-            for rank, cores in _deal(roles, ranks, threads_of_ranks, sorted(cores_of_ranks[ranks[0]])).items():
+            nodes = nodes_of_ranks[ranks[0]]
+            order = sorted(cores_of_ranks[ranks[0]], key=lambda core: (nodes.get(core, 0), core))
+            for rank, cores in _deal(roles, ranks, threads_of_ranks, order).items():
                 shares[rank] = cores
     return shares
 

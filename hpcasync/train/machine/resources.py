@@ -10,7 +10,7 @@ from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
-from hpcasync.train.machine.cores import are_own, bind, describe_cores, share_cores
+from hpcasync.train.machine.cores import are_own, bind, describe_cores, numa_nodes, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
 from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus
 
@@ -49,7 +49,8 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     if config.roles.bind != "none":
         num_of_host = os.cpu_count() or 1
         own = are_own(cores[comm.rank], num_of_host=num_of_host, num_allocated=num_allocated)
-        cores = share_cores(roles, threads, cores, comm.allgather(own or config.roles.bind == "always"))
+        are_own_of_ranks = comm.allgather(own or config.roles.bind == "always")
+        cores = share_cores(roles, threads, cores, are_own_of_ranks, comm.allgather(numa_nodes()))
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
     plan = plan_gpus(config, roles, comm.allgather(see_gpus()))

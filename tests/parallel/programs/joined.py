@@ -85,16 +85,20 @@ def train(directory: Path, case: dict[str, Any]) -> None:
         job = hpcasync.join(model, optimizer, scheduler=scheduler, **case)
         batches = job.share(loader, **share)
     seen, rates = 0, []
+    compute = torch.compile(model) if "compiled" in made else model
+    scaler = torch.amp.GradScaler("cpu", enabled="scaled" in made)
     for number, (points, classes) in enumerate(batches, start=1):
-        loss = nn.functional.cross_entropy(model(points), classes) / num_local
+        with torch.autocast("cpu", torch.bfloat16, enabled="scaled" in made):
+            loss = nn.functional.cross_entropy(compute(points), classes) / num_local
         if job is not None:
             job.log(loss.detach() * num_local)
-        loss.backward()
+        scaler.scale(loss).backward()
         seen += len(points)
         if number % num_local == 0:
             if job is None and clip:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
             optimizer.zero_grad()
         rates.append(optimizer.param_groups[0]["lr"])
@@ -104,6 +108,8 @@ def train(directory: Path, case: dict[str, Any]) -> None:
         if number == made.get("signal_at") and job is not None and job.is_first:
             for path in directory.glob("*.pid"):
                 os.kill(int(path.stem), signal.SIGUSR1)
+        if number == made.get("kill_at") and job is not None and job.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
         if number == made.get("break_at"):
             break
     del batches  # a generator that somebody holds goes on after a break
