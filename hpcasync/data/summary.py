@@ -55,6 +55,8 @@ def training_command(manifest: Manifest, directory: Path) -> str:
     """What trains on a corpus as it is, to be pasted into a shell at this working directory."""
     name = re.sub(r"[^\w.+-]", "-", directory.resolve().name, flags=re.ASCII)
     settings = [f"name={name}", f"data.path={as_argument(directory)}"]
+    if not manifest.joint:
+        settings.append("model.tie=target")
     if "valid" not in manifest.held_out:
         settings.append("validation.score=false")
     longest = 1 + max(manifest.source.max_length, manifest.target.max_length)

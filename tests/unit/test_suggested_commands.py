@@ -74,6 +74,12 @@ def test_training_on_a_prepared_corpus(manifest: Manifest, name: str) -> None:
     assert same(config_of(own_words(training_command(manifest, Path(name)))).data.path, name)
 
 
+def test_a_corpus_with_two_vocabularies_ties_what_they_allow(manifest: Manifest) -> None:
+    assert config_of(own_words(training_command(manifest, Path("c")))).model.tie == "all"
+    apart = manifest.model_copy(update={"joint": False})
+    assert config_of(own_words(training_command(apart, Path("c")))).model.tie == "target"
+
+
 @examples
 @given(name=names)
 def test_preparing_what_was_fetched(name: str) -> None:
