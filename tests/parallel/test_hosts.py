@@ -59,3 +59,17 @@ def test_train(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus, reque
     if "three hosts" in request.node.name:
         roles = [line.strip() for line in header.splitlines() if " on ranks " in line]
         assert [line.partition(":")[0] for line in roles] == ["n0", "n1", "n2"]
+
+
+@pytest.mark.parametrize("runner", ["this MPI on three hosts"], indirect=True)
+def test_a_server_for_each_host_and_no_mapping_between_them(
+    runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus
+) -> None:
+    train = Trainer(runner, tmp_path, tiny_corpus)
+    run = train(6, "stop.updates=4", "roles.servers=per-device", "exchange.window=auto")
+    assert (run.summary["roles"]["servers"], run.summary["roles"]["workers"]) == (3, 3)
+    roles = [line.strip() for line in run.job.stdout.splitlines() if " on ranks " in line]
+    assert all("servers on ranks" in line and "workers on ranks" in line for line in roles) and len(roles) == 3
+    refused = train(6, "name=mapped", "roles.servers=per-device", "exchange.window=mapped", check=False)
+    assert refused.job.returncode == 2 and "Traceback" not in refused.job.stderr
+    assert refused.job.stderr.count("exchange.window=mapped: ranks map the memory of their own host alone") == 1
