@@ -22,8 +22,8 @@ _NUM_BATCHES = 8
 
 def resident() -> dict[str, float]:
     """Megabytes of this process by kind, as Linux counts them."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {key[:-1]: int(value) / 1e3 for key, value, *_ in lines if key[:-1] in _KINDS}
+    fields = dict(line.split(":", maxsplit=1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {kind: int(fields[kind].split()[0]) * 1024 / 1e6 for kind in _KINDS}
 
 
 class Sampler(threading.Thread):
