@@ -9,6 +9,7 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.errors import UserError
+from hpcasync.ps.server.adam import EagerAdam
 from hpcasync.ps.server.parameter_groups import OptimizerFactory
 from hpcasync.ps.worker.flat_parameters import owner_of
 
@@ -70,6 +71,10 @@ def require_elementwise(make_optimizer: OptimizerFactory, device: torch.device) 
         UserError: it has other groups than one of all that it is given, cannot make a step on gradients alone, or steps
             an element by what is in others.
     """
+    parameter = torch.nn.Parameter(torch.zeros(1, device=device))
+    if isinstance(optimizer := make_optimizer([parameter]), EagerAdam):
+        _require_one_group(optimizer, parameter)
+        return  # known to; and a step by torch would load its compiler
     whole = _trial(make_optimizer, [slice(0, _TRIAL_ELEMENTS)], device)
     if not torch.equal(whole, _trial(make_optimizer, [slice(0, _TRIAL_ELEMENTS)], device)):
         return  # it draws random numbers: nothing to compare

@@ -65,11 +65,14 @@ def test_no_rank_that_trains_on_cpus_loads_the_compiler_of_torch() -> None:
     source = """import torch
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server import fused_apply
+from hpcasync.ps.start_checks import require_elementwise
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.train.loop.optimizers import optimizer_factory
 for name in ("adam", "adamw"):
     for nesterov in (False, True):
-        state = ShardState(torch.ones(9), optimizer_factory(OptimizerConfig(name=name, nesterov=nesterov)))
+        make = optimizer_factory(OptimizerConfig(name=name, nesterov=nesterov))
+        require_elementwise(make, torch.device("cpu"))
+        state = ShardState(torch.ones(9), make)
         if fused_apply.is_available():
             state.apply(blocks_of(torch.ones(9)), scale=1.0, learning_rate=0.1, version=1)
             assert state.parameters[0] < 1
