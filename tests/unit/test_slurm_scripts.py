@@ -38,7 +38,7 @@ class TestScripts:
         starts = {
             path.read_text().split("# sbatch runs a copy")[1].split("prepare_environment\n")[0] for path in ALL_SCRIPTS
         }
-        assert len(ALL_SCRIPTS) == 5
+        assert len(ALL_SCRIPTS) == 6
         assert len(starts) == 1
 
     def test_a_job_without_hpcasync_says_where_to_put_it_right(self, tmp_path: Path) -> None:
