@@ -37,6 +37,8 @@ EXTRAS = {
     # The documentation as a site: `make docs`.
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
     "dev": [
+        # The Trainer of an example.
+        "accelerate",
         "build",
         "hypothesis",
         "mypy",

@@ -24,7 +24,7 @@ SIZES = {
 @pytest.fixture(autouse=True)
 def _transformers(request: pytest.FixtureRequest) -> None:
     if request.node.callspec.params["name"] == "trainer":
-        pytest.importorskip("accelerate", reason="Hugging Face's Trainer is not installed (transformers, accelerate)")
+        pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs transformers and accelerate")
 
 
 def code_lines(path: Path) -> list[str]:
