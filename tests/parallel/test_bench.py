@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tiny_training import make_tiny_corpus
 
 from hpcasync.bench.abort import bench_abort
 from hpcasync.bench.compare import bench_compare, faster
@@ -71,6 +73,17 @@ def test_idle_between_hosts_names_them() -> None:
         pytest.skip(reason)
     rows = rows_of("idle", "--seconds", "1", "--step", "0.5", "--link", "1gbit")
     assert len(rows) == 3 and all("workers on 2 hosts" in str(row["name"]) for row in rows)
+
+
+def test_memory_has_every_rank_and_what_it_needs(tmp_path: Path) -> None:
+    corpus = make_tiny_corpus(tmp_path)
+    small = ("model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.encoder_layers=1", "model.decoder_layers=1")
+    rows = rows_of("memory", str(corpus.path), *small, "--updates", "2")
+    totals = [row for row in rows if not str(row["name"]).startswith(" ")]
+    assert [str(row["name"]) for row in totals] == [
+        f"{who}: resident at most" for who in ("server", "worker 0", "worker 1")
+    ]
+    assert all(0 < float(str(row["limit"])) < float(str(row["value"])) for row in totals)
 
 
 def test_abort_ends_a_job_as_promised() -> None:
