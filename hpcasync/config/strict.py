@@ -261,10 +261,13 @@ def _explain(detail: Any, schema: type[BaseModel], prefix: str = "") -> str:
         known = _keys_at(detail["loc"][:-1], schema)
         *above, last = map(str, detail["loc"])
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-        # A whole path, to be pasted: also of a key that stands in another section.
-        meant = [".".join([*above, name]) for name in near] or [
-            path for path in _all_paths(schema) if path.endswith(f".{last}")
-        ]
+        # A whole path, to be pasted: also of a key that stands in another section, or below one that is misspelt.
+        written = ".".join([*above, last, *detail["input"]]) if _is_one_key(detail["input"]) else ""
+        meant = (
+            difflib.get_close_matches(written, list(_all_paths(schema)), n=1, cutoff=0.75)
+            or [".".join([*above, name]) for name in near]
+            or [path for path in _all_paths(schema) if path.endswith(f".{last}")]
+        )
         hint = (
             f"did you mean {' or '.join(prefix + path for path in meant)}?"
             if meant
@@ -277,6 +280,10 @@ def _explain(detail: Any, schema: type[BaseModel], prefix: str = "") -> str:
     message = message[:1].lower() + message[1:]
     shown = "" if detail["type"] == "value_error" else f" (given: {_shortened(repr(detail['input']))})"
     return f"{location}: {message}{shown}" if location else message
+
+
+def _is_one_key(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and all(isinstance(key, str) for key in value)
 
 
 def _shortened(text: str) -> str:

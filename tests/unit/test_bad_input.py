@@ -68,7 +68,7 @@ CONFIGURATION = [
     setting(
         "unknown key below", "optimizer.learningrate=1", "learningrate", cure="did you mean optimizer.learning_rate?"
     ),
-    setting("unknown section", "optimiser.eps=1", "unknown key optimiser", cure="did you mean optimizer?"),
+    setting("unknown section", "modle.dim=32", "unknown key modle", cure="did you mean model.dim?"),
     setting("nothing near", "roles.xyz=1", "unknown key roles.xyz", cure="valid keys: servers"),
     setting("text for a number", "seed=one", "seed", "given: 'one'", cure="valid integer"),
     setting("a fraction for a number", "exchange.slots=1.5", "exchange.slots", cure="valid integer"),
