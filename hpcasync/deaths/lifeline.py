@@ -104,6 +104,11 @@ def introduce(name: str) -> None:
     _say(name=name)
 
 
+def save_on_usr1() -> None:
+    """From now on USR1 makes this rank's job save and end: `launch` sends it in place of the first INT or TERM."""
+    _say(saves_on_usr1=True)
+
+
 def release() -> None:
     """From now on the ranks look after each other: `launch` does nothing when this one dies."""
     global _is_released

@@ -36,6 +36,7 @@ class Rank:
     Attributes:
         name: what it is to people; empty: not told yet.
         is_released: others look after it.
+        saves_on_usr1: it saves and ends on that signal.
         exit_code: with which it is about to end; None: it has not said so.
         is_unreachable: its host does not answer any more.
     """
@@ -45,6 +46,7 @@ class Rank:
     pid: int = 0
     name: str = ""
     is_released: bool = False
+    saves_on_usr1: bool = False
     exit_code: int | None = None
     is_unreachable: bool = False
 
@@ -126,6 +128,12 @@ class Lifelines:
         for connection in list(self._lines):
             with contextlib.suppress(OSError):
                 connection.send(f"{name}\n".encode())
+
+    @property
+    def save_on_usr1(self) -> bool:
+        """Whether all ranks that run have said that they save and end on USR1. For a handler of signals."""
+        lines = list(self._lines.values())
+        return bool(lines) and all(line.rank.saves_on_usr1 for line in lines)
 
     def _run(self) -> None:
         while self._wake not in (ready := self._wait(None)):

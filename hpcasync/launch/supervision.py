@@ -53,13 +53,14 @@ def supervise(
         line: the job.
         environment: of the ranks, beside what the line needs.
         lifelines: what the ranks hold on to.
-        saves_on_usr1: the job saves and ends on USR1. The first INT or TERM is then handed on as such, for mpirun gives
-            ranks no time to save on others; it follows itself after SAVE_SECONDS, or at once if it comes again.
+        saves_on_usr1: the job saves and ends on USR1, whether its ranks say so or not. The first INT or TERM is then
+            handed on as such, for mpirun gives ranks no time to save on others; it follows itself after SAVE_SECONDS,
+            or at once if it comes again.
         has_live_line: the ranks mark progress for a live line on this terminal.
     """
     job, started_at = uuid.uuid4().hex, time.time()
     relay = Relay(has_live_line=has_live_line)
-    supervision = _Supervision(saves_on_usr1, lifelines.tell, relay.say)
+    supervision = _Supervision(lambda: saves_on_usr1 or lifelines.save_on_usr1, lifelines.tell, relay.say)
     numbers = (*_FORWARDED_SIGNALS, signal.SIGALRM)
     previous = {number: signal.signal(number, supervision.forward) for number in numbers}
     try:
@@ -91,7 +92,9 @@ def supervise(
 class _Supervision:
     """What happens to a job from outside, and what is done then."""
 
-    def __init__(self, saves_on_usr1: bool, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, saves_on_usr1: Callable[[], bool], tell: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.received: list[int] = []
         self._tell = tell
@@ -119,7 +122,7 @@ class _Supervision:
             return
         is_first = not any(other in _ASKING_SIGNALS for other in self.received)
         self.received.append(number)
-        if self._saves_on_usr1 and number in _ASKING_SIGNALS and is_first:
+        if number in _ASKING_SIGNALS and is_first and self._saves_on_usr1():
             self._say("saving a checkpoint; once more to end at once")
             signal.alarm(SAVE_SECONDS)
             self._tell(signal.Signals(number).name)

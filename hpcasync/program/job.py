@@ -156,12 +156,13 @@ class Job:
             sys.exit(exit_code)
 
     def epochs(self, loader: "DataLoader[Any]", number: int) -> Iterator[Iterator[Any]]:
-        """`share`, cut where this rank's batches go from one epoch to the next: for programs with a loop in a loop.
+        """`share`, cut where this rank's steps go from one epoch to the next: for programs with a loop in a loop.
 
             for batches in job.epochs(loader, 10):  # for epoch in range(10):
                 for batch in batches:               #     for batch in loader:
 
-        Workers do not wait for each other where an epoch ends. A server goes through the outer loop once.
+        Workers do not wait for each other where an epoch ends. With `accumulate` a step's batches are in one epoch's
+        loop, the last of which may come from the next epoch. A server goes through the outer loop once.
         """
         stream, held = self.share(loader, number), _Held()
         for epoch in range(number):
@@ -183,7 +184,7 @@ class Job:
                 except StopIteration:
                     held.is_over = True
                     return
-            if self._worker.epoch > epoch:
+            if self._worker.epoch > epoch and self._worker.num_open == 1:
                 return
             yield held.batches.pop()
 
@@ -230,7 +231,10 @@ class Job:
         locked = run_directory_locked(config, must_exist=joined.resume is True)
         collectively(comm, lambda: stack.enter_context(locked) if run.is_coordinator else None)
         run.open(resume=joined.resume, overwrite=joined.overwrite)
-        self._validated = run.state.counters.num_updates
+        counters = run.state.counters
+        if config.schedule_per != "update":
+            joined.schedule.go_on(counters.num_updates, counters.num_batches)
+        self._validated = counters.num_updates
         return run
 
     def _begin(self, run: ProgramRun) -> _Part:

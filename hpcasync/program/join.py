@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from hpcasync.comm.mpi import collectively, gather_hosts, require_same
 from hpcasync.comm.roles import assign_roles
 from hpcasync.config.program import ProgramConfig, program_config
+from hpcasync.deaths import lifeline
 from hpcasync.deaths.policy import Deaths
 from hpcasync.errors import UserError
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
@@ -97,6 +98,7 @@ def _start() -> MPI.Intracomm:
     if comm.size > 1:
         _end_all_on_an_error()
     note_stop_signals()
+    lifeline.save_on_usr1()
     check_world_size(comm.size)
     return comm
 

@@ -42,12 +42,18 @@ class Schedule:
             scheduler.step = _nothing  # type: ignore[method-assign]
         self.batches_per_update = self.batches_per_step = 1
         self._num_steps = 0
+        self._first_version = self._first_batches = 0
         self._lock = threading.Lock()
+
+    def go_on(self, version: int, num_batches: int) -> None:
+        """The run resumes: so many batches are in a version, however many an update had when they were trained on."""
+        self._first_version, self._first_batches = version, num_batches
 
     def settings(self, group: int, version: int) -> dict[str, Any]:
         """What a group is set to for the update that makes a version; versions come in ascending order."""
         with self._lock:
-            while self._num_steps < (version - 1) * self.batches_per_update // self.batches_per_step:
+            num_batches = self._first_batches + (version - 1 - self._first_version) * self.batches_per_update
+            while self._num_steps < num_batches // self.batches_per_step:
                 self._step()
             values = self._optimizer.param_groups[group]
             return {name: value for name, value in values.items() if name != "params"}

@@ -75,6 +75,11 @@ class Worker:
         """Number of updates in the parameters that the module has."""
         return 0 if self._exchange is None else self._exchange.version
 
+    @property
+    def num_open(self) -> int:
+        """Batches given to the program since the last step."""
+        return len(self._open)
+
     def batches(
         self, loader: "DataLoader[Any]", plan: BatchPlan, draw: Callable[[], int | None], exchange: VersionedExchange
     ) -> Iterator[Any]:
@@ -155,7 +160,8 @@ class Worker:
         if num_batches > expected or (self._is_synchronous and num_batches != expected):
             raise UserError(
                 f"optimizer.step() after {num_batches} batch(es), and accumulate.local is {expected}: say "
-                f"hpcasync.join(…, accumulate={num_batches})"
+                f"hpcasync.join(…, accumulate={num_batches}), or make a step after every {expected}; none is left out, "
+                "as a gradient that is not finite is dropped here anyway"
             )
         self._push()
 

@@ -1,6 +1,11 @@
 """Programs that have joined a job, with real ranks: `hpcasync.join` in all modes, interrupted, and misused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,8 @@ import pytest
 import torch
 from runners import MpiRunner
 from safetensors.torch import load_file
+
+from hpcasync.exit_codes import PREEMPTED
 
 PROGRAM = Path(__file__).parent / "programs" / "joined.py"
 SAMPLES, BATCHES = 203, 26
@@ -44,6 +51,7 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "async-global", "run": "applied", "settings": APPLIED, "share": {"epochs": 4}, "made": IN_ORDER},
         {"mode": "async", "run": "async", "share": {"epochs": 3}, "made": {"processes": 1}},
         {"mode": "async-global", "accumulate": 2, "run": "gathered", "share": {"epochs": 2}},
+        {"mode": "async-global", "accumulate": 2, "run": "nested", "share": {"epochs": 3}, "made": {"nested": True}},
         {"mode": "async-global", "run": "left", "share": {"epochs": 100}, "made": {"break_at": 9}},
         {"mode": "async-global", "run": "scaled", "share": {"epochs": 4}, "made": {"scaled": True}},
         {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
@@ -51,6 +59,8 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     synchronous = [
         {"mode": "sync", "run": "sync", "share": {"epochs": 4}, "made": IN_ORDER},
         {"mode": "sync", "accumulate": 3, "run": "sync-gathered", "share": {"epochs": 1}},
+        # 13 batches of an epoch for each: the seventh step takes one of the next epoch.
+        {"mode": "sync", "accumulate": 2, "run": "sync-nested", "share": {"epochs": 3}, "made": {"nested": True}},
         {"mode": "sync", "run": "sync-left", "share": {"epochs": 100}, "made": {"break_at": 9}},
     ]
     three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240)
@@ -87,8 +97,10 @@ def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -
         ("applied", 4, three),
         ("async", 3, three),
         ("gathered", 2, three),
+        ("nested", 3, three),
         ("scaled", 4, three),
         ("sync", 4, two),
+        ("sync-nested", 3, two),
     ):
         assert_all_was_trained_once(directory / run, epochs)
         assert sum(rank["seen"] for rank in told(job, run)) == epochs * SAMPLES
@@ -156,6 +168,22 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
     second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
     assert "resuming from" in second.stdout
     assert_all_was_trained_once(tmp_path / "run", 4)
+
+
+def test_launch_lets_a_program_save(tmp_path: Path) -> None:
+    case = {"mode": "async-global", "run": "run", "share": {"epochs": 1000}, "made": {"pause": 0.02}}
+    command = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", "--"]
+    command += [sys.executable, str(PROGRAM), str(tmp_path), json.dumps([case])]
+    records = tmp_path / "run" / "metrics.jsonl"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
+        while job.poll() is None and not (records.exists() and '"update"' in records.read_text()):
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate()
+    assert job.returncode == PREEMPTED, said
+    assert "stopped (preempted by SIGTERM)" in said
+    assert state_of(tmp_path / "run")["counters"]["num_updates"] > 0
 
 
 @pytest.mark.slow

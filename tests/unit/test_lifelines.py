@@ -182,7 +182,7 @@ def say(text: str) -> None:
 
 @pytest.mark.parametrize(("code", "expected"), [(9, 137), (14, 137), (255, 137), (0, 137), (137, 137), (139, 139)])
 def test_exit_codes_of_a_job_that_has_lost_a_rank(code: int, expected: int) -> None:
-    supervision = _Supervision(True, lambda name: None, say)
+    supervision = _Supervision(lambda: True, lambda name: None, say)
     with subprocess.Popen(["true"]) as process:
         supervision.begin(process)
     assert supervision.judge(85, [], has_report=True) == 85
@@ -191,7 +191,7 @@ def test_exit_codes_of_a_job_that_has_lost_a_rank(code: int, expected: int) -> N
 
 
 def test_an_mpirun_that_ends_before_its_ranks_has_not_ended_well(capfd: pytest.CaptureFixture[str]) -> None:
-    supervision = _Supervision(True, lambda name: None, say)
+    supervision = _Supervision(lambda: True, lambda name: None, say)
     assert supervision.judge(0, [Rank(1, "n1", 77)], has_report=False) == RANK_LOST
     assert capfd.readouterr().err == "hpcasync: mpirun has ended before the ranks had: rank 1 on n1 (process 77)\n"
 
@@ -203,7 +203,7 @@ def test_an_mpirun_that_ends_before_its_ranks_has_not_ended_well(capfd: pytest.C
 def test_a_death_that_mpirun_was_quicker_to_notice_is_named(
     capfd: pytest.CaptureFixture[str], has_report: bool, command: str, is_named: bool
 ) -> None:
-    supervision = _Supervision(True, lambda name: None, say)
+    supervision = _Supervision(lambda: True, lambda name: None, say)
     with subprocess.Popen(["sh", "-c", command]) as process:
         supervision.begin(process)
     code = supervision.judge(9, [Rank(1, "n1", 77)], has_report=has_report)

@@ -164,6 +164,14 @@ def test_a_scheduler_of_batches_keeps_pace_with_the_data() -> None:
     assert [schedule.rate(version) for version in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
+def test_a_scheduler_goes_on_where_the_data_is_whatever_number_of_workers_was_before() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    schedule = Schedule(optimizer, [torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)])
+    schedule.batches_per_update = 2
+    schedule.go_on(version=4, num_batches=4)
+    assert [schedule.rate(version) for version in range(5, 7)] == pytest.approx([0.5, 0.25])
+
+
 def test_buffers_are_averaged_by_pushes() -> None:
     means = BufferMeans()
     means.take(0, 1, {"mean": np.array([1.0, 3.0], np.float32), "count": np.array(5)})

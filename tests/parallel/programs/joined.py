@@ -84,10 +84,13 @@ def train(directory: Path, case: dict[str, Any]) -> None:
         case["run"] = str(directory / case["run"])
         job = hpcasync.join(model, optimizer, scheduler=scheduler, **case)
         batches = job.share(loader, **share)
+    numbered: Any = enumerate(batches, start=1)
+    if job is not None and "nested" in made:  # counts anew in each epoch, as most programs do
+        numbered = (each for epoch in job.epochs(loader, share["epochs"]) for each in enumerate(epoch, start=1))
     seen, rates = 0, []
     compute = torch.compile(model) if "compiled" in made else model
     scaler = torch.amp.GradScaler("cpu", enabled="scaled" in made)
-    for number, (points, classes) in enumerate(batches, start=1):
+    for number, (points, classes) in numbered:
         with torch.autocast("cpu", torch.bfloat16, enabled="scaled" in made):
             loss = nn.functional.cross_entropy(compute(points), classes) / num_local
         if job is not None:
@@ -112,7 +115,7 @@ def train(directory: Path, case: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == made.get("break_at"):
             break
-    del batches  # a generator that somebody holds goes on after a break
+    del batches, numbered  # a generator that somebody holds goes on after a break
     model.eval()
     with torch.no_grad():
         points, classes = data().tensors
