@@ -1,5 +1,6 @@
 """The configuration of a program of the user's own that has joined a job (`hpcasync.join`)."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +58,11 @@ def program_config(run: str | Path, settings: Mapping[str, Any], **values: Any) 
     Raises:
         UserError: naming the key, its value and, for an unknown key, the nearest valid one.
     """
-    sections: dict[str, Any] = {"run": str(run), "name": Path(run).name or "run", "validation": {"score": False}}
+    sections: dict[str, Any] = {
+        "run": str(run),
+        "name": re.sub(r"[^\w.+-]", "-", Path(run).name) or "run",
+        "validation": {"score": False},
+    }
     for key, value in [*values.items(), *settings.items()]:
         *parents, last = key.split(".")
         section = sections

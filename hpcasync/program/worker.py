@@ -1,7 +1,8 @@
 """A program's steps as a worker's: batches that it is dealt, gradients that it pushes, versions that it pulls."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,23 @@ class VersionedExchange(Protocol):
         """Bring parameters up to date."""
 
 
+@dataclass
+class _Batch:
+    """A batch that the program has been given, and has not made a step with.
+
+    Attributes:
+        ticket: which one it is.
+        num_samples: in it.
+        weight: what it counts in an update.
+        loss: as the program told it.
+    """
+
+    ticket: int
+    num_samples: int
+    weight: int
+    loss: float | torch.Tensor | None = None
+
+
 class Worker:
     """Deals batches to the program, and does what its `optimizer.step()` stands for.
 
@@ -63,12 +81,13 @@ class Worker:
         self.epoch = 0
         self.after_step: Callable[[], None] = lambda: None
         self._exchange: VersionedExchange | None = None
-        self._open: list[int] = []
-        self._weights: list[int] = []
-        self._num_samples = 0
-        self._losses: list[float | torch.Tensor | None] = []
+        self._open: list[_Batch] = []
+        # Of these, how many there were when backward last added to the gradient.
+        self._num_computed = 0
         self._has_old_gradient = False
         self._started = 0.0
+        for parameter, _ in flat.bounds:
+            parameter.register_post_accumulate_grad_hook(self._note_backward)  # type: ignore[no-untyped-call]
 
     @property
     def version(self) -> int:
@@ -93,10 +112,7 @@ class Worker:
         while not exchange.is_finished and (batch := next(batches, _NOTHING)) is not _NOTHING:
             ticket, num_samples = tickets.next()
             self.epoch, _ = plan.locate(ticket)
-            self._open.append(ticket)
-            self._weights.append(num_samples)
-            self._num_samples += num_samples
-            self._losses.append(None)
+            self._open.append(_Batch(ticket, num_samples, weight=num_samples))
             if len(self._open) == 1:
                 self._started = time.perf_counter()
             yield moved_to(device, batch)
@@ -104,16 +120,18 @@ class Worker:
     def discard(self) -> None:
         """The program has left its loop: what it had of the newest batches is not pushed."""
         self._open.clear()
-        self._weights.clear()
-        self._losses.clear()
-        self._num_samples = 0
 
     def end(self) -> None:
-        """There are no more batches for this worker, or the program wants none."""
+        """There are no more batches for this worker, or the program wants none.
+
+        Raises:
+            UserError: the program has made no step for more batches than it may.
+        """
         exchange = self._exchange
         assert exchange is not None
         if self._open and not self._has_old_gradient and not exchange.is_finished:
-            self._push()  # the program had gathered less than a step's batches: they count all the same
+            self._require_no_more_than_a_step()
+            self._push(len(self._open))  # less than a step's batches: they count all the same
         # Others may have batches left: in sync all have to take part.
         while self._is_synchronous and not exchange.is_finished:
             self._flat.gradient.zero_()
@@ -129,7 +147,7 @@ class Worker:
             raise UserError("job.weigh() before the first batch of job.share()")
         if weight <= 0 or weight != int(weight):
             raise UserError(f"job.weigh({weight}): give the number of terms that the batch's loss is a mean or sum of")
-        self._weights[-1] = int(weight)
+        self._open[-1].weight = int(weight)
 
     def note_loss(self, loss: float | torch.Tensor) -> None:
         """The newest batch's loss; read when it is pushed.
@@ -137,12 +155,14 @@ class Worker:
         Raises:
             UserError: there is no batch that has not been pushed.
         """
-        if not self._losses:
+        if not self._open:
             raise UserError("job.log() without a batch: call it before optimizer.step()")
-        self._losses[-1] = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+        self._open[-1].loss = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
 
     def zero_grad(self) -> None:
-        """Begin a new gradient."""
+        """Begin a new gradient. One without a step is dropped: GradScaler leaves those out that overflow."""
+        if self._num_computed and self._exchange is not None and not self._exchange.is_finished:
+            self._push(self._num_computed, is_wanted=False)
         self._flat.gradient.zero_()
         self._has_old_gradient = False
 
@@ -156,42 +176,54 @@ class Worker:
             raise UserError("optimizer.step() without a batch of job.share() since the last one")
         if self._has_old_gradient:
             raise UserError("optimizer.step() without optimizer.zero_grad() since the last one")
-        num_batches, expected = len(self._open), self._num_local
-        if num_batches > expected or (self._is_synchronous and num_batches != expected):
-            raise UserError(
-                f"optimizer.step() after {num_batches} batch(es), and accumulate.local is {expected}: say "
-                f"hpcasync.join(…, accumulate={num_batches}), or make a step after every {expected}; none is left out, "
-                "as a gradient that is not finite is dropped here anyway"
-            )
-        self._push()
+        num_batches = len(self._open)
+        if self._is_synchronous and num_batches != self._num_local:
+            raise self._unexpected(num_batches)
+        self._require_no_more_than_a_step()
+        self._push(num_batches)
 
-    def _push(self) -> None:
+    def _require_no_more_than_a_step(self) -> None:
+        if len(self._open) > self._num_local:
+            raise self._unexpected(len(self._open))
+
+    def _unexpected(self, num_batches: int) -> UserError:
+        return UserError(
+            f"{num_batches} batch(es) since the last optimizer.step(), and accumulate.local is {self._num_local}: say "
+            f"hpcasync.join(…, accumulate={num_batches}), or make a step after every {self._num_local}; none is left "
+            "out, as a gradient that is not finite is dropped here anyway"
+        )
+
+    def _push(self, num_batches: int, *, is_wanted: bool = True) -> None:
+        """Give the gradient of the first open batches away; unwanted, they only count as done with."""
         assert self._exchange is not None
-        gradient, weight = self._flat.gradient, sum(self._weights)
-        is_sound = is_finite(gradient)
-        now = time.perf_counter()
-        seconds = now - self._started
+        batches, self._open = self._open[:num_batches], self._open[num_batches:]
+        gradient, weight = self._flat.gradient, sum(batch.weight for batch in batches)
+        is_sound = is_wanted and is_finite(gradient)
+        seconds = time.perf_counter() - self._started
         self.timeline.add("compute", self._started, seconds, tokens=[weight])
         time.sleep((self.slowdown - 1) * seconds)
         if self._is_mean and is_sound:
             gradient.mul_(weight)
         contribution = Contribution(
-            tuple(self._open), weight if is_sound else 0, self._num_samples, self._loss_sum(), seconds
+            tuple(batch.ticket for batch in batches),
+            weight if is_sound else 0,
+            sum(batch.num_samples for batch in batches),
+            self._loss_sum(batches),
+            seconds,
         )
-        self._open.clear()
         self._exchange.push(gradient, contribution)
         self._exchange.pull(self._flat.parameters)
-        self._weights.clear()
-        self._losses.clear()
-        self._num_samples = 0
-        self._has_old_gradient = True
+        self._has_old_gradient, self._num_computed = True, 0
         self.after_step()
 
-    def _loss_sum(self) -> float:
-        """Of all batches since the last step; their losses are means or sums, as gradients are."""
+    def _note_backward(self, _: torch.Tensor) -> None:
+        self._num_computed = len(self._open)
+
+    def _loss_sum(self, batches: Sequence[_Batch]) -> float:
+        """Their losses are means or sums, as gradients are."""
         total = 0.0
-        for loss, weight in zip(self._losses, self._weights, strict=True):
-            if loss is None:
+        for batch in batches:
+            if batch.loss is None:
                 return UNKNOWN_LOSS
-            total += float(loss) * (weight if self._is_mean else 1)
+            total += float(batch.loss) * (batch.weight if self._is_mean else 1)
         return total

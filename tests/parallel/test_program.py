@@ -22,6 +22,7 @@ SAMPLES, BATCHES = 203, 26
 
 APPLIED = {"exchange.pull": "applied", "staleness.lookahead": 0}
 IN_ORDER = {"shuffle": False}
+SCALED = {"scaled": True, "overflows_at": [2, 5]}
 
 
 def told(job: Any, run: str) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "async-global", "accumulate": 2, "run": "gathered", "share": {"epochs": 2}},
         {"mode": "async-global", "accumulate": 2, "run": "nested", "share": {"epochs": 3}, "made": {"nested": True}},
         {"mode": "async-global", "run": "left", "share": {"epochs": 100}, "made": {"break_at": 9}},
-        {"mode": "async-global", "run": "scaled", "share": {"epochs": 4}, "made": {"scaled": True}},
+        {"mode": "async-global", "run": "scaled", "share": {"epochs": 4}, "made": SCALED},
         {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
     ]
     synchronous = [
@@ -98,7 +99,6 @@ def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -
         ("async", 3, three),
         ("gathered", 2, three),
         ("nested", 3, three),
-        ("scaled", 4, three),
         ("sync", 4, two),
         ("sync-nested", 3, two),
     ):
@@ -106,6 +106,14 @@ def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -
         assert sum(rank["seen"] for rank in told(job, run)) == epochs * SAMPLES
         assert all(rank["seen"] == 0 for rank in told(job, run) if rank["server"])
     assert_all_was_trained_once(directory / "sync-gathered", 1)
+
+
+def test_gradients_that_overflow_are_left_out(jobs: tuple[Path, Any, Any]) -> None:
+    """Two of each of two workers, of eight samples: GradScaler makes no step with them, and they are done with."""
+    state = state_of(jobs[0] / "scaled")
+    assert state["tickets"] == {"low": 4 * BATCHES, "above": []}
+    assert state["counters"]["target_tokens"] == 4 * SAMPLES - 4 * 8
+    assert state["gradients"]["num_dropped"] == 4
 
 
 def test_a_break_ends_training_for_all(jobs: tuple[Path, Any, Any]) -> None:

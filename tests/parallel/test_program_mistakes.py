@@ -15,6 +15,7 @@ EXPECTED = {
     "no-zero-grad": "optimizer.step() without optimizer.zero_grad() since the last one",
     "step-without-a-batch": "optimizer.step() without a batch of job.share()",
     "too-many-batches": "say hpcasync.join(…, accumulate=2)",
+    "no-step": "3 batch(es) since the last optimizer.step()",
     "late-loss": "call it before optimizer.step()",
     "no-weight": "job.weigh(0): give the number of terms",
     "foreign-parameter": "the optimizer has 2 parameter(s) that are not the model's",

@@ -93,6 +93,13 @@ def too_many_batches() -> None:
 
 
 @mistake
+def no_step() -> None:
+    model, optimizer = made()
+    for batch in joined(model, optimizer).share(LOADER, epochs=1):
+        backward(model, batch)
+
+
+@mistake
 def late_loss() -> None:
     model, optimizer = made()
     job = joined(model, optimizer)
