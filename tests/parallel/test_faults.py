@@ -1,6 +1,7 @@
 """What goes wrong while a job runs: processes that die or hang, and what people are told."""
 
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_
     check_consistent(job)
     for rank in (2, 0):  # mpirun's own words
         assert re.search(rf"process rank {rank} with PID \d+ on node \S+ exited on\s+signal 9", job.output), job.output
-    restart = f"hpcasync: the job ended with code 137; restart 1 of 1: train {config} {' '.join(overrides)} --resume"
+    restart = (
+        f"hpcasync: the job ended with code 137; restart 1 of 1: train {shlex.join([str(config), *overrides])} --resume"
+    )
     assert restart in job.output and f"resuming from {job.run_dir}/checkpoints/{resumed_from}" in job.output
     reason = "hpcasync: the job ended with code 137, after 1 restart(s); `--resume` goes on from "
     assert f"{reason}{job.run_dir}/checkpoints/{job.newest}" in job.output
