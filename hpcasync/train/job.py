@@ -224,7 +224,7 @@ def _run_synchronous(setup: _Setup, collectives: Collectives) -> int:
     report = None if supervisor is None else supervisor.report_event
     watch = RankWatch(comm, setup.roles.hosts, config.logging.stall, report)
     sums = _make_sums(setup, collectives, watch)
-    if report is not None:
+    if report is not None and comm.size > 1:
         report("sums", f"  gradients are summed by {sums.description}", by=sums.description)
     exchange = AllreduceExchange(
         sums,
