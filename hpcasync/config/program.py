@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hpcasync.config.schedule import StopConfig
-from hpcasync.config.schema import RunConfig, ValidationConfig
+from hpcasync.config.schema import RunConfig, StalenessConfig, ValidationConfig
 from hpcasync.config.strict import UserPath, validate
 
 
@@ -38,6 +38,8 @@ class ProgramConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_what_is_there(self) -> "ProgramConfig":
+        if self.staleness.fresh_start != StalenessConfig().fresh_start:
+            raise ValueError("staleness.fresh_start counts a schedule's warm-up: for a program set fresh_updates")
         if self.exchange.overlap != "none":
             raise ValueError("exchange.overlap must be none: what a gradient weighs is known when it is complete")
         if self.validation.score or self.stop.patience:

@@ -70,6 +70,9 @@ class _Part(Protocol):
     def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
         """Those that fall to it."""
 
+    def tell_scores(self, scores: dict[str, float]) -> None:
+        """Have them recorded, of the version that the module has."""
+
     def ask_to_stop(self) -> None:
         """The program has had enough."""
 
@@ -143,13 +146,15 @@ class Job:
             raise UserError("job.share() would never end: give epochs, updates or seconds", everywhere=True)
         with joined.deaths.explained(), ExitStack() as stack:
             run = self._open_run(config, loader, stack)
-            self._part = part = self._begin(run)
+            messages = Messages(joined.comm, run.roles.coordinator_rank, self.num_workers - joined.is_synchronous)
+            self._part = part = self._begin(run, messages)
             try:
                 yield from part.batches(loader)
             except GeneratorExit:
                 self._worker.discard()
                 part.ask_to_stop()
             exit_code = part.end()
+            messages.free()
             self._worker.timeline.close()
         joined.deaths.ended(exit_code)
         if exit_code:
@@ -211,7 +216,7 @@ class Job:
 
     def record(self, **scores: float) -> None:
         """Put scores of the module's version into the run's records (metrics.jsonl, TensorBoard)."""
-        if isinstance(self._part, WorkerPart | SynchronousPart):
+        if self._part is not None:
             self._part.tell_scores({name: float(score) for name, score in scores.items()})
 
     def _open_run(self, config: ProgramConfig, loader: "DataLoader[Any]", stack: ExitStack) -> ProgramRun:
@@ -237,14 +242,13 @@ class Job:
         self._validated = counters.num_updates
         return run
 
-    def _begin(self, run: ProgramRun) -> _Part:
+    def _begin(self, run: ProgramRun, messages: Messages) -> _Part:
         joined, comm = self._joined, self._joined.comm
         timeline = collectively(comm, lambda: open_timeline(run.config, run.roles, comm.rank))
         self._worker.timeline = timeline
         straggler = run.config.straggler
         if not self.is_server and run.roles.worker_ranks.index(comm.rank) == straggler.worker:
             self._worker.slowdown = straggler.slowdown
-        messages = Messages(comm, run.roles.coordinator_rank, len(run.roles.worker_ranks) - joined.is_synchronous)
         if joined.is_synchronous:
             collectives = start_collectives(run.config, comm, joined.resources.device)
             return SynchronousPart(run, collectives, self._worker, timeline, messages)

@@ -10,6 +10,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 EXPECTED = {
     "misspelt-setting": "unknown key staleness.lookahed: did you mean staleness.lookahead?",
     "setting-of-translations": "ask job.should_validate in the program",
+    "start-in-warm-ups": "for a program set fresh_updates",
     "no-end": "give epochs, updates or seconds",
     "share-twice": "a job trains once",
     "no-zero-grad": "optimizer.step() without optimizer.zero_grad() since the last one",

@@ -53,6 +53,11 @@ def setting_of_translations() -> None:
 
 
 @mistake
+def start_in_warm_ups() -> None:
+    joined(*made(), settings={"staleness.fresh_start": 0})
+
+
+@mistake
 def no_end() -> None:
     list(joined(*made()).share(LOADER))
 
