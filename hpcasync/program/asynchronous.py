@@ -1,9 +1,8 @@
 """A program's job in the asynchronous modes: what a server does in place of the loop, and a worker around it."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
-
-from torch.utils.data import DataLoader
 
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.shards import Shard
@@ -57,7 +56,7 @@ def _fresh_updates(run: ProgramRun) -> int:
     pushes = config.pushes_per_update(len(run.roles.worker_ranks))
     if pushes == 1:
         return 0  # every push is an update: to wait for it is to wait for nobody
-    per_epoch = run.plan.num_batches() / (pushes * config.accumulate.local)
+    per_epoch = run.plan.num_batches() / (pushes * config.accumulate.local)  # of a stream nobody knows it: 0
     return round(_FRESH_PART * (config.stop.updates or config.stop.epochs * per_epoch))
 
 
@@ -77,7 +76,7 @@ class ServerPart:
         self._exit_code = 0
         self._observer: ProgramObserver | None = None
 
-    def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """None."""
         run = self._run
         writer = ShardWriter(run.config.output_dir / "checkpoints", run.config.num_servers)
@@ -127,15 +126,16 @@ class WorkerPart:
         self._teller = BufferTeller(run.flat.buffers.changed, self._tell_buffers)
         worker.after_step = self._after_step
 
-    def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """Those that fall to this worker."""
-        client, order = self._engine.client, self._run.order
+        client, order, plan = self._engine.client, self._run.order, self._run.plan
+        own = count(self._index, len(self._run.roles.worker_ranks))
         self._engine.start()
 
         def draw() -> int | None:
-            return None if client.should_stop() else order.ticket(client.draw())
+            return None if client.should_stop() else order.ticket(next(own) if plan.is_split else client.draw())
 
-        yield from self._worker.batches(loader, self._run.plan, draw, self._exchange)
+        yield from self._worker.batches(plan.dealt(draw), self._exchange)
 
     def end(self) -> int:
         """Push what is left, say goodbye, and take the last version. Returns the job's exit code."""

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader
 
 from hpcasync.errors import UserError
+from hpcasync.program.dealing import Dealt, Draw, process_options
+from hpcasync.ps.protocol.tickets import TicketLedger
+from hpcasync.train.loop.batch_order import BatchOrder
 
 _EPOCHS_KEPT = 2
 
@@ -27,14 +30,11 @@ class BatchPlan:
         UserError: the loader has no batches that could be dealt out.
     """
 
+    is_split = False
+
     def __init__(self, loader: "DataLoader[Any]", seed: int) -> None:
-        if isinstance(loader.dataset, IterableDataset):
-            raise UserError(
-                "job.share deals out batches by their indices, and an IterableDataset has none: give a dataset with "
-                "__len__ and __getitem__, or cut the stream in pieces that have indices"
-            )
-        if loader.batch_sampler is None:
-            raise UserError("job.share needs a DataLoader with batches: give it batch_size or a batch_sampler")
+        assert loader.batch_sampler is not None
+        self._loader = loader
         self._sampler: Iterable[list[int]] = loader.batch_sampler
         self._seed = seed
         self._epochs: dict[int, list[list[int]]] = {}
@@ -60,6 +60,21 @@ class BatchPlan:
         """
         epoch, number = self.locate(ticket)
         return self._indices(epoch)[number]
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self._num_batches:,} batches per epoch"
+
+    def order(self, ledger: TicketLedger, num_epochs: int) -> BatchOrder:
+        """What a number that is drawn stands for, where these tickets have been applied."""
+        return BatchOrder(ledger.remaining(), self, num_epochs)
+
+    def dealt(self, draw: Draw) -> Iterator[Dealt]:
+        """The batches of the tickets that are drawn."""
+        tickets = Tickets(self, draw)
+        for batch in dealt_out(self._loader, tickets):
+            ticket, num_samples = tickets.next()
+            yield Dealt(ticket, self.locate(ticket)[0], num_samples, batch)
 
     @property
     def digest(self) -> str:
@@ -103,7 +118,7 @@ class Tickets:
         draw: gives the next one; None where there are no more.
     """
 
-    def __init__(self, plan: BatchPlan, draw: "Any") -> None:
+    def __init__(self, plan: BatchPlan, draw: Draw) -> None:
         self._plan = plan
         self._draw = draw
         self._drawn: list[int] = []
@@ -121,19 +136,7 @@ class Tickets:
 
 def dealt_out(loader: "DataLoader[Any]", tickets: Tickets) -> "DataLoader[Any]":
     """The same loader, but for its batches: dataset, collate_fn, worker processes and pinning stay."""
-    processes = {
-        name: getattr(loader, name)
-        for name in ("prefetch_factor", "persistent_workers", "worker_init_fn", "multiprocessing_context", "timeout")
-        if loader.num_workers
-    }
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=tickets,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        **processes,
-    )
+    return DataLoader(loader.dataset, batch_sampler=tickets, collate_fn=loader.collate_fn, **process_options(loader))
 
 
 def _with_those_inside(sampler: Any) -> Iterator[Any]:

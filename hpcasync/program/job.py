@@ -1,14 +1,14 @@
 """A rank's part in a training that the ranks of a program have joined: what `hpcasync.join` returns."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from mpi4py import MPI
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from hpcasync.comm.mpi import collectively, require_same
 from hpcasync.comm.roles import Roles
@@ -16,10 +16,13 @@ from hpcasync.config.program import ProgramConfig
 from hpcasync.deaths.policy import Deaths
 from hpcasync.errors import UserError
 from hpcasync.program.asynchronous import ServerPart, WorkerPart, make_engine
+from hpcasync.program.attendance import Attendance
 from hpcasync.program.batch_plan import BatchPlan
+from hpcasync.program.dealing import Plan
 from hpcasync.program.messages import Messages
 from hpcasync.program.run import ProgramRun
 from hpcasync.program.schedule import Schedule
+from hpcasync.program.streams import StreamPlan
 from hpcasync.program.synchronous import SynchronousPart
 from hpcasync.program.worker import Worker
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -67,7 +70,7 @@ class Joined:
 class _Part(Protocol):
     """What a rank does in place of the program's loop, and around it."""
 
-    def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """Those that fall to it."""
 
     def tell_scores(self, scores: dict[str, float]) -> None:
@@ -103,6 +106,7 @@ class Job:
         self._joined = joined
         self._worker = worker
         self._part: _Part | None = None
+        self._attendance = Attendance(joined.comm, joined.roles)
         self._validated = 0
         self._has_shared = False
         self.rank = joined.comm.rank
@@ -123,10 +127,11 @@ class Job:
 
         Every sample comes once in an epoch, to whichever worker is free. A server has no batches: it serves until
         training ends; then its loop is over. After the loop every rank's module has the last version. A `break` ends
-        training for all ranks.
+        training for all ranks, and so does a program that ends in the loop.
 
         Args:
-            loader: gives dataset, batches of indices, collate_fn, worker processes and pinning.
+            loader: gives dataset, batches of indices, collate_fn, worker processes and pinning. Of an IterableDataset
+                every worker reads all, or the part that its `set_worker` is told of (`program.streams`).
             epochs: passes over the dataset.
             updates: optimizer steps.
             seconds: training time. Training ends at the first of the three; 0: no limit.
@@ -135,27 +140,34 @@ class Job:
             UserError: on every rank, for anything that a user can cause.
             SystemExit: training was stopped by a signal (code 85), or has diverged (86): the program ends here.
         """
+        given = {key: limit for key, limit in (("epochs", epochs), ("updates", updates), ("seconds", seconds)) if limit}
+        stream = self._share(loader, given)
+        self._attendance.begins(stream)
+        return stream
+
+    def _share(self, loader: "DataLoader[Any]", given: dict[str, float]) -> Generator[Any, None, None]:
         if self._has_shared:
             raise UserError("job.share() a second time: a job trains once; give it the number of epochs")
         self._has_shared = True
         joined = self._joined
-        given = {key: limit for key, limit in (("epochs", epochs), ("updates", updates), ("seconds", seconds)) if limit}
         config = joined.config.model_copy(update={"stop": joined.config.stop.model_copy(update=given)})
         stop = config.stop
         if not any((stop.epochs, stop.updates, stop.seconds, stop.tokens)):
             raise UserError("job.share() would never end: give epochs, updates or seconds", everywhere=True)
+        self._attendance.come()
         with joined.deaths.explained(), ExitStack() as stack:
             run = self._open_run(config, loader, stack)
             messages = Messages(joined.comm, run.roles.coordinator_rank, self.num_workers - joined.is_synchronous)
             self._part = part = self._begin(run, messages)
             try:
-                yield from part.batches(loader)
+                yield from part.batches()
             except GeneratorExit:
                 self._worker.discard()
                 part.ask_to_stop()
             exit_code = part.end()
             messages.free()
             self._worker.timeline.close()
+        self._attendance.end()
         joined.deaths.ended(exit_code)
         if exit_code:
             sys.exit(exit_code)
@@ -221,7 +233,7 @@ class Job:
 
     def _open_run(self, config: ProgramConfig, loader: "DataLoader[Any]", stack: ExitStack) -> ProgramRun:
         joined, comm = self._joined, self._joined.comm
-        plan = collectively(comm, lambda: BatchPlan(loader, config.seed))
+        plan = collectively(comm, lambda: self._plan(config, loader))
         require_same(comm, config.digest, "what join and share were given")
         require_same(comm, plan.digest, "the order of the batches")
         if config.schedule_per != "update":
@@ -241,6 +253,17 @@ class Job:
             joined.schedule.go_on(counters.num_updates, counters.num_batches)
         self._validated = counters.num_updates
         return run
+
+    def _plan(self, config: ProgramConfig, loader: "DataLoader[Any]") -> Plan:
+        if loader.batch_size is None and loader.batch_sampler is None:
+            raise UserError("job.share needs a DataLoader with batches: give it batch_size or a batch_sampler")
+        if not isinstance(loader.dataset, IterableDataset):
+            return BatchPlan(loader, config.seed)
+        if config.schedule_per == "epoch":
+            raise UserError("schedule_per=epoch: nobody knows how long a stream's epoch is; step per batch or update")
+        workers = self._joined.roles.worker_ranks
+        worker = None if self.is_server else workers.index(self.rank)
+        return StreamPlan(loader, config.seed, config.stop.epochs, worker, len(workers))
 
     def _begin(self, run: ProgramRun, messages: Messages) -> _Part:
         joined, comm = self._joined, self._joined.comm

@@ -12,8 +12,9 @@ from hpcasync.comm.mpi import collectively, library_name, thread_level
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard
 from hpcasync.config.program import ProgramConfig
-from hpcasync.program.batch_plan import BatchPlan
+from hpcasync.errors import UserError
 from hpcasync.program.buffer_means import load_into
+from hpcasync.program.dealing import Plan
 from hpcasync.program.schedule import Schedule
 from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -21,13 +22,14 @@ from hpcasync.runs.checkpoints import ShardWriter, read_shard
 from hpcasync.runs.directory import create_run_directory, find_checkpoint_of, read_run_state, save_configuration
 from hpcasync.runs.files import list_complete, read_state
 from hpcasync.runs.run_state import RunState
-from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.batch_order import TicketOrder
 from hpcasync.train.machine.resources import Resources
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.records.summary import make_summary
 from hpcasync.train.records.trackers import trackers_of
 from hpcasync.train.records.versions import collect_versions
+from hpcasync.train.supervise.stopping import StopRules
 from hpcasync.train.supervise.supervisor import Supervisor
 
 BUFFERS_KEY = "buffers"
@@ -51,7 +53,7 @@ class ProgramRun:
     model: torch.nn.Module
     flat: FlatParameters
     schedule: Schedule
-    plan: BatchPlan
+    plan: Plan
     state: RunState
     checkpoint: Path | None = None
     num_checkpoint_shards: int = 0
@@ -67,9 +69,9 @@ class ProgramRun:
         return {"model": self.flat.digest, "order of batches": self.plan.digest}
 
     @property
-    def order(self) -> BatchOrder:
+    def order(self) -> TicketOrder:
         """What a number that is drawn stands for."""
-        return BatchOrder(self.state.ledger.remaining(), self.plan, self.config.stop.epochs)
+        return self.plan.order(self.state.ledger, self.config.stop.epochs)
 
     def open(self, *, resume: bool | None, overwrite: bool) -> None:
         """Find the checkpoint to go on from, or make the directory (collective).
@@ -118,6 +120,11 @@ class ProgramRun:
             recorder.say(line)
         if self.checkpoint is not None:
             recorder.note(f"resuming from {self.checkpoint}")
+            if ending := self._ending():
+                recorder.note(
+                    f"this run was at its end ({ending}): nothing is left to train; give it more, or give another run, "
+                    "or overwrite=True"
+                )
         recorder.event(
             "start",
             configuration=config.to_dict(),
@@ -171,7 +178,7 @@ class ProgramRun:
             f"  MPI: {library_name()}, {thread_level()}; {self.resources.worker_threads} thread(s) per worker",
             f"  model: {type(self.model).__name__}, {self.flat.num_trainable:,} parameters on "
             f"{self.flat.parameters.device.type}; updates on CPU: {describe_updates()}",
-            f"  {self.plan.num_batches():,} batches per epoch, {pushes * config.accumulate.local} per update",
+            f"  {self.plan.describe()}; {pushes * config.accumulate.local} batches per update",
         ]
 
     def _find(self, resume: bool) -> None:
@@ -182,8 +189,25 @@ class ProgramRun:
         self.state, self.num_checkpoint_shards = read_run_state(
             self.checkpoint, self.layout, self.config.validation.metric
         )
-        buffers: dict[str, Any] = read_state(self.checkpoint).get(BUFFERS_KEY, {})
+        state = read_state(self.checkpoint)
+        mode, ending = state.get("mode", self.config.mode), self._ending()
+        if ending and mode != self.config.mode:
+            raise UserError(
+                f"{self.config.output_dir} was trained to its end ({ending}) in mode {mode}: nothing is left to train "
+                f"in mode {self.config.mode}; give another run, or overwrite=True"
+            )
+        buffers: dict[str, Any] = state.get(BUFFERS_KEY, {})
         load_into(self.model, buffers, str(self.checkpoint))
+
+    def _ending(self) -> str:
+        """Why there is nothing left to train; empty: there is, or nobody knows."""
+        stop, rules = self.config.stop, StopRules(self.config.stop)
+        rules.check_counters(self.state.counters)
+        rules.check_time(self.state.counters.wall_seconds)
+        end = stop.epochs * self.plan.num_batches()
+        if rules.ending is None and end and self.state.ledger.low >= end:
+            return f"{stop.epochs} epochs"
+        return "" if rules.ending is None else rules.ending.reason
 
     def _on_coordinator(self, action: Callable[[], object]) -> None:
         if self.is_coordinator:

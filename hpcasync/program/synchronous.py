@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.program.buffer_means import changed_buffers, kept_buffers, to_json
@@ -74,7 +72,7 @@ class SynchronousPart:
         )
         worker.after_step = self._listen
 
-    def batches(self, loader: "DataLoader[Any]") -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """Those that fall to this worker: all take turns."""
         comm, order, supervisor = self._run.comm, self._run.order, self._supervisor
         comm.Barrier()
@@ -83,7 +81,8 @@ class SynchronousPart:
         if comm.bcast(supervisor is not None and supervisor.should_stop(), root=0):
             self._exchange.finish()
         numbers = iter(range(comm.rank, 2**62, comm.size))
-        yield from self._worker.batches(loader, self._run.plan, lambda: order.ticket(next(numbers)), self._exchange)
+        dealt = self._run.plan.dealt(lambda: order.ticket(next(numbers)))
+        yield from self._worker.batches(dealt, self._exchange)
 
     def end(self) -> int:
         """Take part until all have ended, and save. Returns the job's exit code."""

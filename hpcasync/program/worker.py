@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader
 
 from hpcasync.config.program import ProgramConfig
 from hpcasync.errors import UserError
-from hpcasync.program.batch_plan import BatchPlan, Tickets, dealt_out
+from hpcasync.program.dealing import Dealt
 from hpcasync.program.moving import moved_to
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.push_checks import is_finite
 from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.exchange import Contribution
-
-_NOTHING = object()
 
 
 class VersionedExchange(Protocol):
@@ -99,23 +96,18 @@ class Worker:
         """Batches given to the program since the last step."""
         return len(self._open)
 
-    def batches(
-        self, loader: "DataLoader[Any]", plan: BatchPlan, draw: Callable[[], int | None], exchange: VersionedExchange
-    ) -> Iterator[Any]:
-        """The batches of tickets, on the module's device, until there are none or training has ended."""
+    def batches(self, dealt: Iterator[Dealt], exchange: VersionedExchange) -> Iterator[Any]:
+        """The batches that it is dealt, on the module's device, until there are none or training has ended."""
         self._exchange = exchange
         device = self._flat.parameters.device
         exchange.pull(self._flat.parameters)
         self.zero_grad()
-        tickets = Tickets(plan, draw)
-        batches = iter(dealt_out(loader, tickets))
-        while not exchange.is_finished and (batch := next(batches, _NOTHING)) is not _NOTHING:
-            ticket, num_samples = tickets.next()
-            self.epoch, _ = plan.locate(ticket)
-            self._open.append(_Batch(ticket, num_samples, weight=num_samples))
+        while not exchange.is_finished and (each := next(dealt, None)) is not None:
+            self.epoch = each.epoch
+            self._open.append(_Batch(each.ticket, each.num_samples, weight=each.num_samples))
             if len(self._open) == 1:
                 self._started = time.perf_counter()
-            yield moved_to(device, batch)
+            yield moved_to(device, each.batch)
 
     def discard(self) -> None:
         """The program has left its loop: what it had of the newest batches is not pushed."""

@@ -56,6 +56,8 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "async-global", "run": "left", "share": {"epochs": 100}, "made": {"break_at": 9}},
         {"mode": "async-global", "run": "scaled", "share": {"epochs": 4}, "made": SCALED},
         {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
+        {"mode": "async-global", "run": "whole", "share": {"epochs": 3}, "made": {"stream": "whole", "processes": 1}},
+        {"mode": "async", "run": "split", "share": {"epochs": 3}, "made": {"stream": "split"}},
     ]
     synchronous = [
         {"mode": "sync", "run": "sync", "share": {"epochs": 4}, "made": IN_ORDER},
@@ -63,6 +65,8 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         # 13 batches of an epoch for each: the seventh step takes one of the next epoch.
         {"mode": "sync", "accumulate": 2, "run": "sync-nested", "share": {"epochs": 3}, "made": {"nested": True}},
         {"mode": "sync", "run": "sync-left", "share": {"epochs": 100}, "made": {"break_at": 9}},
+        {"mode": "sync", "run": "sync-whole", "share": {"epochs": 2}, "made": {"stream": "whole"}},
+        {"mode": "sync", "run": "sync-split", "share": {"epochs": 2}, "made": {"stream": "split"}},
     ]
     three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240)
     two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240)
@@ -99,6 +103,10 @@ def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -
         ("async", 3, three),
         ("gathered", 2, three),
         ("nested", 3, three),
+        ("whole", 3, three),
+        ("split", 3, three),
+        ("sync-whole", 2, two),
+        ("sync-split", 2, two),
         ("sync", 4, two),
         ("sync-nested", 3, two),
     ):
@@ -143,9 +151,21 @@ def test_scores_and_losses_are_recorded(jobs: tuple[Path, Any, Any]) -> None:
         assert 0 < updates[-1]["loss"] < 1.5
 
 
-@pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2), ("async-global", 1)])
-def test_a_run_that_is_stopped_goes_on(mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int) -> None:
-    case = {"mode": mode, "run": "run", "share": {"epochs": 4}, "made": {"signal_at": 12, "pause": 0.02}}
+@pytest.mark.parametrize(
+    ("mode", "num_ranks", "made"),
+    [
+        ("async-global", 3, {}),
+        ("sync", 2, {}),
+        ("async-global", 1, {}),
+        ("async-global", 3, {"stream": "whole"}),
+        ("async-global", 3, {"stream": "split"}),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on(
+    mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int, made: dict[str, str]
+) -> None:
+    stopped = {**made, "signal_at": 12, "pause": 0.02}
+    case: dict[str, Any] = {"mode": mode, "run": "run", "share": {"epochs": 4}, "made": stopped}
     first = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
     assert first.returncode == 85, first.stderr
     assert not told(first, "run"), "the program ends where it is stopped"
@@ -153,12 +173,12 @@ def test_a_run_that_is_stopped_goes_on(mpirun: MpiRunner, tmp_path: Path, mode: 
     assert 0 < before["counters"]["num_updates"] < 4 * BATCHES
     for path in tmp_path.glob("*.pid"):
         path.unlink()
-    case["made"] = {}
+    case["made"] = made
     second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
     assert "resuming from" in second.stdout
     assert_all_was_trained_once(tmp_path / "run", 4)
     assert min(rank["tracked"] for rank in told(second, "run")) > 0
-    assert told(second, "run")[0]["accuracy"] > 0.9
+    assert told(second, "run")[0]["accuracy"] > (0.8 if made else 0.9)  # nobody waits for fresh gradients of a stream
 
 
 @pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2)])
@@ -210,3 +230,36 @@ def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, t
     rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]), timeout=120)
     expected, found = told(job, "whole")[0], told(rest, "part")[0]
     assert found["parameters"] == expected["parameters"] and found["mean"] == expected["mean"]
+
+
+def test_a_program_that_ends_in_the_loop_has_left_it(mpirun: MpiRunner, tmp_path: Path) -> None:
+    """All is saved, and the others' loops end; the exit code is the program's own."""
+    for num_ranks, code in ((3, 0), (3, 7), (1, 0)):
+        case = {"mode": "async-global", "run": f"{num_ranks}-{code}", "share": {"epochs": 100}}
+        case["made"] = {"exit_at": 9, "code": code}
+        job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
+        assert job.returncode == code, job.stderr
+        assert "done (the program asked for it)" in job.stdout
+        assert 0 < state_of(tmp_path / str(case["run"]))["tickets"]["low"] < 100 * BATCHES
+
+
+def test_a_program_that_ends_before_the_loop(mpirun: MpiRunner, tmp_path: Path) -> None:
+    """On all ranks it just ends; on one of them the others are told, and wait for nobody."""
+    case = {"mode": "async-global", "run": "run", "share": {"epochs": 1}, "made": {"leaves": "all"}}
+    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60)
+    assert not job.stderr and not (tmp_path / "run").exists()
+    case["made"] = {"leaves": "server"}
+    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60, check=False)
+    assert job.returncode == 2
+    assert job.stderr.count("rank 0, a server, has ended its program before the loop of job.share()") == 1
+
+
+def test_a_run_at_its_end_says_so(mpirun: MpiRunner, tmp_path: Path) -> None:
+    case = {"mode": "sync", "run": "run", "share": {"epochs": 2}}
+    mpirun.program(1, PROGRAM, tmp_path, json.dumps([case]), timeout=60)
+    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps([case]), timeout=60)
+    assert "this run was at its end (2 epochs): nothing is left to train" in job.stdout
+    case["mode"] = "async"
+    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps([case]), timeout=60, check=False)
+    assert job.returncode == 2
+    assert "trained to its end (2 epochs) in mode sync: nothing is left to train in mode async" in job.stderr

@@ -1,5 +1,7 @@
 """What a joined program's job is made of: the order of batches, schedules of groups, buffers, snapshots."""
 
+import random
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from hpcasync.errors import UserError
 from hpcasync.program.batch_plan import BatchPlan, Tickets, dealt_out
@@ -18,6 +27,8 @@ from hpcasync.program.buffer_means import BufferMeans, load_into, to_json
 from hpcasync.program.moving import moved_to
 from hpcasync.program.schedule import Schedule, parameters_in_order
 from hpcasync.program.snapshot import load_snapshot
+from hpcasync.program.streams import SplitOrder, StreamPlan
+from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.server.parameter_groups import ParameterGroup, cut_in_blocks
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -87,6 +98,81 @@ def test_epochs_of_different_length_are_refused() -> None:
     plan = BatchPlan(DataLoader(TensorDataset(torch.ones(3)), batch_sampler=Sampler()), 1)
     with pytest.raises(UserError, match="1 batches in epoch 1 and 2 in the first"):
         plan.batch(2)
+
+
+class Stream(IterableDataset[int]):
+    """Eleven numbers, in an order that is drawn from torch and from `random`, and ten more for each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(11).tolist()
+        random.shuffle(order)
+        yield from (100 * self.epoch + number for number in order)
+
+
+class SplitStream(Stream):
+    """One that gives each worker a part."""
+
+    part = slice(None)
+
+    def set_worker(self, index: int, number: int) -> None:
+        self.part = slice(index, None, number)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from list(super().__iter__())[self.part]
+
+
+def stream_loader(dataset: Stream, processes: int = 0) -> "DataLoader[Any]":
+    return DataLoader(dataset, 2, collate_fn=list, num_workers=processes)
+
+
+def read(plan: StreamPlan, tickets: list[int]) -> list[tuple[int, int, int, list[int]]]:
+    drawn = iter(tickets)
+    return [(each.ticket, each.epoch, each.num_samples, each.batch) for each in plan.dealt(lambda: next(drawn, None))]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_workers_find_their_batches_in_a_stream(processes: int) -> None:
+    """The same for all, whatever they draw from torch meanwhile; those beyond the end are not there."""
+    first, second = (StreamPlan(stream_loader(Stream(), processes), 5, 2, worker, 2) for worker in range(2))
+    odd = read(first, [1, 3, 5, 8])
+    torch.rand(3)
+    state = torch.random.get_rng_state(), random.getstate()
+    even = read(second, [0, 2, 4, 6, 7, 9, 10, 11, 12, 13])
+    assert torch.equal(torch.random.get_rng_state(), state[0]) and random.getstate() == state[1]
+    found = sorted(odd + even)
+    assert [(ticket, epoch, size) for ticket, epoch, size, _ in found] == [
+        (ticket, ticket // 6, 1 if ticket % 6 == 5 else 2) for ticket in range(12)
+    ]
+    orders = [
+        [number for _, epoch, _, batch in found if epoch == number_of for number in batch] for number_of in (0, 1)
+    ]
+    assert [sorted(order) for order in orders] == [list(range(11)), list(range(100, 111))]
+    assert orders[0] != [number - 100 for number in orders[1]]
+
+
+def test_a_split_stream_gives_each_worker_its_part() -> None:
+    parts = [
+        read(StreamPlan(stream_loader(SplitStream()), 5, 1, worker, 3), list(range(worker, 30, 3)))
+        for worker in range(3)
+    ]
+    assert sorted(number for part in parts for *_, batch in part for number in batch) == list(range(11))
+    assert [[ticket for ticket, *_ in part] for part in parts] == [[0, 3], [1, 4], [2, 5]]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=4))
+def test_each_worker_goes_on_in_its_part_where_it_was(applied: list[int]) -> None:
+    number = len(applied)
+    ledger = TicketLedger()
+    ledger.add(index * number + worker for worker, count in enumerate(applied) for index in range(count))
+    order = SplitOrder(ledger, number)
+    for worker, count in enumerate(applied):
+        expected = [(count + index) * number + worker for index in range(3)]
+        assert [order.ticket(index * number + worker) for index in range(3)] == expected
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 9), st.data())

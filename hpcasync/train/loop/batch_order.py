@@ -13,6 +13,13 @@ class Plan(Protocol):
         """The data epoch of a ticket, and which of its batches it is."""
 
 
+class TicketOrder(Protocol):
+    """What the numbers that workers draw stand for."""
+
+    def ticket(self, number: int) -> int | None:
+        """The ticket of the `number`-th draw; None where there are no more."""
+
+
 @dataclass(frozen=True)
 class BatchOrder:
     """The order in which a run's batches are handed out.

@@ -14,7 +14,7 @@ from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.run_state import RunState, UpdateReport
 from hpcasync.timeline import Timeline
-from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.batch_order import TicketOrder
 from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.supervise.stopping import StopRules
@@ -48,7 +48,7 @@ class AllreduceExchange:
         self,
         sums: BucketSums,
         state: ShardState,
-        batches: BatchOrder,
+        batches: TicketOrder,
         supervisor: Supervisor | None,
         *,
         config: RunConfig,

@@ -13,7 +13,7 @@ from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
-from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.batch_order import TicketOrder
 from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.supervise.supervisor import Supervisor
 
@@ -34,7 +34,7 @@ class AsynchronousExchange:
     # Where they are copied when they are pushed: one that is computed, and those that are being pushed meanwhile.
     _NUM_GRADIENTS = 1
 
-    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
+    def __init__(self, client: Client, flat: FlatParameters, batches: TicketOrder, timeline: Timeline) -> None:
         self._client = client
         self._flat = flat
         self._batches = batches

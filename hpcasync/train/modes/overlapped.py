@@ -8,7 +8,7 @@ from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
-from hpcasync.train.loop.batch_order import BatchOrder
+from hpcasync.train.loop.batch_order import TicketOrder
 from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
@@ -16,7 +16,7 @@ from hpcasync.train.modes.asynchronous import AsynchronousExchange
 class PushOverlappedExchange(AsynchronousExchange):
     """Pushes buckets of the gradient while backward makes the rest; waits and pulls as without overlap."""
 
-    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
+    def __init__(self, client: Client, flat: FlatParameters, batches: TicketOrder, timeline: Timeline) -> None:
         super().__init__(client, flat, batches, timeline)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="transfer")
         self._stream = GradientStream(client, flat, self._executor)
@@ -48,7 +48,7 @@ class OverlappedExchange(PushOverlappedExchange):
 
     _NUM_GRADIENTS = 2
 
-    def __init__(self, client: Client, flat: FlatParameters, batches: BatchOrder, timeline: Timeline) -> None:
+    def __init__(self, client: Client, flat: FlatParameters, batches: TicketOrder, timeline: Timeline) -> None:
         super().__init__(client, flat, batches, timeline)
         self._other_parameters = torch.empty_like(flat.parameters)
         self._transfer: Future[int | None] | None = None

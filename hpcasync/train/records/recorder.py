@@ -91,7 +91,7 @@ class Recorder:
         mean_speed = last["target_tokens"] / last["wall_seconds"] if last["wall_seconds"] else 0.0
         return {
             **last,
-            "data_epoch": last["num_batches"] / self.batches_per_epoch,
+            "data_epoch": last["num_batches"] / self.batches_per_epoch if self.batches_per_epoch else 0.0,
             "loss": self._loss_sum / self._tokens if self._tokens else None,
             "target_tokens_per_second": self._window_tokens / seconds if seconds > 0 else mean_speed,
             "staleness_mean": sum(self._staleness) / max(1, len(self._staleness)),

@@ -6,6 +6,7 @@ Each job is told of by its own arguments: those of `hpcasync.join` and `Job.shar
 
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import hpcasync
 
@@ -27,6 +28,33 @@ def data() -> TensorDataset:
     centres = 3 * torch.randn(CLASSES, DIM, generator=generator)
     classes = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     return TensorDataset(centres[classes] + torch.randn(SAMPLES, DIM, generator=generator) + 5, classes)
+
+
+class Stream(IterableDataset[Any]):
+    """The same data in an order that is drawn anew each time."""
+
+    part = slice(None)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(range(SAMPLES))
+        random.shuffle(order)
+        samples = data()
+        yield from (samples[index] for index in order[self.part])
+
+
+class SplitStream(Stream):
+    """One that gives each worker a part."""
+
+    def set_worker(self, index: int, number: int) -> None:
+        self.part = slice(index, None, number)
+
+
+def make_loader(made: dict[str, Any]) -> "DataLoader[Any]":
+    processes = made.get("processes", 0)
+    if "stream" in made:
+        stream = {"whole": Stream, "split": SplitStream}[made["stream"]]()
+        return DataLoader(stream, made.get("batch", 8), num_workers=processes)
+    return DataLoader(data(), made.get("batch", 8), shuffle=made.get("shuffle", True), num_workers=processes)
 
 
 class Classifier(nn.Module):
@@ -74,15 +102,15 @@ def train(directory: Path, case: dict[str, Any]) -> None:
     model = Classifier()
     optimizer = make_optimizer(model, made)
     scheduler = make_scheduler(optimizer, made)
-    loader = DataLoader(
-        data(), made.get("batch", 8), shuffle=made.get("shuffle", True), num_workers=made.get("processes", 0)
-    )
+    loader = make_loader(made)
     clip, num_local, job = case.get("clip_norm", 0.0), case.get("accumulate", 1), None
     if case["mode"] == "plain":
         batches = plain_batches(loader, share["epochs"])
     else:
         case["run"] = str(directory / case["run"])
         job = hpcasync.join(model, optimizer, scheduler=scheduler, **case)
+        if "leaves" in made and (made["leaves"] == "all" or job.is_server):
+            sys.exit(made.get("code", 0))
         batches = job.share(loader, **share)
     numbered: Any = enumerate(batches, start=1)
     if job is not None and "nested" in made:  # counts anew in each epoch, as most programs do
@@ -115,6 +143,8 @@ def train(directory: Path, case: dict[str, Any]) -> None:
                 os.kill(int(path.stem), signal.SIGUSR1)
         if number == made.get("kill_at") and job is not None and job.is_first:
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == made.get("exit_at") and job is not None and job.is_first:
+            sys.exit(made.get("code", 0))
         if number == made.get("break_at"):
             break
     del batches, numbered  # a generator that somebody holds goes on after a break

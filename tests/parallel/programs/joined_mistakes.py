@@ -175,8 +175,13 @@ def scheduler_too_short() -> None:
 
 
 @mistake
-def stream() -> None:
-    list(joined(*made()).share(DataLoader(Stream(), 4), epochs=1))
+def stream_by_epochs() -> None:
+    list(joined(*made(), schedule_per="epoch").share(DataLoader(Stream(), 4), epochs=1))
+
+
+@mistake
+def empty_stream() -> None:
+    list(joined(*made()).share(DataLoader(Stream(), 4, drop_last=True), updates=1))
 
 
 @mistake
