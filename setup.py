@@ -49,6 +49,8 @@ EXTRAS = {
         "pytest-xdist",
         "ruff",
         "scikit-learn",
+        # For the tests of kernels for GPUs, by its interpreter; CUDA builds of torch bring it.
+        "triton; platform_machine == 'x86_64' and sys_platform == 'linux'",
         "types-PyYAML",
         "types-psutil",
         "types-requests",

@@ -5,6 +5,7 @@ import shutil
 from importlib import metadata
 from types import ModuleType
 
+from hpcasync import device_kernels
 from hpcasync.command_line import pip_install
 from hpcasync.doctor.check import Check
 
@@ -53,8 +54,20 @@ def check_cuda() -> Check:
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         described = ", ".join(f"{device.name} ({device.total_memory / _GIB:.0f} GiB)" for device in devices)
         nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+        lack = device_kernels.lack()
         facts = {"devices": [device.name for device in devices], "cuda": torch.version.cuda, "nccl": nccl}
-        return Check("cuda", "ok", f"{described}; CUDA {torch.version.cuda}, NCCL {nccl}", facts=facts)
+        facts["kernels"] = not lack
+        detail = f"{described}; CUDA {torch.version.cuda}, NCCL {nccl}"
+        if not lack:
+            return Check("cuda", "ok", detail, facts=facts)
+        return Check(
+            "cuda",
+            "limited",
+            f"{detail}; no kernels of our own: {lack}",
+            disables="nothing; torch computes the loss and updates on GPUs, in a pass over memory for each operation",
+            cure=f"{pip_install('triton')} in the version that torch requires, and a C compiler (apt-get install gcc)",
+            facts=facts,
+        )
     if shutil.which("nvidia-smi") is None:
         cure = "a machine with an NVIDIA GPU and its driver"
         return Check("cuda", "missing", "no NVIDIA driver on this machine", disables=disables, cure=cure)

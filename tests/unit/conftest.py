@@ -1,5 +1,6 @@
 """Fixtures that several unit tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from simulator import Simulator
 from tiny_run import TinyRun, make_tiny_run
 
 from hpcasync.train.records.console import TERMINAL_VARIABLE
+
+# Of kernels for GPUs, read when they are defined: Triton's interpreter computes them here.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

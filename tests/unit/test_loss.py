@@ -1,8 +1,13 @@
 """The fused output layer and loss against torch's."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hpcasync.nmt import loss as loss_module
 from hpcasync.nmt.loss import summed_cross_entropy
@@ -97,3 +102,56 @@ def test_gradients_accumulate() -> None:
         summed_cross_entropy(hidden, weight, targets, 0.1)[0].backward()  # type: ignore[no-untyped-call]
     (once,) = torch.autograd.grad(summed_cross_entropy(hidden, weight, targets, 0.1)[0], weight)
     torch.testing.assert_close(weight.grad, 2 * once)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What tensors that operations make occupy at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.most: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in given:
+                self._count(storage)
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._uncount, size)
+
+    def _uncount(self, size: int) -> None:
+        self.now -= size
+
+
+def most_bytes(device: str, num_rows: int, dim: int, num_pieces: int, low: torch.dtype | None) -> int:
+    hidden = torch.zeros(num_rows, dim, device=device, dtype=low, requires_grad=True)
+    weight = torch.zeros(num_pieces, dim, device=device, requires_grad=True)
+    targets = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    live = LiveBytes()
+    with live, torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
+        loss, _ = summed_cross_entropy(hidden, weight, targets, 0.1)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return live.most
+
+
+def test_no_more_than_a_chunk_of_logits_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25,000 tokens of 32,000 pieces: 3.2 GB in float32. Tensors without values have sizes as well."""
+    chunk, num_rows, dim, num_pieces = 1 << 26, 25_000, 512, 32_000
+    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", {"meta": chunk})
+    of_gradients = 2 * 4 * (num_rows + num_pieces) * dim
+    most = most_bytes("meta", num_rows, dim, num_pieces, None)
+    assert 4 * chunk < most < 1.1 * (4 * chunk + of_gradients) < 0.2 * 4 * num_rows * num_pieces
+
+
+def test_low_precision_holds_a_chunk_of_each_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk, num_rows, dim, num_pieces = 1 << 18, 4000, 8, 1000
+    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", {"cpu": chunk})
+    most = most_bytes("cpu", num_rows, dim, num_pieces, torch.bfloat16)
+    assert 6 * chunk < most < 1.1 * (6 * chunk + 12 * (num_rows + num_pieces) * dim)

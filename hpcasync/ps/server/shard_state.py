@@ -60,7 +60,7 @@ class ShardState:
             for bounds, block in zip(self._bounds, self._blocks, strict=True)
         ]
         self._scratch = ThreadBlock(min(size, num_elements), parameters.device)
-        self._is_fused = fused and fused_apply.is_available()
+        self._is_fused = fused and fused_apply.is_available(parameters.device)
 
     @property
     def whole(self) -> Shard:

@@ -1,11 +1,13 @@
 """What each rank computes with: its cores, threads and device, settled once at the start of a job."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from mpi4py import MPI
 
+from hpcasync import device_kernels
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import RunConfig
@@ -58,7 +60,8 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     used = collectively(comm, lambda: _start_gpu(plan.gpus[comm.rank], roles, comm.rank))
     is_server = roles.is_server(comm.rank)
     cpu = torch.device("cpu")
-    lines = (*describe_cores(roles, cores), *describe_gpus(config, roles, plan))
+    kernels = describe_kernels(comm.allgather(device_kernels.lack() if used.type == "cuda" else None))
+    lines = (*describe_cores(roles, cores), *describe_gpus(config, roles, plan), *kernels)
     device, server_device = (cpu, used) if is_server else (used, cpu)
     return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, server_device, lines)
 
@@ -74,6 +77,29 @@ def describe_gpus(config: RunConfig, roles: Roles, plan: GpuPlan) -> list[str]:
         shares = f", which rank {plan.scoring_shares_with[0]} trains on" if plan.scoring_shares_with else ""
         lines.append(f"snapshots are scored on {plan.scoring or 'the CPU'}{shares}")
     return lines
+
+
+def describe_kernels(lacks: Sequence[str | None]) -> list[str]:
+    """How ranks on GPUs compute the loss and make updates; a line, if there are any.
+
+    Args:
+        lacks: why each rank has no kernels for that (`device_kernels.lack`); None: it has no GPU.
+
+    Raises:
+        UserError: some ranks have them, and some do not: results would depend on who computes them.
+    """
+    on_gpus = {rank: lack for rank, lack in enumerate(lacks) if lack is not None}
+    without = [rank for rank, lack in on_gpus.items() if lack]
+    if without and len(without) < len(on_gpus):
+        raise UserError(
+            f"rank {without[0]} has no kernels for its GPU ({on_gpus[without[0]]}), but other ranks have: install the "
+            "same torch and Triton everywhere, and a C compiler, which Triton needs"
+        )
+    if not on_gpus:
+        return []
+    if not without:
+        return ["loss and updates on GPUs: in one pass over memory, by kernels in Triton"]
+    return [f"loss and updates on GPUs: by torch, in a pass for each operation; no kernels: {on_gpus[without[0]]}"]
 
 
 def _start_gpu(gpu: Gpu | None, roles: Roles, rank: int) -> torch.device:
