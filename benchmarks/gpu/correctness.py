@@ -13,11 +13,18 @@ from typing import Any
 import torch
 import yaml
 
+from hpcasync import device_kernels
 from hpcasync.config.model import ModelConfig
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
+from hpcasync.nmt.loss import summed_cross_entropy
+from hpcasync.nmt.transformer import Transformer
+from hpcasync.ps.server import fused_apply
+from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.train.loop.optimizers import optimizer_factory
 
 ROOT = Path(__file__).parents[2]
 Check = tuple[str, Callable[[], dict[str, Any]]]
@@ -99,6 +106,8 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
     corpus = make_corpus(work)
     for precision in _LIMITS:
         yield f"gradient in {precision} against float64", partial(_compare_gradients, device, corpus, precision)
+    yield "gradient compiled, bf16", partial(_compare_gradients, device, corpus, "bf16", is_compiled=True)
+    yield "kernels against torch's operations", partial(_compare_kernels, device)
     config = write_config(work, corpus, device)
     yield "windows are bit for bit", partial(_compare_windows, config, device)
     yield "resume is bit for bit", partial(_resume, config)
@@ -122,14 +131,59 @@ def _device_tests(device: str) -> dict[str, Any]:
     return {"pytest": done.stdout.strip().splitlines()[-1]}
 
 
-def _compare_gradients(device: str, corpus_path: Path, precision: str) -> dict[str, Any]:
+def _compare_kernels(device: str) -> dict[str, Any]:
+    """An update, of which the bits are those of the compiled kernel on the host, and the loss with its gradients."""
+    lack = device_kernels.lack()
+    if device == "cuda" and lack:
+        raise RuntimeError(f"there are none: {lack}")
+    generator = torch.Generator().manual_seed(1)
+    pushes = [torch.randn(4, 1_000_001, generator=generator) for _ in range(3)]
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for where in ("cpu", device):
+        parameters = torch.ones(1_000_001, device=where)
+        state = ShardState(parameters, optimizer_factory(OptimizerConfig(weight_decay=0.1)), ema_decay=0.9)
+        published = torch.empty(1_000_001, dtype=torch.bfloat16, device=where)
+        for version, parts in enumerate(pushes, start=1):
+            moved = list(parts.to(where))
+            state.apply(
+                lambda start, stop, moved=moved: [part[start:stop] for part in moved],
+                scale=0.1, learning_rate=0.01, version=version, publish=published, lookahead=1.0,
+            )  # fmt: skip
+        states[where] = {**state.state_tensors(), "published": published.cpu()}
+    differing = [key for key, value in states["cpu"].items() if not torch.equal(value, states[device][key])]
+    hidden, weight = torch.randn(3000, 512, generator=generator), torch.randn(32_000, 512, generator=generator) / 20
+    targets = torch.randint(32_000, (3000,), generator=generator)
+    errors = {}
+    for precision in ("fp32", "bf16"):
+        given = [tensor.to(device).requires_grad_() for tensor in (hidden, weight)]
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = summed_cross_entropy(*given, targets.to(device), 0.1)
+        actual = torch.cat([gradient.flatten().cpu() for gradient in torch.autograd.grad(loss, given)])
+        exact = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+        plain = torch.nn.functional.cross_entropy(
+            exact[0] @ exact[1].t(), targets, reduction="sum", label_smoothing=0.1
+        )
+        expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(plain, exact)])
+        errors[precision] = float((actual - expected).norm() / expected.norm())
+        if not errors[precision] < _LIMITS[precision]:
+            raise RuntimeError(f"the loss's gradient in {precision} is off by {errors[precision]:.2e} of its norm")
+    if differing and fused_apply.is_available():
+        raise RuntimeError(f"other bits than on the host: {', '.join(differing)}")
+    return {"errors": errors}
+
+
+def _compare_gradients(device: str, corpus_path: Path, precision: str, *, is_compiled: bool = False) -> dict[str, Any]:
     corpus = PreparedCorpus.open(corpus_path)
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1)
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1, rounded=is_compiled)
     config = ModelConfig.model_validate({"preset": "small", "dropout": 0.0})
     torch.manual_seed(1)
     model = build_model(config, len(source), len(target), source.pad_id, target.pad_id)
     expected = _gradient(copy.deepcopy(model).double(), plan, "cpu", "fp64")
+    if is_compiled:
+        assert isinstance(model, Transformer)
+        model.compile_layers()
+        _gradient(copy.deepcopy(model).to(device), plan, device, precision, may_wait=True)
     actual = _gradient(model.to(device), plan, device, precision)
     error = float((actual - expected).norm() / expected.norm())
     if not error < _LIMITS[precision]:
@@ -137,14 +191,16 @@ def _compare_gradients(device: str, corpus_path: Path, precision: str) -> dict[s
     return {"error": error}
 
 
-def _gradient(model: Any, plan: BatchPlan, device: str, precision: str) -> torch.Tensor:
+def _gradient(model: Any, plan: BatchPlan, device: str, precision: str, *, may_wait: bool = False) -> torch.Tensor:
+    """Of three batches; compiling kernels and layers, the first time, may wait for the GPU."""
+    device_kernels.lack()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     flat = FlatParameters(model) if precision != "fp64" else None
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     for ticket in range(3):
         batch = plan.batch(ticket).to(device)
-        if device == "cuda":
+        if device == "cuda" and not may_wait:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")  # between here and there nothing may wait for the GPU
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):

@@ -14,10 +14,14 @@ from bare_loop import BareTransformer, bare_batch
 from correctness import make_corpus, run_hpcasync, write_config
 from torch import Tensor
 
+from hpcasync import device_kernels
 from hpcasync.comm.shards import Shard
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.schema import OptimizerConfig
+from hpcasync.nmt import loss as loss_module
 from hpcasync.nmt.build import build_model
+from hpcasync.nmt.loss import summed_cross_entropy
+from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.device_copy import DeviceCopy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -52,6 +56,7 @@ def speed_checks(device: str, work: Path) -> Iterator[Check]:
         yield f"Adam, shard on {where}", partial(_apply, sizes, where)
     for tokens in sizes.tokens:
         yield f"step of {tokens:,} tokens, bf16, beside a bare loop", partial(_step, sizes, tokens)
+    yield f"loss of {sizes.tokens[-1]:,} tokens, bf16", partial(_loss, sizes)
     config = write_config(work, make_corpus(work), device)
     for window, overlap, workers in itertools.product(("mapped", "mpi"), ("none", "full"), sizes.workers):
         name = f"not computing: {workers} worker(s), {window}, overlap {overlap}"
@@ -87,19 +92,51 @@ def _copies(sizes: Sizes) -> dict[str, Any]:
 
 
 def _apply(sizes: Sizes, where: str) -> dict[str, Any]:
+    """By kernels, and by torch's operations."""
     parameters, gradient = (torch.ones(sizes.num_elements, device=where) for _ in range(2))
-    state = ShardState(parameters, optimizer_factory(OptimizerConfig()))
     published = torch.empty_like(parameters)
+    figures = {}
+    for name, fused in (("", True), ("by torch ", False)):
+        state = ShardState(parameters, optimizer_factory(OptimizerConfig()), fused=fused)
 
-    def update() -> None:
-        state.apply(blocks_of(gradient), scale=1.0, learning_rate=1e-4, version=1, publish=published)
+        def update(state: ShardState = state) -> None:
+            state.apply(blocks_of(gradient), scale=1.0, learning_rate=1e-4, version=1, publish=published)
 
-    taken = seconds(where, update)
-    return {"ms": 1e3 * taken, "GB/s": 36e-9 * sizes.num_elements / taken}
+        taken = seconds(where, update)
+        figures |= {f"{name}ms": 1e3 * taken, f"{name}GB/s": 36e-9 * sizes.num_elements / taken}
+    return figures
+
+
+def _loss(sizes: Sizes) -> dict[str, Any]:
+    """Time and memory of forward and backward: by chunks of several sizes, and by torch's operations."""
+    rows, device = sizes.tokens[-1], sizes.device
+    hidden = torch.randn(rows, 512, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(sizes.pieces, 512, device=device, requires_grad=True)
+    targets = torch.randint(sizes.pieces, (rows,), device=device)
+
+    def compute() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss, _ = summed_cross_entropy(hidden, weight, targets, 0.1)
+        torch.autograd.grad(loss, (hidden, weight))
+
+    figures = {}
+    usual, can_use = dict(loss_module._CHUNK_ELEMENTS), device_kernels.can_use
+    for name, shift in (("", 24), ("", 25), ("", 26), ("", 27), ("by torch ", 26)):
+        loss_module._CHUNK_ELEMENTS[device] = 1 << shift
+        device_kernels.can_use = (lambda device: False) if name else can_use
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        figures[f"{name}2^{shift} ms"] = 1e3 * seconds(device, compute)
+        if device == "cuda":
+            figures[f"{name}2^{shift} MB"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+    loss_module._CHUNK_ELEMENTS.update(usual)
+    device_kernels.can_use = can_use
+    return figures
 
 
 def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
-    """Ours eagerly, and a bare loop of the same sizes, eager and compiled: forward, backward and Adam, in bf16."""
+    """Ours and a bare loop of the same sizes, each eager and compiled: forward, backward and Adam, in bf16."""
     config = ModelConfig.model_validate(sizes.model)
     source, target = bare_batch(tokens, sizes.pieces, sizes.device)
     ours = build_model(config, sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
@@ -116,10 +153,13 @@ def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
 
     bare = BareTransformer(config, sizes.pieces).to(sizes.device)
     figures = {"ours ms": 1e3 * seconds(sizes.device, step)}
+    assert isinstance(ours, Transformer)
+    ours.compile_layers()
+    figures["ours compiled ms"] = 1e3 * seconds(sizes.device, step)
     figures["bare ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, bare.loss, source, target, sizes.device))
     compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(bare.loss)
     figures["bare compiled ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, compiled, source, target, sizes.device))
-    figures["ours / compiled"] = figures["ours ms"] / figures["bare compiled ms"]
+    figures["ours / bare, compiled"] = figures["ours compiled ms"] / figures["bare compiled ms"]
     return figures
 
 

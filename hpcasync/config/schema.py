@@ -314,6 +314,11 @@ class Config(RunConfig):
         "fp32",
         description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products",
     )
+    compile: bool = Field(
+        False,
+        description="compile the Transformer's layers (torch.compile); batches are padded to at most 20 shapes then, "
+        "each of which is compiled when it first comes",
+    )
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -323,6 +328,14 @@ class Config(RunConfig):
     def _check_precision(self) -> "Config":
         if self.precision == "fp16" and self.exchange.overlap != "none":
             raise ValueError("fp16 unscales the whole gradient before it is pushed: exchange.overlap must be none")
+        return self
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> "Config":
+        if self.compile and self.model.architecture != "transformer":
+            raise ValueError("compile is for the Transformer's layers: leave it out with model.architecture=rnn")
+        if self.compile and self.data.sampling:
+            raise ValueError("compile pads batches to few shapes, data.sampling makes sentences of any length")
         return self
 
     @model_validator(mode="after")

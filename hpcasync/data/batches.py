@@ -20,6 +20,7 @@ from hpcasync.data.collate import Batch, Ragged, assemble, collate, collate_sour
 from hpcasync.data.corpus import ParallelTokens
 from hpcasync.data.mixture import MixedTokens
 from hpcasync.data.sampling import SubwordSampling
+from hpcasync.data.shapes import Shapes
 from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError
 
@@ -85,6 +86,8 @@ class BatchPlan:
         block_pairs: pairs that are sorted and shuffled together.
         sampling: by which sentences are cut into other pieces each time; None: never. Batches are made by the lengths
             that the corpus has.
+        rounded: pad batches to one of at most 20 shapes (`data.shapes`); other pairs come together then. Not with
+            `sampling`, which lengthens sentences.
 
     Raises:
         UserError: the longest sentence exceeds `batch_tokens`.
@@ -100,6 +103,7 @@ class BatchPlan:
         seed: int,
         block_pairs: int = BLOCK_PAIRS,
         sampling: SubwordSampling | None = None,
+        rounded: bool = False,
     ) -> None:
         longest = 1 + max(tokens.source_file.max_length, tokens.target_file.max_length)
         if longest > batch_tokens:
@@ -113,6 +117,8 @@ class BatchPlan:
         self._seed = seed
         self._block_pairs = block_pairs
         self._sampling = sampling
+        assert not (rounded and sampling)
+        self._shapes = Shapes(batch_tokens, longest) if rounded else None
         self._num_blocks = -(-len(tokens) // block_pairs)
         self._counts: dict[int, int] = {}
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
@@ -146,7 +152,8 @@ class BatchPlan:
             seeds = np.random.SeedSequence([_DRAW_PIECES, self._seed, ticket]).spawn(2)
             source = self._sampling.resegment(source, self._vocabularies[0], seeds[0])
             target = self._sampling.resegment(target, self._vocabularies[1], seeds[1])
-        return assemble(source, target, *self._vocabularies, indices)
+        batch = assemble(source, target, *self._vocabularies, indices)
+        return batch if self._shapes is None else self._shapes.pad(batch, *self._vocabularies)
 
     def num_target_tokens(self, ticket: int) -> int:
         """Target tokens of a batch, ends of sentences included."""
@@ -195,7 +202,7 @@ class BatchPlan:
             generator = np.random.default_rng([_DRAW_LAYOUT, self._seed, block])
             source_lengths = self._tokens.source_file.lengths(start, stop).astype(np.int64) + 1
             target_lengths = self._tokens.target_file.lengths(start, stop).astype(np.int64) + 1
-            layout = _lay_out(source_lengths, target_lengths, self._batch_tokens, generator)
+            layout = _lay_out(source_lengths, target_lengths, self._batch_tokens, generator, self._shapes)
             self._counts[block] = len(layout.bounds) - 1
             _keep(self._layouts, block, layout)
         return self._layouts[block]
@@ -218,14 +225,24 @@ def _lay_out(
     target_lengths: NDArray[np.int64],
     batch_tokens: int,
     generator: np.random.Generator,
+    shapes: Shapes | None,
 ) -> _Layout:
     noise = generator.uniform(-_NOISE_TOKENS, _NOISE_TOKENS, len(source_lengths))
-    order = np.lexsort((source_lengths + noise, target_lengths))
+    longer = np.maximum(source_lengths, target_lengths)
+    keys = [source_lengths + noise, target_lengths]
+    if shapes is not None:
+        longer = shapes.round(longer)
+        keys.append(longer)
+    order = np.lexsort(keys)
     classes = target_lengths * (int(source_lengths.max()) + 1) + source_lengths
     source_sorted, target_sorted = source_lengths[order], target_lengths[order]
-    bounds = _cut(np.maximum(source_sorted, target_sorted), batch_tokens)
-    rows = np.diff(bounds)
-    positions = [int((rows * np.maximum.reduceat(side, bounds[:-1])).sum()) for side in (source_sorted, target_sorted)]
+    longer_sorted = longer[order]
+    bounds = _cut(longer_sorted, batch_tokens)
+    if shapes is None:
+        rows, sides = np.diff(bounds), (source_sorted, target_sorted)
+        positions = [int((rows * np.maximum.reduceat(side, bounds[:-1])).sum()) for side in sides]
+    else:
+        positions = [shapes.positions(np.maximum.reduceat(longer_sorted, bounds[:-1]))] * 2
     return _Layout(
         classes=classes,
         places=np.argsort(classes[order], kind="stable"),

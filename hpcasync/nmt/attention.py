@@ -81,7 +81,8 @@ def attend(
 
 
 def _is_cpu_training(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.requires_grad and x.dtype in (torch.float32, torch.float64)
+    is_eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_eager and x.requires_grad and x.dtype in (torch.float32, torch.float64)
 
 
 def _to_heads(projected: Tensor) -> Tensor:

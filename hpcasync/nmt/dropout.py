@@ -68,7 +68,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Set elements to zero with `probability`, scale the others so that the mean stays; x itself unless `training`."""
     if not training or probability == 0.0:
         return x
-    if x.device.type != "cpu":
+    if not _is_eager_cpu(x):
         return functional.dropout(x, probability)
     output: Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]
     return output
@@ -78,7 +78,11 @@ def add_dropout(residual: Tensor, x: Tensor, probability: float, training: bool)
     """residual + dropout(x)."""
     if not training or probability == 0.0:
         return residual + x
-    if x.device.type != "cpu":
+    if not _is_eager_cpu(x):
         return residual + functional.dropout(x, probability)
     output: Tensor = _AddDropout.apply(residual, x, probability)  # type: ignore[no-untyped-call]
     return output
+
+
+def _is_eager_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

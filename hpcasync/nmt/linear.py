@@ -57,6 +57,7 @@ def _has_onednn_kernel(x: Tensor, weight: Tensor) -> bool:
     # Only for training, where shapes recur: oneDNN compiles a kernel, 0.3 ms, for each shape that it has not seen.
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and x.dtype == weight.dtype == torch.float32
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")

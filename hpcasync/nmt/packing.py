@@ -63,14 +63,14 @@ class Packing:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, tokens: Tensor, pad_id: int) -> "Packing":
+    def of(cls, tokens: Tensor, pad_id: int, *, packs: bool = True) -> "Packing":
         """The packing of tokens [batch, length].
 
-        On a GPU nothing is packed: the number of tokens is known there only after waiting for it.
+        On a GPU nothing is packed: the number of tokens is known there only after waiting for it. Nor unless `packs`.
         """
         batch, length = tokens.shape
         mask = tokens != pad_id
-        if tokens.device.type != "cpu":
+        if tokens.device.type != "cpu" or not packs:
             return cls(batch, length, None, mask)
         rows = mask.view(-1).nonzero().view(-1)
         if len(rows) == mask.numel():

@@ -1,5 +1,6 @@
 """The Transformer (Vaswani et al. 2017), pre- or post-norm, with cached decoding."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.packing import Packing, select_rows
 
 _CACHE_BLOCK = 16  # positions by which the decoder's cache grows
+_MOST_COMPILED = 64  # shapes of a kind of layer; more are computed without being compiled
 
 
 @dataclass
@@ -101,6 +103,16 @@ class Transformer(TranslationModel):
             nn.init.normal_(self.output_weight, std=config.dim**-0.5)
         else:
             self.output_weight = self.target_embedding.weight
+        self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile the layers' forward and backward passes in training: once for each shape of batches."""
+        # Shapes are few (`data.shapes`). A layer of each kind has the code of all.
+        torch._dynamo.config.recompile_limit = _MOST_COMPILED
+        encoder, decoder = (
+            torch.compile(kind.forward, backend=backend, dynamic=False) for kind in (EncoderLayer, DecoderLayer)
+        )
+        self._compiled = encoder, decoder
 
     def summed_loss(
         self,
@@ -112,12 +124,13 @@ class Transformer(TranslationModel):
     ) -> tuple[Tensor, Tensor]:
         """See TranslationModel.summed_loss."""
         memory, memory_mask = self._encode(source)
-        packing = Packing.of(target_output, self.target_pad_id)
+        packing = self._packing_of(target_output, self.target_pad_id)
         tokens = packing.pack(target_input)
         zeroed = packing.starts(tokens.device) if self._starts_with_zero else None
         stream = self._embed(self.target_embedding, tokens, self._positions_of(packing), zeroed)
+        _, forward = self._forwards
         for layer, layer_memory in zip(self.decoder, memory.unbind(2), strict=True):
-            stream = layer(stream, packing, layer_memory, memory_mask)
+            stream = forward(layer, stream, packing, layer_memory, memory_mask)
         targets = packing.pack(target_output)
         if packing.mask is not None and packing.rows is None:
             rows = packing.mask.view(-1).nonzero().view(-1) if target_rows is None else target_rows
@@ -149,12 +162,28 @@ class Transformer(TranslationModel):
 
     def _encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
         """Keys and values [B, S, layers, 2, heads, head_dim] for the decoder, and the mask [B, S] or None."""
-        packing = Packing.of(source, self.source_pad_id)
+        packing = self._packing_of(source, self.source_pad_id)
         stream = self._embed(self.source_embedding, packing.pack(source), self._positions_of(packing))
+        forward, _ = self._forwards
         for layer in self.encoder:
-            stream = layer(stream, packing)
+            stream = forward(layer, stream, packing)
         projected = packing.pad(self.memory_projection(self.encoder_norm(stream)))
         return projected.view(*source.shape, self.config.decoder_layers, 2, self.config.heads, -1), packing.mask
+
+    @property
+    def _is_compiled(self) -> bool:
+        # Whatever is translated or scored has a shape of its own.
+        return self._compiled is not None and self.training
+
+    @property
+    def _forwards(self) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        """Of an encoder layer and a decoder layer."""
+        if self._compiled is not None and self._is_compiled:
+            return self._compiled
+        return EncoderLayer.forward, DecoderLayer.forward
+
+    def _packing_of(self, tokens: Tensor, pad_id: int) -> Packing:
+        return Packing.of(tokens, pad_id, packs=not self._is_compiled)
 
     def _positions_of(self, packing: Packing) -> Tensor:
         """[n, dim]"""

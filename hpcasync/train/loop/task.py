@@ -13,6 +13,7 @@ from hpcasync.data.sampling import SubwordSampling
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
+from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.identity import identity
 from hpcasync.train.loop.corpus_checks import open_corpora
@@ -55,6 +56,7 @@ class Task:
             "corpus": self.corpus.digest,
             "batches": f"{self.config.data.batch_tokens} tokens, seed {self.config.seed}",
             **({"sampling": f"{self.config.data.sampling:g}"} if self.config.data.sampling else {}),
+            **({"shapes": "rounded"} if self.config.compile else {}),
             **_identity(self.config, self.corpus),
             **({"mixture": self.mixture.digest} if self.mixture.digest != self.corpus.digest else {}),
             **({"frozen parts": self.frozen_digest} if self.frozen_digest else {}),
@@ -100,12 +102,16 @@ def make_task(config: Config, device: torch.device) -> Task:
         batch_tokens=config.data.batch_tokens,
         seed=config.seed,
         sampling=SubwordSampling(config.data.sampling, config.model.max_length - 1) if config.data.sampling else None,
+        rounded=config.compile,
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
     start_digest = start_from_(model, config.model, _identity(config, corpus))
     frozen_digest = freeze_(model, config.model.frozen)
     model.to(device)
+    if config.compile:
+        assert isinstance(model, Transformer)
+        model.compile_layers()
     return Task(config, mixture, plan, model, FlatParameters(model), start_digest, frozen_digest)
 
 
