@@ -22,6 +22,7 @@ class ExchangeOptions:
         overlap: exchange.overlap.
         num_local: accumulate.local.
         num_slots: exchange.slots.
+        prefetch: a batch is drawn while the one before is being computed.
         sums_late: gradients stay in their slots until the update, as in `ps.server.group_sum` if the format allows.
     """
 
@@ -29,6 +30,7 @@ class ExchangeOptions:
     overlap: Overlap
     num_local: int
     num_slots: int
+    prefetch: bool
     sums_late: bool
 
     @classmethod
@@ -36,7 +38,8 @@ class ExchangeOptions:
         """As configured."""
         exchange = config.exchange
         sums_late = exchange.gradients != "topk" and not config.staleness.compensation
-        return cls(exchange.pull, exchange.overlap, config.accumulate.local, exchange.slots, sums_late)
+        prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
+        return cls(exchange.pull, exchange.overlap, config.accumulate.local, exchange.slots, prefetch, sums_late)
 
 
 @dataclass

@@ -12,6 +12,8 @@ from hpcasync.errors import UserError, describe
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.recorded import RankTimes, read_timelines
 from hpcasync.simulate.server_speed import measure_accumulate
+from hpcasync.simulate.synchronous import num_buckets
+from hpcasync.simulate.timing import BACKWARD_SHARE
 from hpcasync.simulate.workload import push_and_pull_bytes
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
@@ -91,12 +93,21 @@ def _fit_line(tokens: np.ndarray, seconds: np.ndarray, num_local: int) -> tuple[
 
 
 def _fit_allreduce(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
-    """The last worker of a round waits for nobody: its allreduce is the shortest, and takes the time of moving."""
+    """The last worker of a round waits for nobody: its allreduce is the shortest, and takes the time of moving.
+
+    But for what has been moved during backward: see `SynchronousCluster`. Of B buckets of which each takes r, the last
+    ends r after the backward pass; or, where moving takes longer, all of them end B * r after the first was complete.
+    """
     num_workers = len(ranks)
     if num_workers == 1:
         return {}
     rounds = zip(*(rank.seconds.get("allreduce", ()) for rank in ranks), strict=False)
-    seconds = np.mean([min(durations) for durations in rounds])
+    seconds = float(np.mean([min(durations) for durations in rounds]))
+    if config.precision != "fp16":
+        buckets, num_batches = num_buckets(num_elements), config.accumulate.local
+        computing = float(np.mean([taken for rank in ranks for _, taken in rank.computed])) / num_batches
+        beside = BACKWARD_SHARE * computing * (1 - 1 / buckets)
+        seconds = min(buckets * seconds, seconds + beside)
     num_bytes, _ = push_and_pull_bytes(config, num_elements)
     return {"bandwidth": float(2 * (num_workers - 1) / num_workers * num_bytes / seconds), "latency_seconds": 0.0}
 

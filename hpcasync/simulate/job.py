@@ -209,7 +209,9 @@ def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> Asy
     costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, *moved)
     counts = setup.state.counts
     if config.mode == "sync":
-        return SynchronousCluster(costs, program, counts, num_local=config.accumulate.local)
+        return SynchronousCluster(
+            costs, program, counts, num_local=config.accumulate.local, during_backward=config.precision != "fp16"
+        )
     decisions = make_decisions(config, cluster.workers, counts, fresh_updates=setup.fresh_updates)
     return AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config), stop_seconds=config.stop.seconds)
 

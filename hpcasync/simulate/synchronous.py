@@ -1,4 +1,4 @@
-"""Mode sync in virtual time: rounds that end with the slowest worker, an allreduce over a ring, the optimizer step.
+"""Mode sync in virtual time: buckets summed over a ring while backward makes the rest, then the optimizer step.
 
 Batches are drawn, gradients counted and rounds ended as `train.modes.allreduce.AllreduceExchange` does it. The sum is
 over workers in their order, so that random times do not change the result.
@@ -13,8 +13,16 @@ from hpcasync.ps.protocol.updates import Arrival, PushCounts, Update
 from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import ring_allreduce_seconds
 from hpcasync.simulate.program import Program
-from hpcasync.simulate.timing import Costs, Usage
+from hpcasync.simulate.timing import BACKWARD_SHARE, Costs, Usage
 from hpcasync.timeline import Timeline
+
+# `bucket_sums.BUCKET_ELEMENTS`, which cannot be imported without MPI.
+_BUCKET_ELEMENTS = 1 << 22
+
+
+def num_buckets(num_elements: int) -> int:
+    """That a gradient of so many elements is summed in, if its tensors are small beside them."""
+    return max(1, -(-num_elements // _BUCKET_ELEMENTS))
 
 
 class SynchronousCluster:
@@ -25,6 +33,7 @@ class SynchronousCluster:
         program: what is computed.
         counts: of gradients; kept up to date.
         num_local: accumulate.local.
+        during_backward: whether buckets leave before the whole gradient is known.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class SynchronousCluster:
         counts: PushCounts,
         *,
         num_local: int,
+        during_backward: bool = True,
     ) -> None:
         self._costs = costs
         self._program = program
@@ -42,7 +52,11 @@ class SynchronousCluster:
         self._num_local = num_local
         self._delay = costs.cluster.forced_staleness
         self._versions: deque[Any] = deque([program.parameters], maxlen=self._delay.updates + 1)
-        self._allreduce_seconds = ring_allreduce_seconds(costs.push_bytes, self._num_workers, costs.cluster.network)
+        self._num_buckets = num_buckets(costs.num_elements)
+        self._bucket_seconds = ring_allreduce_seconds(
+            costs.push_bytes / self._num_buckets, self._num_workers, costs.cluster.network
+        )
+        self._during_backward = during_backward
         self._version = 0
         self._num_rounds = 0
         self.now = 0.0
@@ -62,13 +76,15 @@ class SynchronousCluster:
     def _round(self) -> bool:
         """One step of all workers; False if the corpus has no more batches."""
         tickets = [self._tickets(worker) for worker in range(self._num_workers)]
-        seconds = [self._compute_seconds(worker, drawn) for worker, drawn in enumerate(tickets)]
+        batches = [self._batch_seconds(worker, drawn) for worker, drawn in enumerate(tickets)]
+        seconds = [sum(of_worker) for of_worker in batches]
         slowest = max(seconds)
-        self._record(tickets, seconds)
-        self.now += slowest + self._allreduce_seconds
+        moving = self._sum_seconds(batches) - slowest
+        self._record(tickets, seconds, moving)
+        self.now += slowest + moving
         self.usage.compute += sum(seconds)
         self.usage.waiting += self._num_workers * slowest - sum(seconds)
-        self.usage.moving += self._num_workers * self._allreduce_seconds
+        self.usage.moving += self._num_workers * moving
         self._num_rounds += 1
         accepted = [
             arrival
@@ -107,19 +123,33 @@ class SynchronousCluster:
         self._counts.staleness.update(update.staleness)
         self._program.after_update(update, self.now)
 
-    def _record(self, tickets: Sequence[tuple[int, ...]], seconds: Sequence[float]) -> None:
-        """Computing, then the allreduce, in which workers wait for the slowest of them."""
-        end = self.now + max(seconds) + self._allreduce_seconds
+    def _record(self, tickets: Sequence[tuple[int, ...]], seconds: Sequence[float], moving: float) -> None:
+        """Computing, then the rest of the allreduce, in which workers wait for the slowest of them."""
+        end = self.now + max(seconds) + moving
         for timeline, drawn, computing in zip(self._timelines, tickets, seconds, strict=False):
             tokens = [sum(map(self._program.num_tokens, drawn))]
             timeline.add("compute", self.now, computing, tokens=tokens)
             timeline.add("allreduce", self.now + computing, end - self.now - computing)
 
-    def _compute_seconds(self, worker: int, tickets: tuple[int, ...]) -> float:
-        end = self.now
+    def _batch_seconds(self, worker: int, tickets: tuple[int, ...]) -> list[float]:
+        batches: list[float] = []
         for ticket in tickets:
-            end += self._costs.times.seconds(worker, self._program.num_tokens(ticket), end)
-        return end - self.now
+            num_tokens = self._program.num_tokens(ticket)
+            batches.append(self._costs.times.seconds(worker, num_tokens, self.now + sum(batches)))
+        return batches
+
+    def _sum_seconds(self, batches: Sequence[list[float]]) -> float:
+        """From the start of the round until the last bucket has been summed.
+
+        A bucket begins when all workers have completed it, evenly over the backward passes of their last batches, and
+        the bucket before has been summed.
+        """
+        end = 0.0
+        for number in range(1, self._num_buckets + 1):
+            left = BACKWARD_SHARE * (1 - number / self._num_buckets) if self._during_backward else 0.0
+            ready = max(sum(of_worker) - left * (of_worker[-1] if of_worker else 0.0) for of_worker in batches)
+            end = max(ready, end) + self._bucket_seconds
+        return end
 
     def _tickets(self, worker: int) -> tuple[int, ...]:
         first = self._num_rounds * self._num_local * self._num_workers + worker

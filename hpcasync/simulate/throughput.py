@@ -56,7 +56,9 @@ def measure_throughput(
     counter = _TokenCounter(workload, max(num_pushes, _FEWEST_UPDATES * per_update))
     simulated: AsynchronousCluster | SynchronousCluster
     if config.mode == "sync":
-        simulated = SynchronousCluster(costs, counter, PushCounts(), num_local=config.accumulate.local)
+        simulated = SynchronousCluster(
+            costs, counter, PushCounts(), num_local=config.accumulate.local, during_backward=config.precision != "fp16"
+        )
     else:
         simulated = AsynchronousCluster(
             costs,

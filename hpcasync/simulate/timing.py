@@ -10,6 +10,8 @@ from hpcasync.simulate.compute_time import ComputeTimes
 # has waited for more than a tenth of a second sleeps a hundredth of that, up to 5 ms: left out here.)
 _LONGEST_SLEEP_SECONDS = 1e-3
 _SLEEP_GROWTH_SECONDS = 2e-5
+# A backward pass makes two products for each one of the forward pass: with respect to inputs and to weights.
+BACKWARD_SHARE = 2 / 3
 
 
 def polling_delay(waited_seconds: float) -> float:

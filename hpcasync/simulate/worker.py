@@ -13,12 +13,10 @@ import simpy
 from hpcasync.ps.protocol.working import Wait, Working
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
-from hpcasync.simulate.timing import polling_delay
+from hpcasync.simulate.timing import BACKWARD_SHARE, polling_delay
 from hpcasync.timeline import Timeline
 
 Answer = Generator[simpy.Event, Any, bool]
-# A backward pass makes two products for each one of the forward pass: with respect to inputs and to weights.
-_BACKWARD_SHARE = 2 / 3
 # `bucketed_push.BUCKET_ELEMENTS`, which cannot be imported without MPI; of a large model a bucket here is several.
 _BUCKET_ELEMENTS = 1 << 20
 _MOST_BUCKETS = 16
@@ -46,6 +44,7 @@ class SimulatedWorker:
         self._working = Working(exchange.options.num_slots, exchange.options.pull)
         self._compute_seconds = 0.0
         self._is_finished = False
+        self._ahead: list[int | None] = []
 
     def run(self) -> Waiting:
         """Train until the corpus or the program ends."""
@@ -68,21 +67,36 @@ class SimulatedWorker:
         tickets: list[int] = []
         self._compute_seconds = 0.0
         while len(tickets) < self._options.num_local:
-            ticket = None if exchange.is_stopping else exchange.program.ticket(exchange.num_drawn)
+            drawing = (1 if self._ahead else 2) * exchange.round_trip  # the stop flag, the cursor
+            ticket = self._draw()
             if ticket is None:
-                self._is_finished = self._working.drew(has_batch=False)
                 break
-            exchange.num_drawn += 1
             tickets.append(ticket)
-            drawing = 2 * exchange.round_trip  # the stop flag, the cursor
             num_tokens = exchange.program.num_tokens(ticket)
             seconds = exchange.costs.times.seconds(self._index, num_tokens, exchange.now + drawing)
-            if len(tickets) == self._options.num_local:
+            is_last = len(tickets) == self._options.num_local
+            if is_last:
                 self._expect_gradient(exchange.now + drawing, seconds)
+            if is_last and self._options.prefetch:
+                yield self._env.timeout(drawing)
+                self._ahead.append(self._draw())
+                drawing = 0.0
             yield self._env.timeout(drawing + seconds)
             self._compute_seconds += seconds
             exchange.usage.compute += seconds
         return tuple(tickets)
+
+    def _draw(self) -> int | None:
+        """The next ticket, which may have been drawn while the last gradient was being computed."""
+        exchange = self._exchange
+        if self._ahead and not exchange.is_stopping:
+            return self._ahead.pop()
+        ticket = None if exchange.is_stopping or self._is_finished else exchange.program.ticket(exchange.num_drawn)
+        if ticket is None:
+            self._is_finished = self._working.drew(has_batch=False)
+        else:
+            exchange.num_drawn += 1
+        return ticket
 
     def _expect_gradient(self, start: float, seconds: float) -> None:
         """The computation of the last batch of a push begins at `start`."""
@@ -201,8 +215,8 @@ class PushOverlappedWorker(SimulatedWorker):
         arrival = self._exchange.now
         num_bytes = self._exchange.costs.push_bytes / self._num_buckets
         for number in range(1, self._num_buckets + 1):
-            backward = _BACKWARD_SHARE * number / self._num_buckets
-            ready = start + seconds * (1 - _BACKWARD_SHARE + backward)
+            backward = BACKWARD_SHARE * number / self._num_buckets
+            ready = start + seconds * (1 - BACKWARD_SHARE + backward)
             if ready > self._exchange.now:
                 yield self._env.timeout(ready - self._exchange.now)
             arrival = yield from self._exchange.network.put(self._index, num_bytes)

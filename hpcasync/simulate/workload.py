@@ -63,7 +63,7 @@ def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = F
     `in_place`: servers read float32 gradients where they are computed.
     """
     if config.mode == "sync":
-        return num_elements * _BYTES["fp32"], 0.0
+        return num_elements * _BYTES["fp32" if config.sync.compression == "none" else "bf16"], 0.0
     exchange = config.exchange
     per_element = exchange.topk * _TOPK_BYTES if exchange.gradients == "topk" else _BYTES[exchange.gradients]
     if in_place and exchange.gradients == "fp32":
@@ -75,7 +75,9 @@ def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:
     vocabularies = corpus.source_vocabulary, corpus.target_vocabulary
     more = map(PreparedCorpus.open, config.data.more)
     tokens = Mixture((corpus, *more), config.data.repeats).tokens
-    plan = BatchPlan(tokens, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed)
+    plan = BatchPlan(
+        tokens, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed, rounded=config.compile
+    )
     return tuple(plan.num_target_tokens(ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
 
 

@@ -18,14 +18,20 @@ from hpcasync.simulate.times import times_of
 NUM_PARAMETERS = 1_000_000
 
 
-def write_run(run_dir: Path, ranks: list[tuple[str, int, list[list[Any]]]], **config: Any) -> Config:
+def write_run(
+    run_dir: Path,
+    ranks: list[tuple[str, int, list[list[Any]]]],
+    *,
+    num_parameters: int = NUM_PARAMETERS,
+    **config: Any,
+) -> Config:
     """A run directory with as much as a fit reads."""
     run_dir.mkdir()
     values: dict[str, Any] = {"data": {"path": "c"}, "stop": {"updates": 1}, "logging": {"timeline": True}, **config}
     resolved = parse_config(values, "test")
     resolved.save(run_dir / "config.yaml")
     num_workers = sum(role == "worker" for role, _, _ in ranks)
-    summary = {"num_parameters": NUM_PARAMETERS, "roles": {"workers": num_workers}}
+    summary = {"num_parameters": num_parameters, "roles": {"workers": num_workers}}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     for number, (role, index, spans) in enumerate(ranks):
         lines = [{"rank": number, "role": role, "index": index, "host": "h", "opened": 0.0}, *spans]
@@ -100,13 +106,24 @@ def test_a_synchronous_run(tmp_path: Path) -> None:
     assert cluster.compute.step_seconds_per_element == pytest.approx(5e-9)
 
 
+@pytest.mark.parametrize("bucket_seconds", [0.01, 0.09])
+def test_buckets_that_were_summed_during_backward_count(tmp_path: Path, bucket_seconds: float) -> None:
+    """Three, complete 0.1 and 0.05 s before the end of computing: the last is left, or most of what all take."""
+    left = max(bucket_seconds, 3 * bucket_seconds - 0.1)
+    spans = [["compute", 0.0, 0.225, {"tokens": [100]}], ["allreduce", 0.0, left], ["apply", 0.0, 0.005, {}]] * 20
+    ranks = [("worker", worker, spans) for worker in (0, 1)]
+    write_run(tmp_path / "run", ranks, num_parameters=3 << 22, mode="sync")
+    network = fit_cluster(tmp_path / "run").network
+    assert network.bandwidth == pytest.approx(4 * (1 << 22) / bucket_seconds)
+
+
 def test_local_accumulation_is_part_of_a_span(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     tokens = generator.integers(100, 1000, (300, 4)).sum(1).tolist()
     spans: list[list[Any]] = [["compute", 0.0, 4 * 0.05 + 1e-4 * total, {"tokens": [total]}] for total in tokens]
     spans += [["push", 0.0, 0.01], ["pull", 0.0, 0.01]] * 9
-    local = {"mode": "async-local", "accumulate": {"local": 4}}
-    write_run(tmp_path / "run", [("server", 0, server_spans()), ("worker", 0, spans)], **local)
+    ranks = [("server", 0, server_spans()), ("worker", 0, spans)]
+    write_run(tmp_path / "run", ranks, mode="async-local", accumulate={"local": 4})
     compute = fit_cluster(tmp_path / "run").compute
     assert compute.seconds_per_batch == pytest.approx(0.05, rel=1e-6)
     assert compute.seconds_per_token == pytest.approx(1e-4, rel=1e-6)

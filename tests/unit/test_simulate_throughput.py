@@ -47,8 +47,12 @@ def rate(config: Config, **cluster: Any) -> float:
     return measure(config, cluster_of(**cluster)).target_tokens_per_second
 
 
-def test_a_cycle_of_one_worker_by_hand() -> None:
-    """Long waits are seen half a millisecond late; 21 latencies: draw 4, slot 4, push 3, handled 4, pull 6."""
+@pytest.mark.parametrize(("prefetch", "num_latencies"), [(False, 21), (True, 19)])
+def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int) -> None:
+    """Long waits are seen half a millisecond late; 21 latencies: draw 4, slot 4, push 3, handled 4, pull 6.
+
+    With prefetch the batch has been drawn, while the one before was computed; whether to stop is still asked.
+    """
     cluster = parse_cluster(
         {
             "workers": 1,
@@ -63,9 +67,10 @@ def test_a_cycle_of_one_worker_by_hand() -> None:
         },
         "test",
     )
-    result = measure(config_of("async"), cluster, Workload((100,), 100_000))
+    config = config_of("async", data={"path": "corpus", "prefetch": prefetch})
+    result = measure(config, cluster, Workload((100,), 100_000))
     served = 0.03 + 0.05 + 0.02 + 0.1
-    cycle = 2.0 + served + 2 * 0.4 + 21 * 0.01 + 2 * 0.0005
+    cycle = 2.0 + served + 2 * 0.4 + num_latencies * 0.01 + 2 * 0.0005
     assert result.target_tokens_per_second == pytest.approx(100 / cycle, rel=1e-6)
     assert result.efficiency == pytest.approx(2.0 / cycle, rel=1e-6)
     assert result.server == pytest.approx(served / cycle, rel=1e-6)
@@ -126,6 +131,32 @@ def test_a_synchronous_round_by_hand() -> None:
     assert result.waiting == pytest.approx(3 * 2.0 / (4 * round_seconds))
     assert result.moving == pytest.approx(allreduce / round_seconds)
     assert result.server == pytest.approx(0.1 / round_seconds)
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "more", "allreduce"),
+    [
+        # Four buckets of 1 s for two workers of which one takes 6 s; the others complete after 3, 4 and 5 s.
+        (1 << 24, {}, 1.0),
+        (1 << 24, {"sync": {"compression": "bf16", "backend": "torch"}}, 0.5),
+        (1 << 24, {"precision": "fp16"}, 4.0),
+        # Of 3 s each: from the first on one is summed after the other.
+        ((1 << 24) / 3, {}, 3.0 + 12.0 - 6.0),
+    ],
+)
+def test_buckets_are_summed_beside_the_computation(bandwidth: float, more: dict[str, Any], allreduce: float) -> None:
+    cluster = parse_cluster(
+        {
+            "workers": 2,
+            "compute": {"seconds_per_batch": 6.0, "seconds_per_token": 0, "speeds": [2, 1]},
+            "network": {"latency_seconds": 0, "bandwidth": bandwidth},
+            "server": {"apply_seconds_per_element": 0},
+        },
+        "test",
+    )
+    result = measure(config_of("sync", **more), cluster, Workload((100,), 4 << 22))
+    assert result.target_tokens_per_second == pytest.approx(200 / (6.0 + allreduce))
+    assert result.moving == pytest.approx(allreduce / (6.0 + allreduce))
 
 
 def test_a_full_link_carries_its_bandwidth() -> None:
