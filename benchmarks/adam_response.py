@@ -83,9 +83,9 @@ class Trainer:
         self._task.flat.parameters.copy_(state.parameters)
         tickets = iter([ticket])
         done = self._step.run(lambda: next(tickets, None))
-        if not done.target_tokens:
+        if not done.num_tokens:
             raise UserError(f"the gradient of batch {ticket} is not finite: lower optimizer.learning_rate")
-        return self._task.flat.gradient.clone(), done.target_tokens
+        return self._task.flat.gradient.clone(), done.num_tokens
 
     def apply(self, state: ShardState, gradients: Sequence[Gradient], version: int = 1, factor: float = 1.0) -> None:
         """One optimizer step on the mean over the tokens of some gradients."""

@@ -58,11 +58,11 @@ class Trainer:
         """One batch and one update; returns its target tokens."""
         ticket = self._ticket
         self._ticket += 1
-        contribution = self._step.run(lambda: ticket)
+        record = self._step.run(lambda: ticket)
         gradient, optimizer = self._step.gradient, self.config.optimizer
-        order = Order(Kind.APPLY, 0, 0, self._ticket, contribution.target_tokens, optimizer.learning_rate)
+        order = Order(Kind.APPLY, 0, 0, self._ticket, record.num_tokens, optimizer.learning_rate)
         apply_group(self._state, blocks_of(gradient), order, optimizer.clip_norm, lambda: squared_norm(gradient))
-        return contribution.target_tokens
+        return record.num_tokens
 
     def next_pairs(self, num_steps: int) -> NDArray[np.int64]:
         """The positions in the corpus of the pairs of the next steps."""

@@ -15,13 +15,13 @@ from mpi4py import MPI
 
 from hpcasync.bench.jobs import RESULT
 from hpcasync.bench.memory import Memcpy
+from hpcasync.choices import ParameterFormat as Form
 from hpcasync.comm.mpi import gather_hosts, library_name
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.link import Link, LinkOptions
-from hpcasync.ps.transport.link import ParameterFormat as Form
 from hpcasync.ps.worker.client import Client
 
 _LINE_BYTES = 64 << 20

@@ -14,13 +14,13 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.bench.jobs import RESULT
+from hpcasync.choices import PullPolicy
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
-from hpcasync.ps.protocol.working import PullPolicy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.loop.optimizers import optimizer_factory
 

@@ -12,6 +12,14 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from hpcasync.choices import (
+    WHOLE_GRADIENT_FORMATS,
+    GradientFormat,
+    ParameterFormat,
+    PullPolicy,
+    StalenessPolicy,
+    WindowKind,
+)
 from hpcasync.config.data import DataConfig
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.records import LoggingConfig
@@ -22,12 +30,7 @@ from hpcasync.config.strict import UserPath, read_values, validate
 from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
-PullPolicy = Literal["latest", "handled", "applied"]
-GradientFormat = Literal["fp32", "bf16", "topk"]
 Overlap = Literal["none", "push", "full"]
-ParameterFormat = Literal["fp32", "bf16"]
-WindowKind = Literal["auto", "mpi", "mapped"]
-StalenessPolicy = Literal["wait", "drop", "scale"]
 Tokenizer = Literal[
     "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
 ]
@@ -83,8 +86,8 @@ class ExchangeConfig(Section):
 
     @model_validator(mode="after")
     def _check_overlap(self) -> "ExchangeConfig":
-        if self.overlap != "none" and self.gradients == "topk":
-            raise ValueError("topk chooses from the whole gradient: exchange.overlap must be none")
+        if self.overlap != "none" and self.gradients in WHOLE_GRADIENT_FORMATS:
+            raise ValueError(f"{self.gradients} needs the whole gradient: exchange.overlap must be none")
         return self
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -11,29 +11,11 @@ from hpcasync.config.program import ProgramConfig
 from hpcasync.errors import UserError
 from hpcasync.program.dealing import Dealt
 from hpcasync.program.moving import moved_to
+from hpcasync.ps.protocol.record import UNKNOWN_LOSS, PushRecord
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.push_checks import is_finite
-from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.timeline import Timeline
-from hpcasync.train.loop.exchange import Contribution
-
-
-class VersionedExchange(Protocol):
-    """What a mode is to a worker (`train.loop.exchange.Exchange`), with the version that it has pulled."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether training has ended."""
-
-    @property
-    def version(self) -> int:
-        """Of the parameters that it computes with."""
-
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
-        """Give a gradient away."""
-
-    def pull(self, parameters: torch.Tensor) -> None:
-        """Bring parameters up to date."""
+from hpcasync.train.loop.exchange import Exchange
 
 
 @dataclass
@@ -77,7 +59,7 @@ class Worker:
         self.slowdown = 1.0
         self.epoch = 0
         self.after_step: Callable[[], None] = lambda: None
-        self._exchange: VersionedExchange | None = None
+        self._exchange: Exchange | None = None
         self._open: list[_Batch] = []
         # Of these, how many there were when backward last added to the gradient.
         self._num_computed = 0
@@ -96,7 +78,7 @@ class Worker:
         """Batches given to the program since the last step."""
         return len(self._open)
 
-    def batches(self, dealt: Iterator[Dealt], exchange: VersionedExchange) -> Iterator[Any]:
+    def batches(self, dealt: Iterator[Dealt], exchange: Exchange) -> Iterator[Any]:
         """The batches that it is dealt, on the module's device, until there are none or training has ended."""
         self._exchange = exchange
         device = self._flat.parameters.device
@@ -122,12 +104,11 @@ class Worker:
         exchange = self._exchange
         assert exchange is not None
         if self._open and not self._has_old_gradient and not exchange.is_finished:
-            self._require_no_more_than_a_step()
             self._push(len(self._open))  # less than a step's batches: they count all the same
         # Others may have batches left: in sync all have to take part.
         while self._is_synchronous and not exchange.is_finished:
             self._flat.gradient.zero_()
-            exchange.push(self._flat.gradient, Contribution((), 0, 0, 0.0, 0.0))
+            exchange.push(self._flat.gradient, PushRecord(exchange.version, 0, 0.0, 0, 0.0, ()))
 
     def weigh(self, weight: int) -> None:
         """What the newest batch weighs, in place of its samples.
@@ -171,12 +152,7 @@ class Worker:
         num_batches = len(self._open)
         if self._is_synchronous and num_batches != self._num_local:
             raise self._unexpected(num_batches)
-        self._require_no_more_than_a_step()
         self._push(num_batches)
-
-    def _require_no_more_than_a_step(self) -> None:
-        if len(self._open) > self._num_local:
-            raise self._unexpected(len(self._open))
 
     def _unexpected(self, num_batches: int) -> UserError:
         return UserError(
@@ -188,6 +164,8 @@ class Worker:
     def _push(self, num_batches: int, *, is_wanted: bool = True) -> None:
         """Give the gradient of the first open batches away; unwanted, they only count as done with."""
         assert self._exchange is not None
+        if num_batches > self._num_local:
+            raise self._unexpected(num_batches)
         batches, self._open = self._open[:num_batches], self._open[num_batches:]
         gradient, weight = self._flat.gradient, sum(batch.weight for batch in batches)
         is_sound = is_wanted and is_finite(gradient)
@@ -196,14 +174,15 @@ class Worker:
         time.sleep((self.slowdown - 1) * seconds)
         if self._is_mean and is_sound:
             gradient.mul_(weight)
-        contribution = Contribution(
-            tuple(batch.ticket for batch in batches),
+        record = PushRecord(
+            self._exchange.version,
             weight if is_sound else 0,
-            sum(batch.num_samples for batch in batches),
             self._loss_sum(batches),
+            sum(batch.num_samples for batch in batches),
             seconds,
+            tuple(batch.ticket for batch in batches),
         )
-        self._exchange.push(gradient, contribution)
+        self._exchange.push(gradient, record)
         self._exchange.pull(self._flat.parameters)
         self._has_old_gradient, self._num_computed = True, 0
         self.after_step()

@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from mpi4py import MPI
 
+from hpcasync.choices import PullPolicy, StalenessPolicy
 from hpcasync.comm.mpi import collectively, gather_hosts
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
@@ -31,9 +32,8 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.coordination import Coordination
 from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.protocol.observer import Observer, ShardSaver
-from hpcasync.ps.protocol.staleness import StalenessPolicy, make_policy
+from hpcasync.ps.protocol.staleness import make_policy
 from hpcasync.ps.protocol.updates import PushCounts, UpdateState
-from hpcasync.ps.protocol.working import PullPolicy
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator

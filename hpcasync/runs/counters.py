@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hpcasync.ps.protocol.updates import Update
+
 
 @dataclass
 class Counters:
@@ -23,6 +25,14 @@ class Counters:
     target_tokens: int = 0
     source_tokens: int = 0
     wall_seconds: float = 0.0
+
+    def add(self, update: Update) -> None:
+        """Count an update."""
+        self.num_updates += 1
+        self.num_steps += len(update.pushes)
+        self.num_batches += len(update.tickets)
+        self.target_tokens += update.num_tokens
+        self.source_tokens += update.num_source_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

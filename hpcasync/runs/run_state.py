@@ -1,7 +1,5 @@
-"""Where a run stands, and what an update adds to it."""
+"""Where a run stands."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,29 +8,6 @@ from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.scores import BestScore
-
-# Of a program that tells no loss: no sum of losses comes to it, and no sum with it to anything else but NaN.
-UNKNOWN_LOSS = -math.inf
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """An update as the training program sees it, whatever the mode.
-
-    Attributes:
-        num_steps: gradients in the update.
-        target_tokens, source_tokens: non-padding tokens in the update.
-        loss_sum: negative log likelihood summed over the target tokens, in nats; or UNKNOWN_LOSS.
-        tickets: batches in the update.
-        staleness: of each gradient, in updates.
-    """
-
-    num_steps: int
-    target_tokens: int
-    source_tokens: int
-    loss_sum: float
-    tickets: tuple[int, ...]
-    staleness: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import simpy
 
-from hpcasync.config.schema import Config, Overlap, PullPolicy
+from hpcasync.choices import WHOLE_GRADIENT_FORMATS, PullPolicy
+from hpcasync.config.schema import Config, Overlap
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage, polling_delay
@@ -37,7 +38,7 @@ class ExchangeOptions:
     def of(cls, config: Config) -> "ExchangeOptions":
         """As configured."""
         exchange = config.exchange
-        sums_late = exchange.gradients != "topk" and not config.staleness.compensation
+        sums_late = exchange.gradients not in WHOLE_GRADIENT_FORMATS and not config.staleness.compensation
         prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
         return cls(exchange.pull, exchange.overlap, config.accumulate.local, exchange.slots, prefetch, sums_late)
 

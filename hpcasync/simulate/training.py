@@ -1,6 +1,7 @@
 """A training run inside a simulated cluster: real batches, gradients, optimizer steps and run directory."""
 
 import weakref
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,6 @@ from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task
-from hpcasync.train.modes.asynchronous import CoordinatorObserver
 from hpcasync.train.supervise.supervisor import Supervisor
 
 
@@ -46,7 +46,6 @@ class Training:
         self._plan = task.plan
         self._flat = flat = task.flat
         self._supervisor = supervisor
-        self._observer = CoordinatorObserver(supervisor)
         self._writer = writer
         self._fresh_updates = fresh_updates
         # The servers' own parameters: those of the model are whatever a worker computes with.
@@ -83,21 +82,14 @@ class Training:
         assert parameters.vector is not None
         self._flat.parameters.copy_(parameters.vector)
         remaining = iter(tickets)
-        contribution = self._steps[worker].run(lambda: next(remaining, None))
-        if contribution.target_tokens:
+        record = self._steps[worker].run(lambda: next(remaining, None), version=version)
+        if record.num_tokens:
             gradient = self._flat.gradient.to("cpu")
             for server in self._servers:
                 server.write(worker, gradient)
         else:
-            self._rejected += contribution.tickets
-        return PushRecord(
-            version,
-            contribution.target_tokens,
-            contribution.loss_sum,
-            contribution.source_tokens,
-            compute_seconds,
-            contribution.tickets,
-        )
+            self._rejected += record.tickets
+        return replace(record, compute_seconds=compute_seconds)
 
     def accumulate(self, record: PushRecord) -> None:
         """As servers do it, each on its shard."""
@@ -107,7 +99,7 @@ class Training:
     def apply(self, update: Update) -> None:
         """As servers do it, each on its shard."""
         config = self._config
-        order = Order.to_apply(update, self._observer.learning_rate(update), config.staleness.lookahead)
+        order = Order.to_apply(update, self._supervisor.learning_rate(update), config.staleness.lookahead)
         self._learning_rate = order.learning_rate
         squared_norm = cache(lambda: sum(server.squared_norm() for server in self._servers))
         for server in self._servers:
@@ -116,7 +108,7 @@ class Training:
 
     def after_update(self, update: Update, now: float) -> None:
         """Count, log and save."""
-        request = self._observer.after_update(update, self._learning_rate)
+        request = self._supervisor.after_update(update, self._learning_rate)
         self._moment = self._keep_moment()
         if request is not None:
             self.save(request)
@@ -125,7 +117,7 @@ class Training:
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
         """As the coordinator does it."""
-        self._observer.after_drop(record, is_stale=is_stale)
+        self._supervisor.after_drop(record, is_stale=is_stale)
 
     def should_stop(self) -> bool:
         """By the configuration."""
@@ -148,7 +140,7 @@ class Training:
 
     def begin(self) -> None:
         """Start the clock of a run, or of the rest of one."""
-        self._observer.begin()
+        self._supervisor.start()
         if self._config.stop.patience:
             self._supervisor.wait_for_scores()  # of an interrupted run
 

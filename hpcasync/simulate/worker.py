@@ -10,7 +10,7 @@ from typing import Any
 
 import simpy
 
-from hpcasync.ps.protocol.working import Wait, Working
+from hpcasync.ps.protocol.working import Source, Wait, Working
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
 from hpcasync.simulate.timing import BACKWARD_SHARE, polling_delay
@@ -89,9 +89,11 @@ class SimulatedWorker:
     def _draw(self) -> int | None:
         """The next ticket, which may have been drawn while the last gradient was being computed."""
         exchange = self._exchange
-        if self._ahead and not exchange.is_stopping:
+        is_stopping = exchange.is_stopping or self._is_finished
+        source = self._working.next_source(0, is_stopping=is_stopping)  # nobody dies here, and leaves something
+        if self._ahead and source is not Source.END:
             return self._ahead.pop()
-        ticket = None if exchange.is_stopping or self._is_finished else exchange.program.ticket(exchange.num_drawn)
+        ticket = exchange.program.ticket(exchange.num_drawn) if source is Source.CURSOR else None
         if ticket is None:
             self._is_finished = self._working.drew(has_batch=False)
         else:

@@ -96,7 +96,7 @@ def _tokens_per_second(task: Task, worker: int) -> float:
         started = time.perf_counter()
         made = step.run(lambda: next(tickets, None))
         if number >= _WARM_UP_STEPS:
-            tokens += made.target_tokens
+            tokens += made.num_tokens
             seconds += time.perf_counter() - started
         if seconds and time.perf_counter() - began > _MOST_SECONDS:
             break

@@ -1,6 +1,7 @@
 """A supervisor with what it needs, for tests of what it counts, saves and decides."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from torch import nn
 
 from hpcasync.config.schema import Config
 from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Arrival, Update
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import ShardWriter
-from hpcasync.runs.run_state import RunState, UpdateReport
+from hpcasync.runs.run_state import RunState
 from hpcasync.train.loop.optimizers import optimizer_factory
 from hpcasync.train.loop.schedule import rate_of
 from hpcasync.train.records.console import Console
@@ -42,6 +45,22 @@ def make_config(directory: Path, **sections: Any) -> Config:
         **sections,
     }
     return ConfigInPlace.model_validate(values)
+
+
+def update_of(
+    version: int, tickets: tuple[int, int], loss: float = 200.0, staleness: tuple[int, int] = (0, 1)
+) -> Update:
+    """Two pushes: 100 target tokens and 90 source tokens together."""
+    records = [
+        PushRecord(version - 1 - stale, 50, loss / 2, 45, 0.0, (ticket,))
+        for ticket, stale in zip(tickets, staleness, strict=True)
+    ]
+    return Update(version, tuple(Arrival(worker, version, record) for worker, record in enumerate(records)))
+
+
+def rejected(ticket: int) -> PushRecord:
+    """Of a gradient that was not finite."""
+    return PushRecord(0, 0, math.nan, 0, 0.0, (ticket,))
 
 
 class Run:
@@ -86,8 +105,8 @@ class Run:
         for _ in range(number):
             tickets = (self._next_ticket, self._next_ticket + 1)
             self._next_ticket += 2
-            report = UpdateReport(2, 100, 90, loss, tickets, (0, 1))
-            self.save(self.supervisor.after_update(report, self.supervisor.learning_rate(report)))
+            update = update_of(self.supervisor.counters.num_updates + 1, tickets, loss)
+            self.save(self.supervisor.after_update(update, self.supervisor.learning_rate(update)))
 
     def save(self, request: SaveRequest | None) -> None:
         """Save at once, as servers do; all shards are this whole one. All is on disk then, however slow that is."""

@@ -9,27 +9,28 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"errors", "command_line", "config", "exit_codes", "sole_writer"}
+BASE = {"choices", "errors", "command_line", "config", "exit_codes", "sole_writer"}
 TRAIN = {"train", "train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
 PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "exit_codes": set(),
+    "choices": set(),
     "command_line": set(),
     "extras": {"errors", "command_line"},
     "timeline": set(),
     "device_kernels": set(),
     "live_line": set(),
-    "config": {"errors"},
+    "config": {"choices", "errors"},
     "sole_writer": {"errors"},
     "comm": {"errors", "command_line"},
     "deaths": BASE | {"comm"},
     "data": BASE,
-    "ps.protocol": {"comm"},
-    "ps.transport": {"errors", "comm", "ps.protocol"},
-    "ps.server": {"errors", "comm", "device_kernels", "timeline", "ps.protocol", "ps.transport"},
-    "ps.worker": {"errors", "comm", "timeline", "ps.protocol", "ps.transport"},
-    "ps": {"errors", "comm", "timeline"} | PS - {"ps"},
+    "ps.protocol": {"choices", "comm"},
+    "ps.transport": {"choices", "errors", "comm", "ps.protocol"},
+    "ps.server": {"choices", "errors", "comm", "device_kernels", "timeline", "ps.protocol", "ps.transport"},
+    "ps.worker": {"choices", "errors", "comm", "timeline", "ps.protocol", "ps.transport"},
+    "ps": {"choices", "errors", "comm", "timeline"} | PS - {"ps"},
     "runs": BASE | {"comm", "data", "ps.protocol"},
     "nmt": BASE | {"data", "device_kernels", "runs"},
     "export": BASE | {"data", "nmt", "runs"},

@@ -5,12 +5,13 @@ import threading
 import pytest
 import torch
 
+from hpcasync.choices import GradientFormat
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.shard_state import ShardState
-from hpcasync.ps.transport.gradient_formats import GradientFormat, make_wire
+from hpcasync.ps.transport.gradient_formats import make_wire
 from hpcasync.train.loop.optimizers import optimizer_factory
 
 SIZE = 1000

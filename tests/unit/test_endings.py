@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from supervised_run import Run, Scores, end_of, make_config, names, scored
+from supervised_run import Run, Scores, end_of, make_config, names, rejected, scored
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.runs.files import list_complete, read_state
@@ -61,15 +61,15 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
 
 def test_rejected_gradients_are_skipped_until_there_are_too_many(tmp_path: Path) -> None:
     run = Run(tmp_path, stop={"updates": 1000, "rejected": 3})
-    run.supervisor.skip((1,))
-    run.supervisor.skip((0,))
+    run.supervisor.after_drop(rejected(1), is_stale=False)
+    run.supervisor.after_drop(rejected(0), is_stale=False)
     assert run.state.ledger.low == 2, "the batches are done with"
     run._next_ticket = 2
     run.update()
-    run.supervisor.skip((4,))
-    run.supervisor.skip((5,))
+    run.supervisor.after_drop(rejected(4), is_stale=False)
+    run.supervisor.after_drop(rejected(5), is_stale=False)
     assert not run.supervisor.should_stop(), "an update lies between"
-    run.supervisor.skip((6,))
+    run.supervisor.after_drop(rejected(6), is_stale=False)
     assert run.supervisor.should_stop() and run.supervisor.exit_code == DIVERGED
     assert len(run.records("rejected")) == 5
 

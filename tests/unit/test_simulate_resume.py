@@ -12,8 +12,8 @@ from hpcasync.config.schema import Config
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import PREEMPTED
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.runs.files import read_state, write_state
-from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.supervise import stop_signals
 
@@ -88,9 +88,9 @@ def test_gradients_that_were_rejected(simulate: Simulator, monkeypatch: pytest.M
     """They are in no update, which a replay without gradients must know."""
     run = GradientStep.run
 
-    def reject_some(step: GradientStep, draw: Callable[[], int | None], *rest: Any) -> Contribution:
-        done = run(step, draw, *rest)
-        return replace(done, target_tokens=0) if {2, 9, 14} & set(done.tickets) else done
+    def reject_some(step: GradientStep, draw: Callable[[], int | None], **rest: Any) -> PushRecord:
+        done = run(step, draw, **rest)
+        return replace(done, num_tokens=0) if {2, 9, 14} & set(done.tickets) else done
 
     monkeypatch.setattr(GradientStep, "run", reject_some)
     more: dict[str, Any] = {"mode": mode, "accumulate": {"global": 1 if mode == "sync" else 3}}

@@ -47,10 +47,10 @@ def local_training(config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
         done = step.run(lambda tickets=tickets: next(tickets, None))  # type: ignore[misc]
         counters.num_updates += 1
         rate = learning_rate(config.optimizer, config.schedule, counters)
-        scale = 1 / done.target_tokens
+        scale = 1 / done.num_tokens
         scale *= clip_factor(scale * squared_norm(flat.gradient) ** 0.5, config.optimizer.clip_norm)
         state.apply(blocks_of(flat.gradient), scale=scale, learning_rate=rate, version=number + 1)
-        computed.append(done.loss_sum / done.target_tokens)
+        computed.append(done.loss_sum / done.num_tokens)
     assert state.ema is not None
     return computed, flat.named_arrays(state.ema)
 
@@ -158,9 +158,9 @@ def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> 
         tickets = iter([number])
         done = step.run(lambda tickets=tickets: next(tickets, None))  # type: ignore[misc]
         rate = learning_rate(config.optimizer, config.schedule, Counters(num_updates=number + 1))
-        state.apply(blocks_of(flat.gradient), scale=1 / done.target_tokens, learning_rate=rate, version=number + 1)
+        state.apply(blocks_of(flat.gradient), scale=1 / done.num_tokens, learning_rate=rate, version=number + 1)
         versions.append(vector.clone())
-        expected.append(done.loss_sum / done.target_tokens)
+        expected.append(done.loss_sum / done.num_tokens)
     assert losses(config) == expected
 
 

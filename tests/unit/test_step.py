@@ -41,7 +41,7 @@ def test_the_first_gradient_in_fp16_is_used(tiny_run: TinyRun) -> None:
     exact, exact_flat = step_of(tiny_run)
     half, half_flat = step_of(tiny_run, precision="fp16")
     expected, actual = (step.run(iter([3]).__next__) for step in (exact, half))
-    assert actual.target_tokens == expected.target_tokens > 0
+    assert actual.num_tokens == expected.num_tokens > 0
     assert half._scaler.get_scale() == 2.0**16 / 2**8, "for batches of 200 tokens"
     error = (half_flat.gradient - exact_flat.gradient).norm() / exact_flat.gradient.norm()
     assert error < 0.02
@@ -56,7 +56,7 @@ def test_a_batch_that_overflows_in_fp16_is_computed_again(tiny_run: TinyRun) -> 
     done = step.run(drawn.__next__)
     assert next(drawn, None) is None and done.tickets == (3, 4), "each is drawn once"
     assert step._scaler.get_scale() < 2.0**30, "found by halving"
-    assert (done.target_tokens, done.loss_sum) == (expected.target_tokens, expected.loss_sum)
+    assert (done.num_tokens, done.loss_sum) == (expected.num_tokens, expected.loss_sum)
     torch.testing.assert_close(flat.gradient, usual_flat.gradient, rtol=0.02, atol=0.02)
 
 
@@ -64,7 +64,7 @@ def test_a_batch_that_overflows_in_fp16_is_computed_again(tiny_run: TinyRun) -> 
 def test_a_gradient_that_no_scale_makes_finite_has_no_weight(tiny_run: TinyRun, precision: str) -> None:
     step, flat = step_of(tiny_run, precision=precision)
     flat.parameters[:10].fill_(float("nan"))
-    assert step.run(iter([3]).__next__).target_tokens == 0
+    assert step.run(iter([3]).__next__).num_tokens == 0
 
 
 def test_the_time_of_computing_ends_when_the_gradient_is_there(

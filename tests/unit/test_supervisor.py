@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from supervised_run import Run, names
+from supervised_run import Run, names, rejected, update_of
 
 from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.files import list_complete, read_state
-from hpcasync.runs.run_state import RunState, UpdateReport
+from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
 
 pytestmark = pytest.mark.usefixtures("plain_output")
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.usefixtures("plain_output")
 
 def test_counts_and_schedule(tmp_path: Path) -> None:
     run = Run(tmp_path, schedule={"warmup": 10, "unit": "batches"})
-    report = UpdateReport(2, 100, 90, 200.0, (0, 1), (0, 1))
-    assert run.supervisor.learning_rate(report) == pytest.approx(0.2), "the update's own batches count"
+    assert run.supervisor.learning_rate(update_of(1, (0, 1))) == pytest.approx(0.2), "the update's own batches count"
     run.update(3)
     counters = run.supervisor.counters
     assert (counters.num_updates, counters.num_steps, counters.num_batches) == (3, 6, 6)
@@ -108,7 +107,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     first.state.counts.num_pushed = first.state.counts.num_applied = 8
     first.state.counts.staleness.update({0: 4, 1: 4})
     first.update(4)
-    first.supervisor.skip((8,))
+    first.supervisor.after_drop(rejected(8), is_stale=False)
     first.update(0)
     first.finish()
     state = read_state(tmp_path / "checkpoints" / "u00000004")
@@ -133,8 +132,7 @@ def test_a_run_that_had_reached_its_end_is_over_at_once(tmp_path: Path) -> None:
 def test_synchronous_saves_are_copies(tmp_path: Path) -> None:
     run = Run(tmp_path, validation={"score": False, "every": 1})
     before = run.flat.parameters.clone()
-    report = UpdateReport(2, 100, 90, 200.0, (0, 1), (0, 0))
-    request = run.supervisor.after_update(report, 0.1)
+    request = run.supervisor.after_update(update_of(1, (0, 1), staleness=(0, 0)), 0.1)
     assert request is not None and request.snapshot and request.checkpoint
     run.supervisor.save_all(request, run.shards)
     run.flat.parameters.add_(1.0)  # training goes on at once

@@ -2,8 +2,9 @@
 
 import pytest
 
+from hpcasync.choices import WindowKind
 from hpcasync.errors import UserError
-from hpcasync.ps.transport.window_kind import WindowKind, is_mapped
+from hpcasync.ps.transport.window_kind import is_mapped
 
 GPUS, MIXED, CPUS = ["cuda"] * 3, ["cuda", "cpu", "cuda"], ["cpu"] * 3
 

@@ -1,16 +1,17 @@
 """Formats of gradients, and the sum of a group that lies in its slots."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from hpcasync.choices import WHOLE_GRADIENT_FORMATS, GradientFormat
 from hpcasync.comm.shards import Shard
 from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.transport import gradient_formats as wire
-from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, Wire, make_wire
+from hpcasync.ps.transport.gradient_formats import SlotAddress, Wire, make_wire
 
 SIZE = 1000
 SHARD = Shard(16, 16 + SIZE)
@@ -68,6 +69,11 @@ def test_parts_in_any_order_make_the_whole(gradient_format: GradientFormat) -> N
     for part in (Shard(500, 900), Shard(16, 500), Shard(900, SHARD.stop)):
         sender.write(SlotAddress(window, 0, 0), gradient, SHARD, part)
     assert torch.equal(window.memory(0), send(sender, gradient)[: sender.slot_bytes(SIZE)])
+
+
+@pytest.mark.parametrize("gradient_format", get_args(GradientFormat))
+def test_the_simulator_knows_which_formats_have_blocks(gradient_format: GradientFormat) -> None:
+    assert make_wire(gradient_format, 0.01).has_blocks == (gradient_format not in WHOLE_GRADIENT_FORMATS)
 
 
 def test_topk_sends_the_largest_and_keeps_the_rest() -> None:

@@ -5,9 +5,8 @@ applies it.
 """
 
 from collections.abc import Collection, Iterable
-from typing import Literal
 
-StalenessPolicy = Literal["wait", "drop", "scale"]
+from hpcasync.choices import StalenessPolicy
 
 
 class Unbounded:

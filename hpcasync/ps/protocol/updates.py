@@ -43,6 +43,21 @@ class Update:
         return sum(push.record.num_tokens for push in self.pushes)
 
     @property
+    def num_source_tokens(self) -> int:
+        """Source tokens of the group."""
+        return sum(push.record.num_source_tokens for push in self.pushes)
+
+    @property
+    def loss_sum(self) -> float:
+        """Loss summed over the target tokens of the group."""
+        return sum(push.record.loss_sum for push in self.pushes)
+
+    @property
+    def tickets(self) -> tuple[int, ...]:
+        """Batches of the group."""
+        return tuple(ticket for push in self.pushes for ticket in push.record.tickets)
+
+    @property
     def staleness(self) -> list[int]:
         """For each push, version at apply minus version that it was computed from, in updates."""
         return [self.version - 1 - push.record.version for push in self.pushes]

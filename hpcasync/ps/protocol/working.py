@@ -4,9 +4,9 @@ Like `ps.protocol.coordination` it has three drivers: `ps.worker.client`, `simul
 """
 
 import enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-PullPolicy = Literal["latest", "handled", "applied"]
+from hpcasync.choices import PullPolicy
 
 
 class Count(enum.Enum):
@@ -15,6 +15,15 @@ class Count(enum.Enum):
     CONSUMED = "consumed"  # by each server
     HANDLED = "handled"  # by the coordinator
     SETTLED = "settled"  # by the coordinator
+
+
+class Source(enum.Enum):
+    """Where a worker's next batch comes from."""
+
+    CURSOR = "cursor"  # nobody has drawn it yet
+    OFFER = "offer"  # a dead worker has left it undone
+    NOWHERE = "nowhere"  # there are no more, unless others die
+    END = "end"  # training has ended
 
 
 class Wait(NamedTuple):
@@ -70,6 +79,19 @@ class Working:
     def has_offer(self, num_offers: int) -> bool:
         """Whether a batch is offered to it that it has not taken. The next is offered only when this one is pushed."""
         return num_offers != self.num_taken_offers
+
+    def next_source(self, num_offers: int, *, is_stopping: bool) -> Source:
+        """Where its next batch comes from, by the offers made to it so far."""
+        if is_stopping:
+            return Source.END
+        if self.has_offer(num_offers):
+            return Source.OFFER
+        return Source.NOWHERE if self.has_drawn_all else Source.CURSOR
+
+    def take_offer(self) -> int:
+        """It takes what is offered; returns how many it has taken."""
+        self.num_taken_offers += 1
+        return self.num_taken_offers
 
     def drew(self, *, has_batch: bool) -> bool:
         """It has drawn, a batch or that there are no more; returns whether it is finished then."""

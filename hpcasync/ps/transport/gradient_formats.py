@@ -6,15 +6,15 @@ size of a slot, and adding a slot to a sum.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
+from hpcasync.choices import GradientFormat
 from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.windows import PIECE_BYTES, DataWindow
 
-GradientFormat = Literal["fp32", "bf16", "topk"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HEADER_BYTES = 64
 _SAMPLE_ELEMENTS = 1 << 16

@@ -5,11 +5,11 @@ are words of the control window.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from mpi4py import MPI
 
+from hpcasync.choices import GradientFormat, ParameterFormat, WindowKind
 from hpcasync.comm import futex
 from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.roles import Roles
@@ -19,15 +19,14 @@ from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
 from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
 from hpcasync.comm.windows import ControlWindow, DataWindow
 from hpcasync.ps.protocol.control_words import ControlWords
-from hpcasync.ps.transport.gradient_formats import GradientFormat, SlotAddress, make_wire
+from hpcasync.ps.transport.gradient_formats import SlotAddress, make_wire
 from hpcasync.ps.transport.record_codec import record_bytes
 from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
-from hpcasync.ps.transport.window_kind import WindowKind, is_mapped
+from hpcasync.ps.transport.window_kind import is_mapped
 from hpcasync.ps.transport.window_layout import Layout
 from hpcasync.ps.transport.window_memory import require_gpu_memory, require_window_memory
 
 Control = ControlWindow | SharedControlWindow
-ParameterFormat = Literal["fp32", "bf16"]
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

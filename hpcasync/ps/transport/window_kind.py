@@ -1,11 +1,9 @@
 """Whether the data windows of a job are MPI's, or memory that ranks map."""
 
 from collections.abc import Sequence
-from typing import Literal
 
+from hpcasync.choices import WindowKind
 from hpcasync.errors import UserError
-
-WindowKind = Literal["auto", "mpi", "mapped"]
 
 
 def is_mapped(wanted: WindowKind, device_types: Sequence[str], *, is_one_host: bool) -> bool:

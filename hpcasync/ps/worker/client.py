@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import torch
 
+from hpcasync.choices import PullPolicy
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.comm.windows import PIECE_BYTES
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.protocol.working import Count, PullPolicy, Wait, Working
+from hpcasync.ps.protocol.working import Count, Source, Wait, Working
 from hpcasync.ps.transport.link import Link
 from hpcasync.ps.transport.record_codec import encode_record
 from hpcasync.ps.worker.device_copy import DeviceCopy
@@ -64,16 +65,17 @@ class Client:
         """The number of the next batch; each number is drawn once over all workers."""
         return self._link.control.add(self._coordinator, ControlWords.CURSOR, 1)
 
-    def take_offer(self) -> int | None:
-        """A batch that a dead worker has left undone, if one is offered to this worker; comes before `draw`."""
-        if not self.working.may_lose_workers:
-            return None
-        words = ControlWords.offers(self._worker), ControlWords.offered_ticket(self._worker)
-        num_offers = self._link.control.read(self._coordinator, words[0])
-        if not self.working.has_offer(num_offers):
-            return None
-        self.working.num_taken_offers = num_offers
-        return self._link.control.read(self._coordinator, words[1])
+    def next_source(self) -> Source:
+        """Where this worker's next batch comes from: `draw`, or `take_offer`."""
+        num_offers = 0
+        if self.working.may_lose_workers:
+            num_offers = self._link.control.read(self._coordinator, ControlWords.offers(self._worker))
+        return self.working.next_source(num_offers, is_stopping=self.should_stop())
+
+    def take_offer(self) -> int:
+        """The batch that a dead worker has left undone, and that is offered to this one."""
+        self.working.take_offer()
+        return self._link.control.read(self._coordinator, ControlWords.offered_ticket(self._worker))
 
     def rest(self) -> bool:
         """There are no more batches to draw: wait for an offer; False if nothing is left to do for anybody."""

@@ -1,28 +1,10 @@
 """What a mode is to the training loop: where batches come from, and where gradients go."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a worker adds to an update: the record of its summed gradient.
-
-    Attributes:
-        tickets: batches that the gradient covers.
-        target_tokens: non-padding target tokens, the weight of the gradient; 0 if the gradient was rejected.
-        source_tokens: non-padding source tokens.
-        loss_sum: negative log likelihood summed over the target tokens, in nats.
-        compute_seconds: time of the forward and backward passes.
-    """
-
-    tickets: tuple[int, ...]
-    target_tokens: int
-    source_tokens: int
-    loss_sum: float
-    compute_seconds: float
+from hpcasync.ps.protocol.record import PushRecord
 
 
 class Exchange(Protocol):
@@ -31,6 +13,10 @@ class Exchange(Protocol):
     @property
     def is_finished(self) -> bool:
         """Whether this worker has nothing more to do."""
+
+    @property
+    def version(self) -> int:
+        """Of the parameters that this worker has."""
 
     def draw(self) -> int | None:
         """The ticket of the next batch, or None where there is none for this worker now."""
@@ -44,7 +30,7 @@ class Exchange(Protocol):
     def expect_gradient(self) -> None:
         """The backward pass that is about to begin completes the gradient: pushing it may begin."""
 
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Give away a [num_elements] float32 gradient, summed (not averaged) over its tokens. May overwrite it."""
 
     def pull(self, parameters: torch.Tensor) -> None:

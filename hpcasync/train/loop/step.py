@@ -9,9 +9,9 @@ import torch
 from hpcasync.config.schema import Config
 from hpcasync.data.batches import Batch, BatchPlan
 from hpcasync.nmt.model import TranslationModel
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.push_checks import is_finite
-from hpcasync.train.loop.exchange import Contribution
 
 _FP16_SCALE = 2.0**16
 # Below it a gradient that is not finite is not for lack of range.
@@ -57,17 +57,20 @@ class GradientStep:
         draw: Callable[[], int | None],
         before_last: Callable[[], None] = lambda: None,
         next_ticket: Callable[[], int | None] = lambda: None,
-    ) -> Contribution:
+        *,
+        version: int = 0,
+    ) -> PushRecord:
         """Compute the gradient of up to accumulate.local batches; fewer, even none, where `draw` has no more.
 
         `before_last` is called before the backward pass of the last of them. `next_ticket` says what `draw` will give
-        then; that batch is made while a GPU computes, which is told to compute and does not wait for it.
+        then; that batch is made while a GPU computes, which is told to compute and does not wait for it. `version` is
+        that of the parameters, for the record.
 
         A gradient that is not finite is given the weight 0. In fp16 it is computed again with a smaller scale first.
         """
         self.gradient = self._flat.gradient.zero_()
         tickets: list[int] = []
-        target_tokens = source_tokens = 0
+        num_tokens = num_source_tokens = 0
         loss_sum: torch.Tensor | float = 0.0
         compute_seconds = 0.0
         while len(tickets) < self._num_batches and (ticket := draw()) is not None:
@@ -77,8 +80,8 @@ class GradientStep:
                 before_last()
             loss_sum = loss_sum + self._backward(ticket, batch)
             tickets.append(ticket)
-            target_tokens += batch.num_target_tokens
-            source_tokens += batch.num_source_tokens
+            num_tokens += batch.num_target_tokens
+            num_source_tokens += batch.num_source_tokens
             compute_seconds += time.perf_counter() - started
         started = time.perf_counter()
         if self._prefetches and len(tickets) == self._num_batches and (following := next_ticket()) is not None:
@@ -91,9 +94,8 @@ class GradientStep:
             is_finite = self._finish()
         # A GPU has the gradient only now: before, it was told to compute it.
         compute_seconds += time.perf_counter() - started
-        return Contribution(
-            tuple(tickets), target_tokens if is_finite else 0, source_tokens, float(loss_sum), compute_seconds
-        )
+        weight = num_tokens if is_finite else 0
+        return PushRecord(version, weight, float(loss_sum), num_source_tokens, compute_seconds, tuple(tickets))
 
     def _batch(self, ticket: int) -> Batch:
         """On the device; it may have been made ahead."""

@@ -29,8 +29,8 @@ def run_worker(
     while not exchange.is_finished:
         tokens: list[int] = []
         with timeline.span("compute", tokens=tokens):
-            contribution = step.run(exchange.draw, exchange.expect_gradient, exchange.next_ticket)
-            time.sleep((slowdown - 1) * contribution.compute_seconds)
-            tokens.append(contribution.target_tokens)
-        exchange.push(step.gradient, contribution)
+            record = step.run(exchange.draw, exchange.expect_gradient, exchange.next_ticket, version=exchange.version)
+            time.sleep((slowdown - 1) * record.compute_seconds)
+            tokens.append(record.num_tokens)
+        exchange.push(step.gradient, record)
         exchange.pull(flat.parameters)

@@ -3,35 +3,31 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
 
 import torch
 
 from hpcasync.config.schema import RunConfig
-from hpcasync.ps.protocol.orders import Kind, Order
+from hpcasync.ps.protocol.orders import Order
+from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Arrival, Update
 from hpcasync.ps.server.apply_group import apply_group
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
+from hpcasync.ps.transport.record_codec import decode_record, encode_record, record_bytes
 from hpcasync.runs.counters import Counters
-from hpcasync.runs.run_state import RunState, UpdateReport
+from hpcasync.runs.run_state import RunState
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import TicketOrder
-from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.modes.bucket_sums import BucketSums
 from hpcasync.train.supervise.stopping import StopRules
 from hpcasync.train.supervise.supervisor import Supervisor
-
-# Of what is summed beside the gradient: tokens, loss, whether rank 0 wants to end. Then a word for each worker: whether
-# its gradient is to be applied, or is not finite; 0: it has none.
-_TARGET_TOKENS, _SOURCE_TOKENS, _LOSS_SUM, _IS_LAST, _NUM_TOTALS = range(5)
-_IS_SOUND, _IS_REJECTED = 1, -1
 
 
 class AllreduceExchange:
     """A worker that waits for all workers in every step. Each holds the whole optimizer state.
 
-    The gradients are summed while backward makes them. Nothing else is sent: every rank counts, and so knows the
-    learning rate and the limits on updates and tokens; whatever else ends training, rank 0 says in the next sum, whose
-    update is the last one then.
+    The gradients are summed while backward makes them, and with them go the records of all workers. Nothing else is
+    sent: every rank counts, and so knows the learning rate and the limits on updates and tokens; whatever else ends
+    training, rank 0 says in the next sum, whose update is the last one then.
 
     Args:
         sums: of gradients over all workers.
@@ -102,28 +98,18 @@ class AllreduceExchange:
         """Sum the buckets of the gradient as they are completed."""
         self._sums.begin()
 
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Sum over all workers, and make the optimizer step."""
-        totals = self._sum(gradient, contribution)
-        tickets = self._round_tickets()
+        records, is_last = self._sum(record)
         self._num_rounds += 1
         self._num_drawn = 0
-        words = totals[_NUM_TOTALS:].tolist()
-        has_batches = [rank for rank, word in enumerate(words) if word]
+        pushes = [Arrival(rank, self._num_rounds, other) for rank, other in enumerate(records) if other.tickets]
         # One gradient that is not finite spoils the sum: the round is dropped, as with torch's data parallelism.
-        is_sound = bool(has_batches) and _IS_REJECTED not in words
-        report = UpdateReport(
-            num_steps=len(has_batches),
-            target_tokens=int(totals[_TARGET_TOKENS]),
-            source_tokens=int(totals[_SOURCE_TOKENS]),
-            loss_sum=float(totals[_LOSS_SUM]),
-            tickets=tuple(chain.from_iterable(tickets[rank] for rank in has_batches)),
-            staleness=(0,) * len(has_batches),
-        )
-        self._counts.num_pushed += len(has_batches)
-        if not is_sound or not self._apply(gradient, report):
-            self._drop([tickets[rank] for rank in has_batches])
-        self._is_finished = not has_batches or bool(totals[_IS_LAST]) or self._limits.ending is not None
+        is_sound = bool(pushes) and all(push.record.num_tokens for push in pushes)
+        self._counts.num_pushed += len(pushes)
+        if not is_sound or not self._apply(gradient, Update(self.version + 1, tuple(pushes))):
+            self._drop(pushes)
+        self._is_finished = not pushes or is_last or self._limits.ending is not None
         if self._supervisor is not None:
             self._supervisor.collect_shards()
             self._should_stop = self._supervisor.should_stop()
@@ -131,63 +117,39 @@ class AllreduceExchange:
     def pull(self, parameters: torch.Tensor) -> None:
         """Nothing to do: the step was made in place."""
 
-    def _sum(self, gradient: torch.Tensor, contribution: Contribution) -> torch.Tensor:
-        totals = torch.zeros(_NUM_TOTALS + self._sums.num_workers, dtype=torch.float64)
-        totals[_IS_LAST] = self._should_stop
-        own = _NUM_TOTALS + self._sums.rank
-        if contribution.tickets:
-            totals[own] = _IS_SOUND if contribution.target_tokens else _IS_REJECTED
-        if contribution.target_tokens:
-            totals[_TARGET_TOKENS], totals[_SOURCE_TOKENS] = contribution.target_tokens, contribution.source_tokens
-            totals[_LOSS_SUM] = contribution.loss_sum
+    def _sum(self, record: PushRecord) -> tuple[list[PushRecord], bool]:
+        """Sum the gradient; returns the records of all workers (without tickets: no gradient), and rank 0's word."""
+        # A row for each worker, to which the others add zeros.
+        rows = torch.zeros(self._sums.num_workers + 1, record_bytes(self._num_local) // 8, dtype=torch.float64)
+        rows[self._sums.rank] = encode_record(record, self._num_local)
+        rows[-1] = self._should_stop
         with self._timeline.span("allreduce"):
-            self._sums.sum(totals)
-        return totals
+            self._sums.sum(rows)
+        return [decode_record(row) for row in rows[:-1]], bool(rows[-1].any())
 
-    def _drop(self, dropped: list[tuple[int, ...]]) -> None:
+    def _drop(self, dropped: list[Arrival]) -> None:
         self._counts.num_dropped += len(dropped)
         if self._supervisor is not None:
-            for tickets in dropped:
-                self._supervisor.skip(tickets)
+            for push in dropped:  # each counts as rejected, whoever's gradient was not finite
+                self._supervisor.after_drop(replace(push.record, num_tokens=0), is_stale=False)
 
-    def _apply(self, gradient: torch.Tensor, report: UpdateReport) -> bool:
+    def _apply(self, gradient: torch.Tensor, update: Update) -> bool:
         """Make the optimizer step; False, and nothing, where the sum is not finite."""
         optimizer, squared = self._config.optimizer, 0.0
         if optimizer.clip_norm or self._config.sync.compression == "fp16":
             squared = squared_norm(gradient)
             if not math.isfinite(squared):
                 return False
-        self._count(report)
+        self._counters.add(update)
+        self._limits.check_counters(self._counters)
         rate = self._rate(self._counters)
-        version = self._counters.num_updates
-        order = Order(Kind.APPLY, version=version, num_tokens=report.target_tokens, learning_rate=rate)
-        with self._timeline.span("apply", version=version):
+        order = Order.to_apply(update, rate, 0.0)
+        with self._timeline.span("apply", version=update.version):
             apply_group(self._state, blocks_of(gradient), order, optimizer.clip_norm, lambda: squared)
-        self._counts.num_applied += report.num_steps
-        self._counts.staleness[0] += report.num_steps
+        self._counts.num_applied += len(update.pushes)
+        self._counts.staleness.update(update.staleness)
         if self._supervisor is not None:
-            request = self._supervisor.after_update(report, rate)
+            request = self._supervisor.after_update(update, rate)
             if request is not None:
                 self._supervisor.save_all(request, self._state)
         return True
-
-    def _count(self, report: UpdateReport) -> None:
-        counters = self._counters
-        counters.num_updates += 1
-        counters.num_batches += len(report.tickets)
-        counters.target_tokens += report.target_tokens
-        self._limits.check_counters(counters)
-
-    def _round_tickets(self) -> list[tuple[int, ...]]:
-        """The tickets that each worker has drawn in this round."""
-        num_workers = self._sums.num_workers
-        per_round = self._num_local * num_workers
-        first = self._num_rounds * per_round
-        return [
-            tuple(
-                ticket
-                for number in range(first + rank, first + per_round, num_workers)
-                if (ticket := self._batches.ticket(number)) is not None
-            )
-            for rank in range(num_workers)
-        ]

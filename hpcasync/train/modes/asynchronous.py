@@ -8,13 +8,11 @@ from hpcasync.deaths.policy import Deaths
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.saved_shard import SavedShard
-from hpcasync.ps.protocol.updates import Update
+from hpcasync.ps.protocol.working import Source
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.runs.run_state import UpdateReport
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import TicketOrder
-from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.supervise.supervisor import Supervisor
 
 # After the checkpoint that a signal asked for, for ranks that hang: time may be short then.
@@ -56,17 +54,17 @@ class AsynchronousExchange:
 
     def draw(self) -> int | None:
         """The next ticket of the whole job."""
-        if self._is_finished or self._client.should_stop():
+        source = Source.END if self._is_finished else self._client.next_source()
+        if source is Source.END:
             self._is_finished = True
             return None
         if self._ahead is not None:
             (ticket,), self._ahead = self._ahead, None
             return ticket
-        if (offered := self._client.take_offer()) is not None:
-            return offered
-        working = self._client.working
-        ticket = None if working.has_drawn_all else self._batches.ticket(self._client.draw())
-        self._is_finished = working.drew(has_batch=ticket is not None)
+        if source is Source.OFFER:
+            return self._client.take_offer()
+        ticket = self._batches.ticket(self._client.draw()) if source is Source.CURSOR else None
+        self._is_finished = self._client.working.drew(has_batch=ticket is not None)
         return ticket
 
     def next_ticket(self) -> int | None:
@@ -78,13 +76,13 @@ class AsynchronousExchange:
     def expect_gradient(self) -> None:
         """Nothing: the gradient is pushed once it is complete."""
 
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Leave the gradient to the servers."""
-        if not contribution.tickets:
+        if not record.tickets:
             self._rest()
             return
         with self._timeline.span("push"):
-            is_pushed = self._client.push(gradient, self._record(contribution), is_checked=True)
+            is_pushed = self._client.push(gradient, record, is_checked=True)
         self._go_on(is_pushed)
 
     def _rest(self) -> None:
@@ -106,69 +104,43 @@ class AsynchronousExchange:
             with self._timeline.span("pull"):
                 self._version = self._client.pull(parameters)
 
-    def _record(self, contribution: Contribution) -> PushRecord:
-        return PushRecord(
-            self._version,
-            contribution.target_tokens,
-            contribution.loss_sum,
-            contribution.source_tokens,
-            contribution.compute_seconds,
-            contribution.tickets,
-        )
-
     def close(self) -> None:
         """Say goodbye to the coordinator."""
         self._client.finish()
 
 
 class CoordinatorObserver:
-    """Translates between the coordinator (`ps.protocol.observer.Observer`) and the supervisor of the run."""
+    """The supervisor as the coordinator's `ps.protocol.observer.Observer`, and the watch over its workers."""
 
-    def __init__(self, supervisor: Supervisor, roles: Roles | None = None, deaths: Deaths | None = None) -> None:
+    def __init__(self, supervisor: Supervisor, roles: Roles, deaths: Deaths) -> None:
         self._supervisor = supervisor
         self._deaths = deaths
-        self._watch = None if roles is None else supervisor.watch(roles)
+        self._watch = supervisor.watch(roles)
+        self.learning_rate = supervisor.learning_rate
+        self.after_update = supervisor.after_update
+        self.after_drop = supervisor.after_drop
 
     def begin(self) -> None:
         """Start the clock."""
         self._supervisor.start()
-        if self._watch is not None:
-            self._watch.begin()
+        self._watch.begin()
 
     def final_request(self) -> SaveRequest | None:
         """What has not been saved yet."""
         return self._supervisor.final_request()
 
-    def learning_rate(self, update: Update) -> float:
-        """By the schedule."""
-        return self._supervisor.learning_rate(_report(update))
-
-    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
-        """Count, log, and say what to save."""
-        return self._supervisor.after_update(_report(update), learning_rate)
-
     def after_arrival(self, worker: int) -> None:
         """Who pushes is not stalled."""
-        if self._watch is not None:
-            self._watch.pushed(worker)
+        self._watch.pushed(worker)
 
     def after_finish(self, worker: int) -> None:
         """Nor is who has nothing more to do."""
-        if self._watch is not None:
-            self._watch.finished(worker)
+        self._watch.finished(worker)
 
     def after_loss(self, worker: int, *, is_last: bool) -> None:
         """Say which one has died; stop watching it."""
-        assert self._watch is not None and self._deaths is not None
         self._supervisor.lose(self._watch.died(worker), is_last=is_last)
         self._deaths.acknowledge(worker)
-
-    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
-        """Batches of a rejected or stale gradient are done with; a resumed run draws those dropped at the end again."""
-        if record.num_tokens == 0:
-            self._supervisor.skip(record.tickets)
-        elif is_stale:
-            self._supervisor.drop(record.tickets)
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write it, and have it scored."""
@@ -176,25 +148,11 @@ class CoordinatorObserver:
 
     def shard_saved(self, saved: SavedShard) -> None:
         """Count it: a checkpoint is complete with its last shard."""
-        is_last = self._supervisor.shard_saved(saved) and self._supervisor.ending.is_preempted
-        if is_last and self._watch is not None:
+        if self._supervisor.shard_saved(saved) and self._supervisor.ending.is_preempted:
             text = f"hpcasync: saved; some ranks have not ended in {_PATIENCE_SECONDS:g} s: the job ends without them"
             abort_after(_PATIENCE_SECONDS, self._supervisor.ending.exit_code, text)
 
     def should_stop(self) -> bool:
         """By the configuration."""
-        if self._watch is not None:
-            self._watch.check()
+        self._watch.check()
         return self._supervisor.should_stop()
-
-
-def _report(update: Update) -> UpdateReport:
-    records = [push.record for push in update.pushes]
-    return UpdateReport(
-        num_steps=len(records),
-        target_tokens=update.num_tokens,
-        source_tokens=sum(record.num_source_tokens for record in records),
-        loss_sum=sum(record.loss_sum for record in records),
-        tickets=tuple(ticket for record in records for ticket in record.tickets),
-        staleness=tuple(update.staleness),
-    )

@@ -4,12 +4,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import TicketOrder
-from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 
@@ -25,13 +25,13 @@ class PushOverlappedExchange(AsynchronousExchange):
         """Buckets may leave."""
         self._stream.begin()
 
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Push what is left."""
-        if not contribution.tickets:
+        if not record.tickets:
             self._rest()
             return
         with self._timeline.span("push"):
-            is_pushed = self._stream.end(self._record(contribution)).result()
+            is_pushed = self._stream.end(record).result()
         self._go_on(is_pushed)
 
     def close(self) -> None:
@@ -54,12 +54,11 @@ class OverlappedExchange(PushOverlappedExchange):
         self._transfer: Future[int | None] | None = None
         self._has_parameters = False
 
-    def push(self, gradient: torch.Tensor, contribution: Contribution) -> None:
+    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Hand the gradient to the thread, and take what the transfer before has brought."""
-        if not contribution.tickets:
+        if not record.tickets:
             self._rest()
             return
-        record = self._record(contribution)  # of the version that the gradient is of
         with self._timeline.span("wait"):
             self._collect()
         pushed = self._stream.end(record)

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from hpcasync.ps.protocol.record import UNKNOWN_LOSS
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain
 from hpcasync.runs.records import METRICS_FILE
-from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.trackers import Tracker
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from hpcasync.config.schedule import StopConfig
 from hpcasync.exit_codes import DIVERGED, PREEMPTED, RANK_LOST
+from hpcasync.ps.protocol.record import UNKNOWN_LOSS
 from hpcasync.runs.counters import Counters
-from hpcasync.runs.run_state import UNKNOWN_LOSS
 from hpcasync.train.supervise import stop_signals
 
 # Updates whose mean loss is compared: that of one update says little.

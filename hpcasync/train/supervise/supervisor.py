@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from hpcasync.comm.roles import Roles
 from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.saved_shard import SavedShard
+from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
@@ -19,7 +22,7 @@ from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import explain, remove_partial, write_text_atomically
 from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
-from hpcasync.runs.run_state import RunState, UpdateReport
+from hpcasync.runs.run_state import RunState
 from hpcasync.train.records.recorder import Recorder
 from hpcasync.train.supervise import stop_signals
 from hpcasync.train.supervise.snapshots import Snapshots
@@ -120,39 +123,33 @@ class Supervisor:
         self._recorder.event(kind, **fields)
         self._recorder.say(text)
 
-    def learning_rate(self, report: UpdateReport) -> float:
+    def learning_rate(self, update: Update) -> float:
         """Learning rate of an update that is about to be made."""
-        now = self.counters
-        ahead = Counters(
-            num_updates=now.num_updates + 1,
-            num_batches=now.num_batches + len(report.tickets),
-            target_tokens=now.target_tokens + report.target_tokens,
-        )
+        ahead = replace(self.counters)
+        ahead.add(update)
         return self._rate(ahead)
 
-    def after_update(self, report: UpdateReport, learning_rate: float) -> SaveRequest | None:
+    def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         """Count and log an update that has been published; say what to save of it."""
-        counters = self.counters
-        counters.num_updates += 1
-        counters.num_steps += report.num_steps
-        counters.num_batches += len(report.tickets)
-        counters.target_tokens += report.target_tokens
-        counters.source_tokens += report.source_tokens
+        counters, loss_sum = self.counters, update.loss_sum
+        counters.add(update)
         counters.wall_seconds = self._clock() - self._started
-        self._state.ledger.add(report.tickets)
-        self._recorder.update(counters, report.loss_sum, report.target_tokens, learning_rate, report.staleness)
-        self._rules.after_update(counters, report.loss_sum, report.target_tokens)
+        self._state.ledger.add(update.tickets)
+        self._recorder.update(counters, loss_sum, update.num_tokens, learning_rate, update.staleness)
+        self._rules.after_update(counters, loss_sum, update.num_tokens)
         return self._due_request()
 
-    def skip(self, tickets: Iterable[int]) -> None:
-        """These batches of one gradient are done with, without an update: it was not finite."""
-        self._state.ledger.add(tickets)
-        self._recorder.rejected()
-        self._rules.after_rejected()
+    def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
+        """Batches of a gradient that was not finite (it has no tokens), or stale, are done with, without an update.
 
-    def drop(self, tickets: Iterable[int]) -> None:
-        """These batches of one gradient are done with, without an update: it was too stale (staleness.policy drop)."""
-        self._state.ledger.add(tickets)
+        Those dropped at the end are drawn again by a resumed run.
+        """
+        if record.num_tokens == 0:
+            self._state.ledger.add(record.tickets)
+            self._recorder.rejected()
+            self._rules.after_rejected()
+        elif is_stale:
+            self._state.ledger.add(record.tickets)
 
     def end_on_request(self) -> None:
         """The program that trains has had enough."""

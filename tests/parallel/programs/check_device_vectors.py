@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from mpi4py import MPI
 
+from hpcasync.choices import GradientFormat, WindowKind
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.transport.gradient_formats import GradientFormat
 from hpcasync.ps.transport.link import LinkOptions
-from hpcasync.ps.transport.window_kind import WindowKind
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters

@@ -29,9 +29,9 @@ from quadratic import (
     start_vector,
 )
 
+from hpcasync.choices import PullPolicy
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.config.schema import PullPolicy
 from hpcasync.ps.protocol.coordination import Coordination
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.record import PushRecord

@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
+from hpcasync.choices import PullPolicy, WindowKind
 from hpcasync.comm.mpi import gather_hosts
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.shared_words import SharedControlWindow
-from hpcasync.config.schema import PullPolicy, WindowKind
 from hpcasync.data.batches import BatchPlan
 from hpcasync.deaths import host_watch as liveness
 from hpcasync.deaths.host_watch import LifeWatch
@@ -28,6 +28,7 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.lost_workers import LostWorkers
 from hpcasync.ps.protocol.observer import SaveRequest
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
@@ -35,7 +36,6 @@ from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.batch_order import BatchOrder
-from hpcasync.train.loop.exchange import Contribution
 from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 NUM_SERVERS, NUM_TICKETS, NUM_LOCAL, EXIT_CODE = 2, 60, 2, 137
@@ -79,10 +79,9 @@ class Mortal(Client):
         self._die_at("draw")
         return number
 
-    def take_offer(self) -> int | None:
+    def take_offer(self) -> int:
         ticket = super().take_offer()
-        if ticket is not None:
-            self._die_at("offer")
+        self._die_at("offer")
         return ticket
 
     def write(self, gradient: torch.Tensor, part: Shard) -> None:
@@ -114,7 +113,7 @@ def work(client: Client, flat: FlatParameters) -> None:
     while not exchange.is_finished:
         drawn = [ticket for _ in range(NUM_LOCAL) if (ticket := exchange.draw()) is not None]
         flat.gradient.fill_(float(len(drawn)))
-        exchange.push(flat.gradient, Contribution(tuple(drawn), len(drawn), 0, 0.0, 0.0))
+        exchange.push(flat.gradient, PushRecord(exchange.version, len(drawn), 0.0, 0, 0.0, tuple(drawn)))
         exchange.pull(flat.parameters)
     exchange.close()
 

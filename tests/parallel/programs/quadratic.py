@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcasync.config.schema import GradientFormat, OptimizerConfig, ParameterFormat, PullPolicy, StalenessPolicy
+from hpcasync.choices import GradientFormat, ParameterFormat, PullPolicy, StalenessPolicy, WindowKind
+from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
-from hpcasync.ps.transport.window_kind import WindowKind
 
 NUM_ELEMENTS = 20_011
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0, nesterov=False)

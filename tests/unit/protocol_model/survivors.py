@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from hpcasync.ps.protocol.lost_work import Offer
+from hpcasync.ps.protocol.working import Source
 from protocol_model.machines import drive, working
 from protocol_model.world import NOBODY, At, Options, World, move, require, set_worker
 
@@ -19,13 +20,15 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         pulled = worker._replace(version=world.published, due=0)
         at = At.COMPUTE if options.in_place else At.OFFER
         yield f"pulls {world.published}", move(set_worker(world, index, pulled), index, at)
-    elif worker.at is At.OFFER and world.stop:
-        yield "is told to stop", move(world, index, At.FINISH)
-    elif worker.at is At.OFFER and machine.has_offer(worker.offers):
-        taken = set_worker(world, index, worker._replace(seen=worker.offers))
-        yield f"takes {worker.offered}", _hold(options, taken, index, worker.offered)
     elif worker.at is At.OFFER:
-        yield "sees no offer", move(world, index, At.DRAW) if not worker.has_drawn_all else _go_on(world, index)
+        source = machine.next_source(worker.offers, is_stopping=world.stop)
+        if source is Source.END:
+            yield "is told to stop", move(world, index, At.FINISH)
+        elif source is Source.OFFER:
+            taken = set_worker(world, index, worker._replace(seen=machine.take_offer()))
+            yield f"takes {worker.offered}", _hold(options, taken, index, worker.offered)
+        else:
+            yield "sees no offer", move(world, index, At.DRAW) if source is Source.CURSOR else _go_on(world, index)
     elif worker.at is At.DRAW:
         number, world = world.cursor, world._replace(cursor=world.cursor + 1)
         if number < options.num_tickets:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpcasync.ps.protocol.working import Count, before_reuse
+from hpcasync.ps.protocol.working import Count, Source, before_reuse
 from protocol_model import survivors
 from protocol_model.machines import working
 from protocol_model.messages import request, take
@@ -23,8 +23,9 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
     elif at < At.RECEIVE:
         yield _pull_step(options, world, index)
     elif at is At.DRAW:
-        has_batch = not world.stop and world.cursor < options.num_tickets
-        drawn = world if world.stop else world._replace(cursor=min(world.cursor + 1, options.num_tickets))
+        draws = working(options, worker).next_source(0, is_stopping=world.stop) is Source.CURSOR
+        has_batch = draws and world.cursor < options.num_tickets
+        drawn = world._replace(cursor=min(world.cursor + 1, options.num_tickets)) if draws else world
         at_work = At.AHEAD if options.ahead else At.SLOT
         yield "draws", move(drawn, index, at_work if has_batch else At.FINISH)
     elif at is At.COMPUTE:

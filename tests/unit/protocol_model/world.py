@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from hpcasync.config.schema import PullPolicy, StalenessPolicy
+from hpcasync.choices import PullPolicy, StalenessPolicy
 from hpcasync.ps.protocol.coordination import Effect
 from hpcasync.ps.protocol.orders import Kind
 from hpcasync.ps.protocol.slots import Step
