@@ -33,12 +33,13 @@ class _Chains(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if file.startswith("tests/system"):
             return "system"
-        return "trainings" if file.startswith("tests/parallel") and _needs_trainer(file) else file
+        return "trainings" if file.startswith("tests/parallel") and _needs_warm_ranks(file) else file
 
 
 @cache
-def _needs_trainer(file: str) -> bool:
-    return "trainer: Trainer" in (Path(__file__).parents[1] / file).read_text()
+def _needs_warm_ranks(file: str) -> bool:
+    text = (Path(__file__).parents[1] / file).read_text()
+    return "trainer: Trainer" in text or "warm: WarmJob" in text
 
 
 @pytest.hookimpl

@@ -137,8 +137,8 @@ def test_a_truncated_shard(trainer: Trainer, finished: Path) -> None:
     shard.write_bytes(content[: len(content) // 2])
     before = digest_of(finished)
     more = f"stop={{updates: {NUM_UPDATES + 1}}}"
-    run = trainer(3, "mode=async", "roles.servers=2", "name=done", more, flags=["--resume"], check=False)
-    refuse(run.job, shard.name, cure="remove")
+    run = trainer.command(3, "mode=async", "roles.servers=2", "name=done", more, flags=["--resume"], check=False)
+    refuse(run.job, f"cannot read {shard}", cure=f"remove {shard.parent}")
     assert digest_of(finished) == before, "a refusal changes nothing"
     shard.write_bytes(content)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from runners import MpiRunner
 from tiny_training import TinyCorpus
+from warm_job import WarmJob
 
 from hpcasync.config.schema import load_config
 
@@ -42,10 +43,10 @@ def test_a_dry_run_tells_how_long_it_takes_and_writes_nothing(
 
 @pytest.mark.parametrize("mode", ["sync", "async-global"])
 def test_the_learning_rate_reaches_zero_with_the_last_epoch(
-    mpirun: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus, mode: str
+    warm: WarmJob, tmp_path: Path, tiny_corpus: TinyCorpus, mode: str
 ) -> None:
     overrides = settings(tmp_path, tiny_corpus, f"mode={mode}", "logging.every=100000")
-    mpirun(3, ["train", BASE, *overrides], timeout=240)
+    assert warm.train(3, [str(BASE), *overrides], timeout=240).returncode == 0
     records = [
         json.loads(line) for line in (tmp_path / f"runs/base-{mode}-seed1/metrics.jsonl").read_text().splitlines()
     ]

@@ -22,6 +22,9 @@ SAMPLES, BATCHES = 203, 26
 
 APPLIED = {"exchange.pull": "applied", "staleness.lookahead": 0}
 IN_ORDER = {"shuffle": False}
+STOPPED = {"run": "stopped", "share": {"epochs": 4}}
+STOPPING = {"signal_at": 12, "pause": 0.02}
+KILLED = {"run": "killed", "share": {"epochs": 4}, "settings": {"checkpoint.every": 5}}
 SCALED = {"scaled": True, "overflows_at": [2, 5]}
 
 
@@ -46,8 +49,9 @@ def assert_all_was_trained_once(run_dir: Path, epochs: int) -> None:
 
 @pytest.fixture(scope="module")
 def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any, Any]]:
-    """Three ranks in turn train asynchronously, and two synchronously, in one directory."""
+    """Three ranks in turn train asynchronously, and two synchronously, in one directory; each is stopped in the end."""
     directory = tmp_path_factory.mktemp("program")
+    stopped = {**STOPPED, "made": STOPPING}
     asynchronous = [
         {"mode": "async-global", "run": "applied", "settings": APPLIED, "share": {"epochs": 4}, "made": IN_ORDER},
         {"mode": "async", "run": "async", "share": {"epochs": 3}, "made": {"processes": 1}},
@@ -58,6 +62,7 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "async-global", "run": "updates", "share": {"updates": 7}, "made": {"optimizer": "SGD"}},
         {"mode": "async-global", "run": "whole", "share": {"epochs": 3}, "made": {"stream": "whole", "processes": 1}},
         {"mode": "async", "run": "split", "share": {"epochs": 3}, "made": {"stream": "split"}},
+        {"mode": "async-global", **stopped},
     ]
     synchronous = [
         {"mode": "sync", "run": "sync", "share": {"epochs": 4}, "made": IN_ORDER},
@@ -67,9 +72,11 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "sync", "run": "sync-left", "share": {"epochs": 100}, "made": {"break_at": 9}},
         {"mode": "sync", "run": "sync-whole", "share": {"epochs": 2}, "made": {"stream": "whole"}},
         {"mode": "sync", "run": "sync-split", "share": {"epochs": 2}, "made": {"stream": "split"}},
+        {"mode": "sync", **stopped, "run": "sync-stopped"},
     ]
-    three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240)
-    two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240)
+    three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240, check=False)
+    two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240, check=False)
+    assert three.returncode == two.returncode == PREEMPTED, three.stderr + two.stderr
     yield directory, three, two
 
 
@@ -152,50 +159,35 @@ def test_scores_and_losses_are_recorded(jobs: tuple[Path, Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "num_ranks", "made"),
-    [
-        ("async-global", 3, {}),
-        ("sync", 2, {}),
-        ("async-global", 1, {}),
-        ("async-global", 3, {"stream": "whole"}),
-        ("async-global", 3, {"stream": "split"}),
-    ],
+    ("mode", "num_ranks", "prefix", "streams"), [("async-global", 3, "", ("whole", "split")), ("sync", 2, "sync-", ())]
 )
-def test_a_run_that_is_stopped_goes_on(
-    mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int, made: dict[str, str]
+def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
+    jobs: tuple[Path, Any, Any], mpirun: MpiRunner, mode: str, num_ranks: int, prefix: str, streams: tuple[str, ...]
 ) -> None:
-    stopped = {**made, "signal_at": 12, "pause": 0.02}
-    case: dict[str, Any] = {"mode": mode, "run": "run", "share": {"epochs": 4}, "made": stopped}
-    first = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
-    assert first.returncode == 85, first.stderr
-    assert not told(first, "run"), "the program ends where it is stopped"
-    before = state_of(tmp_path / "run")
-    assert 0 < before["counters"]["num_updates"] < 4 * BATCHES
-    for path in tmp_path.glob("*.pid"):
-        path.unlink()
-    case["made"] = made
-    second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
-    assert "resuming from" in second.stdout
-    assert_all_was_trained_once(tmp_path / "run", 4)
-    assert min(rank["tracked"] for rank in told(second, "run")) > 0
-    assert told(second, "run")[0]["accuracy"] > (0.8 if made else 0.9)  # nobody waits for fresh gradients of a stream
-
-
-@pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2)])
-def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
-    mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int
-) -> None:
-    made = {"kill_at": 25, "pause": 0.02}
-    settings = {"checkpoint.every": 5}
-    case = {"mode": mode, "run": "run", "settings": settings, "share": {"epochs": 4}, "made": made}
-    first = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
-    assert first.returncode != 0 and not told(first, "run")
-    # At the latest a multiple of five; the coordinator may have saved when mpirun told it to end.
-    assert 5 <= state_of(tmp_path / "run")["counters"]["num_updates"] < 4 * BATCHES
-    case["made"] = {}
-    second = mpirun.python(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120)
-    assert "resuming from" in second.stdout
-    assert_all_was_trained_once(tmp_path / "run", 4)
+    directory, three, two = jobs
+    stopped, killed = ({"mode": mode, **case, "run": f"{prefix}{case['run']}"} for case in (STOPPED, KILLED))
+    streamed = [{**stopped, "run": f"stopped-{stream}", "made": {"stream": stream}} for stream in streams]
+    for stream, case in zip(streams, streamed, strict=True):
+        part = {**case, "made": {**STOPPING, "stream": stream}}
+        job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([part]), timeout=120, check=False)
+        assert job.returncode == PREEMPTED and not told(job, str(case["run"])), job.stderr
+    dying = {**killed, "made": {"kill_at": 25, "pause": 0.02}}
+    job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([dying]), timeout=120, check=False)
+    assert job.returncode not in (0, PREEMPTED)
+    cases = [stopped, killed, *streamed]
+    for case in cases:
+        assert not told(three, str(case["run"])) + told(two, str(case["run"])), "the program ends where it is stopped"
+        # At the latest a multiple of five; the coordinator may have saved when mpirun told it to end.
+        least = 5 if case is killed else 1
+        assert least <= state_of(directory / str(case["run"]))["counters"]["num_updates"] < 4 * BATCHES
+    resumed = mpirun.python(num_ranks, PROGRAM, directory, json.dumps(cases), timeout=120)
+    assert resumed.stdout.count("resuming from") == len(cases)
+    for case in cases:
+        run = str(case["run"])
+        assert_all_was_trained_once(directory / run, 4)
+        assert min(rank["tracked"] for rank in told(resumed, run)) > 0
+        # Nobody waits for fresh gradients of a stream.
+        assert told(resumed, run)[0]["accuracy"] > (0.8 if case in streamed else 0.9)
 
 
 def test_launch_lets_a_program_save(tmp_path: Path) -> None:
@@ -222,12 +214,14 @@ def test_compiled_modules(mpirun: MpiRunner, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, tmp_path: Path) -> None:
-    whole = {"mode": "sync", "run": "whole", "share": {"epochs": 3}}
+    whole = {"mode": "async-global", "run": "whole", "share": {"epochs": 3}}
     part = {**whole, "run": "part", "made": {"signal_at": 20}}
     job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), timeout=120, check=False)
-    assert job.returncode == 85
+    assert job.returncode == PREEMPTED
+    assert 0 < state_of(tmp_path / "part")["counters"]["num_updates"] < 3 * BATCHES
     part["made"] = {}
     rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]), timeout=120)
+    assert_all_was_trained_once(tmp_path / "part", 3)
     expected, found = told(job, "whole")[0], told(rest, "part")[0]
     assert found["parameters"] == expected["parameters"] and found["mean"] == expected["mean"]
 

@@ -6,9 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import yaml
-from runners import CliRunner, MpiRunner
+from runners import CliRunner
 from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus, Trainer
 
@@ -16,11 +15,6 @@ from hpcasync.sole_writer import LOCK_FILE
 
 _TIMEOUT_SECONDS = 240
 CURE = "wait until that has ended, or end it, or set another name"
-
-
-@pytest.fixture(scope="module")
-def trainer(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory, tiny_corpus: TinyCorpus) -> Trainer:
-    return Trainer(mpirun, tmp_path_factory.mktemp("two-jobs"), tiny_corpus)
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -123,12 +123,12 @@ class Trainer:
         self.path.write_text(yaml.safe_dump(values))
 
     def __call__(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
-        """Train on `num_ranks` ranks; with `check=False`, by the command, whose exit code is to be looked at."""
-        if self._warm is not None and check and num_ranks <= NUM_RANKS and "--resume-from" not in flags:
-            job = self._warm.train(num_ranks, self.path, overrides, flags=flags, timeout=_TIMEOUT_SECONDS)
-            assert job.returncode == 0, job.stderr
-            return Run(load_config(self.path, overrides), job)
-        return self.command(num_ranks, *overrides, flags=flags, check=check)
+        """Train on `num_ranks` ranks; `check=False`: it may be refused, by all ranks, before it begins."""
+        if self._warm is None or num_ranks > NUM_RANKS:
+            return self.command(num_ranks, *overrides, flags=flags, check=check)
+        job = self._warm.train(num_ranks, [*flags, str(self.path), *overrides], timeout=_TIMEOUT_SECONDS)
+        assert not check or job.returncode == 0, job.stderr
+        return Run(load_config(self.path, overrides), job)
 
     def command(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
         """`hpcasync train` in a job of its own."""

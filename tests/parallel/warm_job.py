@@ -37,14 +37,12 @@ class WarmJob:
         self._num_starts = 0
         self._number = 0
 
-    def train(
-        self, num_ranks: int, config: Path, overrides: Sequence[str], *, flags: Sequence[str], timeout: float
-    ) -> FinishedJob:
-        """As `hpcasync train FLAGS CONFIG OVERRIDES` on so many ranks; what they print comes in their order."""
+    def train(self, num_ranks: int, arguments: Sequence[str], *, timeout: float) -> FinishedJob:
+        """As `hpcasync train ARGUMENTS` on so many ranks; what they print comes in their order."""
         if self._process is None:
             self._start()
         self._number += 1
-        self._ask(num_ranks=num_ranks, config=str(config), overrides=list(overrides), flags=list(flags))
+        self._ask(num_ranks=num_ranks, arguments=list(arguments))
         ranks, deadline = range(num_ranks), time.monotonic() + timeout
         while not all(self._answer(rank, "done").exists() for rank in ranks):
             if self._has_ended() or time.monotonic() > deadline:

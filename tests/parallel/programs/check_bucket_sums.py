@@ -1,6 +1,6 @@
 """Sums of gradients in buckets, compared bit for bit with the sum over ranks in order of small whole numbers.
 
-python check_bucket_sums.py horovod|torch none|bf16|fp16
+python check_bucket_sums.py horovod|torch none|bf16|fp16 […]; pairs in turn
 """
 
 import sys
@@ -96,4 +96,5 @@ def main(backend: str, compression: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    for pair in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        main(*pair)

@@ -1,7 +1,7 @@
 """Windows on every rank: atomics from all ranks, transfers of all sizes, visibility by one atomic write, freeing.
 
-Argument: `nodes` for the nodes as they are, `scattered` to take every rank for a node of its own, so that Put does what
-store does within a node.
+Arguments, in turn: `nodes` for the nodes as they are, `scattered` to take every rank for a node of its own, so that Put
+does what store does within a node.
 """
 
 import itertools
@@ -189,9 +189,9 @@ def receive_all(
         time.sleep(0)
 
 
-def main() -> None:
+def main(placement: str) -> None:
     comm = MPI.COMM_WORLD
-    is_scattered = sys.argv[1] == "scattered"
+    is_scattered = placement == "scattered"
     node_comm = comm.Split(comm.rank, comm.rank) if is_scattered else comm.Split_type(MPI.COMM_TYPE_SHARED)
     assert isinstance(node_comm, MPI.Intracomm)
     kinds: list[Kind] = [ControlWindow]
@@ -209,8 +209,9 @@ def main() -> None:
             check_message_passing(comm, node_comm, kind, make_window)
     assert not list(Path("/dev/shm").glob("hpcasync-window-*")), "names go as soon as all ranks have mapped the memory"
     if comm.rank == 0:
-        print("windows passed", flush=True)
+        print(f"windows passed, {placement}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    for each in sys.argv[1:]:
+        main(each)

@@ -1,8 +1,11 @@
-"""A small classifier trained by the engine, with a mistake that the argument names; ranks print their accuracies.
+"""A small classifier trained by the engine, each time with a mistake that an argument names.
 
-Rank 0 is the server. `start` tries in turn what is refused before anything is trained, and prints what is said.
+Ranks print their accuracies, and a worker what it is told. Rank 0 is the server. `start` tries in turn what is refused
+before anything is trained. An exception is printed, too, and the worker goes; after `end` it ends the job.
 """
 
+import contextlib
+import io
 import sys
 
 import torch
@@ -116,7 +119,18 @@ def work(mistake: str, engine: Engine, model: Classifier, flat: FlatParameters) 
         if not (client.push(gradient, record) and client.wait()):
             break
         step += 1
-    client.finish()
+
+
+def work_and_tell(mistake: str, engine: Engine, model: Classifier, flat: FlatParameters) -> None:
+    """Print what the worker is told, by a warning or by an exception."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            work(mistake, engine, model, flat)
+    except UserError as error:
+        said.write(str(error))
+    engine.client.finish()
+    print(f"{mistake} told {said.getvalue()!r}", flush=True)
 
 
 def print_accuracy(who: str, model: Classifier) -> None:
@@ -126,24 +140,30 @@ def print_accuracy(who: str, model: Classifier) -> None:
     print(f"{who} {correct:.3f}", flush=True)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    mistake = sys.argv[1]
-    if mistake == "start":
-        try_starts()
-        return
+def train(mistake: str, *, ends_job: bool) -> None:
     model, flat, engine = build_engine(mistake)
     observer = MinimalObserver(3e-3, NUM_UPDATES)
     if engine.is_server:
         engine.serve(observer, observer)
         assert observer.final is not None
         flat.parameters.copy_(observer.final)
-        print_accuracy("server", model)
-    else:
+        print_accuracy(f"{mistake} server", model)
+    elif ends_job:
         work(mistake, engine, model, flat)
+    else:
+        work_and_tell(mistake, engine, model, flat)
     engine.close()
-    print_accuracy(f"rank {RANK}", model)
+    print_accuracy(f"{mistake} rank {RANK}", model)
+
+
+def main(mistakes: list[str]) -> None:
+    torch.set_num_threads(1)
+    for mistake in mistakes:
+        if mistake == "start":
+            try_starts()
+        elif mistake != "end":
+            train(mistake, ends_job="end" in mistakes)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -161,6 +161,10 @@ def train(directory: Path, case: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1], f"{os.getpid()}.pid").touch()
-    for each in json.loads(sys.argv[2]):
-        train(Path(sys.argv[1]), each)
+    own = Path(sys.argv[1], f"{os.getpid()}.pid")
+    own.touch()
+    try:
+        for each in json.loads(sys.argv[2]):
+            train(Path(sys.argv[1]), each)
+    finally:
+        own.unlink()

@@ -1,8 +1,8 @@
 """Ranks that stay: each training asked of them runs on the first so many of them, without the start of an MPI job.
 
 `warm_ranks.py DIRECTORY PID` looks for request-1.json, request-2.json, … in the directory until one says "stop", or the
-process that asks is gone. A request has `num_ranks`, `config`, `overrides` and `flags` as `hpcasync train` has them.
-What rank R prints of the first goes to 1-R.out and 1-R.err, and 1-R.done holds its exit code.
+process that asks is gone. A request has `num_ranks`, and `arguments` as `hpcasync train` has them. What rank R prints
+of the first goes to 1-R.out and 1-R.err, and 1-R.done holds its exit code.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 from mpi4py import MPI
 
+from hpcasync.cli.train import train as command
 from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 from hpcasync.train.job import run_training
@@ -66,13 +67,15 @@ def train(request: dict[str, Any]) -> int:
     group = world.group.Incl(range(request["num_ranks"]))
     comm = world.Create_group(group)
     try:
-        config = load_config(Path(request["config"]), tuple(request["overrides"]))
-        flags = request["flags"]
-        return run_training(config, comm=comm, resume="--resume" in flags, overwrite="--overwrite" in flags)
-    except UserError as error:
-        print(f"hpcasync: error: {error}", file=sys.stderr)
-        return 2
-    except BaseException:
+        given = command.make_context("train", request["arguments"]).params
+        config = load_config(given["config"], given["overrides"])
+        how = {name: given[name] for name in ("resume", "resume_from", "overwrite")}
+        return run_training(config, comm=comm, **how)
+    except BaseException as error:
+        if isinstance(error, UserError) and error.everywhere:  # nobody waits for anybody
+            if comm.rank == 0:
+                print(f"hpcasync: error: {error}", file=sys.stderr)
+            return error.exit_code
         traceback.print_exc()
         return 1
     finally:
