@@ -36,6 +36,22 @@ def test_ranks_keep_to_a_numa_node_where_they_can(tmp_path: Path) -> None:
     assert numa_nodes(tmp_path / "none") == {}
 
 
+def test_ranks_with_a_gpu_are_given_cores_near_to_it() -> None:
+    """A server beside each GPU; the GPU of node 1 comes first on this host."""
+    nodes = {core: core // 4 for core in ALL}
+    roles = assign_roles(list("aaaa"), 2, "first")
+    near: list[int | None] = [1, 0, 1, 0]
+    dealt = share_cores(roles, [1, 1, 3, 3], [ALL] * 4, [True] * 4, [nodes] * 4, near)
+    assert dealt == [{4}, {0}, {5, 6, 7}, {1, 2, 3}]
+    # Both workers' GPUs are near to node 0: its cores do not suffice.
+    crowded = share_cores(roles, [1, 1, 3, 3], [ALL] * 4, [True] * 4, [nodes] * 4, [None, None, 0, 0])
+    assert crowded == [{4}, {5}, {0, 1, 2}, {3, 6, 7}]
+    # Nobody says where the GPU is, or it is near to none of the cores that the job has.
+    for unknown in (None, 2):
+        dealt = share_cores(roles, [1, 1, 3, 3], [ALL] * 4, [True] * 4, [nodes] * 4, [unknown] * 4)
+        assert dealt == [{0}, {1}, {2, 3, 4}, {5, 6, 7}]
+
+
 def test_each_host_is_dealt_out_for_itself() -> None:
     low, high = frozenset(range(4)), frozenset(range(10, 14))
     assert shares("aabb", 2, [1, 3, 1, 3], [low, low, high, high]) == [{0}, {1, 2, 3}, {10}, {11, 12, 13}]

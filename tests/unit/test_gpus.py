@@ -19,7 +19,11 @@ from hpcasync.train.machine.gpus import Gpu, SeenGpus, choose_visible, narrow_to
 from hpcasync.train.machine.resources import describe_gpus
 from hpcasync.train.machine.settle_roles import count_devices
 
-LISTING = "GPU-aaaa, NVIDIA H100\nGPU-bbbb, NVIDIA H100\nGPU-cccc, NVIDIA A100, 80 GB\n"
+LISTING = (
+    "GPU-aaaa, 00000000:18:00.0, NVIDIA H100\n"
+    "GPU-bbbb, 00000000:3B:00.0, NVIDIA H100\n"
+    "GPU-cccc, 00010001:86:00.0, NVIDIA A100, 80 GB\n"
+)
 
 
 def config(**values: Any) -> Config:
@@ -54,6 +58,16 @@ def chosen(config: Config, roles: Roles, seen: list[SeenGpus]) -> list[str | Non
 def test_what_is_visible_is_read_as_cuda_reads_it(visible: str | None, expected: list[tuple[str, str]]) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert [(gpu.visible, gpu.uuid) for gpu in choose_visible(LISTING, environment)] == expected
+
+
+def test_the_numa_node_of_a_gpu_is_read_by_its_address(tmp_path: Path) -> None:
+    """Written by the kernel in small letters, with a domain of four digits or more."""
+    for address, node in (("0000:18:00.0", "0\n"), ("0000:3b:00.0", "-1\n"), ("10001:86:00.0", "3\n")):
+        (tmp_path / address).mkdir()
+        (tmp_path / address / "numa_node").write_text(node)
+    found = choose_visible(LISTING, {"CUDA_VISIBLE_DEVICES": "GPU-cc,1,0,MIG-12"}, tmp_path)
+    assert [gpu.node for gpu in found] == [3, None, 0, None] and found[0].name == "NVIDIA A100, 80 GB"
+    assert [gpu.node for gpu in choose_visible(LISTING, {}, tmp_path / "none")] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,14 @@ def share_cores(
     cores_of_ranks: Sequence[Cores],
     are_own_of_ranks: Sequence[bool],
     nodes_of_ranks: Sequence[Nodes],
+    near_of_ranks: Sequence[int | None] = (),
 ) -> list[Cores]:
     """The cores that each world rank should keep to.
 
     The ranks of a host are given neighbouring cores, one NUMA node after the other: servers first as many as they have
-    threads, and the workers equal shares of the others. They keep what they have where a scheduler has given them
-    different cores already, where there are more threads than cores, and where others may compute on them.
+    threads, and the workers equal shares of the others; those with a GPU are given cores of its node first. They keep
+    what they have where a scheduler has given them different cores already, where there are more threads than cores,
+    and where others may compute on them.
 
     Args:
         roles: of the job.
@@ -58,7 +60,9 @@ def share_cores(
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host.
         are_own_of_ranks: see `are_own`.
         nodes_of_ranks: of the host of each world rank.
+        near_of_ranks: the node that each world rank's GPU is near to, if it has one.
     """
+    near = [*near_of_ranks, *[None] * (len(roles.hosts) - len(near_of_ranks))]
     shares = list(cores_of_ranks)
     for host in dict.fromkeys(roles.hosts):
         ranks = roles.ranks_on_host(host)
@@ -66,8 +70,9 @@ def share_cores(
         is_own = all(are_own_of_ranks[rank] for rank in ranks)
         if is_own and is_shared and sum(threads_of_ranks[rank] for rank in ranks) <= len(cores_of_ranks[ranks[0]]):
             nodes = nodes_of_ranks[ranks[0]]
-            order = sorted(cores_of_ranks[ranks[0]], key=lambda core: (nodes.get(core, 0), core))
-            for rank, cores in _deal(roles, ranks, threads_of_ranks, order).items():
+            free = sorted(cores_of_ranks[ranks[0]], key=lambda core: (nodes.get(core, 0), core))
+            sizes = _sizes(roles, ranks, threads_of_ranks, len(free))
+            for rank, cores in _deal(sizes, free, nodes, near).items():
                 shares[rank] = cores
     return shares
 
@@ -111,16 +116,23 @@ def number_ranges(numbers: Cores) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _deal(roles: Roles, ranks: Sequence[int], threads: Sequence[int], cores: list[int]) -> dict[int, Cores]:
+def _sizes(roles: Roles, ranks: Sequence[int], threads: Sequence[int], num_cores: int) -> dict[int, int]:
+    """How many cores each rank of a host is given, servers first."""
     servers = [rank for rank in ranks if roles.is_server(rank)]
     workers = [rank for rank in ranks if not roles.is_server(rank)]
-    num_left = len(cores) - sum(threads[rank] for rank in servers)
-    sizes = {rank: threads[rank] for rank in servers}
-    sizes |= {
+    num_left = num_cores - sum(threads[rank] for rank in servers)
+    return {rank: threads[rank] for rank in servers} | {
         rank: num_left // len(workers) + (position < num_left % len(workers)) for position, rank in enumerate(workers)
     }
-    dealt, position = {}, 0
-    for rank, size in sizes.items():
-        dealt[rank] = frozenset(cores[position : position + size])
-        position += size
-    return dealt
+
+
+def _deal(sizes: Mapping[int, int], free: list[int], nodes: Nodes, near: Sequence[int | None]) -> dict[int, Cores]:
+    """First to each rank of its node's, then whatever is left."""
+    dealt: dict[int, list[int]] = {rank: [] for rank in sizes}
+    for is_near in (True, False):
+        for rank, size in sizes.items():
+            fitting = [core for core in free if not is_near or nodes.get(core) == near[rank] is not None]
+            taken = fitting[: size - len(dealt[rank])]
+            dealt[rank] += taken
+            free = [core for core in free if core not in taken]
+    return {rank: frozenset(cores) for rank, cores in dealt.items()}

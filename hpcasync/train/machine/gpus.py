@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ import torch
 # For the process that scores snapshots: CUDA_VISIBLE_DEVICES of its GPU; empty: the CPU.
 SCORING_GPU_VARIABLE = "HPCASYNC_SCORING_GPU"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_QUERY = ("nvidia-smi", "--query-gpu=uuid,name", "--format=csv,noheader")
+_QUERY = ("nvidia-smi", "--query-gpu=uuid,pci.bus_id,name", "--format=csv,noheader")
+_DEVICES = Path("/sys/bus/pci/devices")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -24,11 +25,13 @@ class Gpu:
         visible: what to set CUDA_VISIBLE_DEVICES to, for it alone.
         uuid: by which ranks that number differently know it.
         name: of the card.
+        node: NUMA node that it is near to; None where the system does not say.
     """
 
     visible: str
     uuid: str
     name: str
+    node: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.uuid[:12]}"
@@ -56,22 +59,32 @@ def see_gpus() -> SeenGpus:
     return SeenGpus(gpus)
 
 
-def choose_visible(listing: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+def choose_visible(listing: str, environment: Mapping[str, str], devices: Path = _DEVICES) -> tuple[Gpu, ...]:
     """Those of nvidia-smi's list that CUDA_VISIBLE_DEVICES leaves, in its order."""
-    fields = [line.split(", ", 1) for line in listing.splitlines() if ", " in line]
-    every = [Gpu(uuid, uuid, name) for uuid, name in fields]
+    fields = [line.split(", ", 2) for line in listing.splitlines() if line.count(", ") >= 2]
+    every = [Gpu(uuid, uuid, name, _node_of(bus_id, devices)) for uuid, bus_id, name in fields]
     if _VISIBLE not in environment:
         return tuple(every)
     chosen = []
     for word in filter(None, map(str.strip, environment[_VISIBLE].split(","))):
         if word.isdecimal() and int(word) < len(every):
-            chosen.append(Gpu(word, every[int(word)].uuid, every[int(word)].name))
+            chosen.append(replace(every[int(word)], visible=word))
         elif word.isalnum() or word.startswith("-"):
             break  # as CUDA does: what follows a number that there is not, is not seen
         else:
             named = [gpu for gpu in every if gpu.uuid.startswith(word)]
-            chosen.append(Gpu(word, named[0].uuid if named else word, named[0].name if named else "part of a GPU"))
+            chosen.append(replace(named[0], visible=word) if named else Gpu(word, word, "part of a GPU"))
     return tuple(chosen)
+
+
+def _node_of(bus_id: str, devices: Path) -> int | None:
+    """The NUMA node of a device: the kernel writes -1 where there is none, and fewer digits than nvidia-smi."""
+    domain, _, rest = bus_id.lower().partition(":")
+    try:
+        node = int((devices / f"{int(domain, 16):04x}:{rest}" / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
 
 
 def narrow_to(gpu: Gpu | str, environment: "dict[str, str] | os._Environ[str]" = os.environ) -> None:

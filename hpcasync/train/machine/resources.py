@@ -46,16 +46,17 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     Raises:
         UserError: on every rank, if a GPU is asked for on a rank whose host has none.
     """
+    plan = plan_gpus(config, roles, comm.allgather(see_gpus()))
     cores = comm.allgather(frozenset(os.sched_getaffinity(0)))
     threads = [choose_threads(config, roles, rank, cores) for rank in range(comm.size)]
     if config.roles.bind != "none":
         num_of_host = os.cpu_count() or 1
         own = are_own(cores[comm.rank], num_of_host=num_of_host, num_allocated=num_allocated)
         are_own_of_ranks = comm.allgather(own or config.roles.bind == "always")
-        cores = share_cores(roles, threads, cores, are_own_of_ranks, comm.allgather(numa_nodes()))
+        near = [gpu.node if gpu is not None else None for gpu in plan.gpus]
+        cores = share_cores(roles, threads, cores, are_own_of_ranks, comm.allgather(numa_nodes()), near)
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
-    plan = plan_gpus(config, roles, comm.allgather(see_gpus()))
     os.environ[SCORING_GPU_VARIABLE] = plan.scoring.visible if plan.scoring is not None else ""
     used = collectively(comm, lambda: _start_gpu(plan.gpus[comm.rank], roles, comm.rank))
     is_server = roles.is_server(comm.rank)
