@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from hpcasync.comm.gpu_memory import describe_gpu_memory
 from hpcasync.command_line import pip_install
 from hpcasync.doctor.check import Check, Status
 from hpcasync.errors import UserError
@@ -56,8 +57,12 @@ def check_rma(launcher: Launcher | None) -> list[Check]:
         facts = _run_probe(launcher, "hpcasync.doctor.rma_probe")
     except ProbeError as error:
         return [Check("rma", "broken", str(error), True, disables, cure)]
-    detail = f"{_speeds(facts)} on two ranks"
-    return [Check("rma", "ok", detail, True, facts=facts), check_threads(facts["thread_level"])]
+    detail, gpu = f"{_speeds(facts)} on two ranks", {"takes_gpu_memory": facts["takes_gpu_memory"]}
+    return [
+        Check("rma", "ok", detail, True, facts=facts),
+        check_threads(facts["thread_level"]),
+        Check("mpi_gpu_memory", "ok", describe_gpu_memory(gpu["takes_gpu_memory"]), facts=gpu),
+    ]
 
 
 def _speeds(facts: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from array import array
 import numpy
 from mpi4py import MPI
 
+from hpcasync.comm.gpu_memory import takes_gpu_memory
 from hpcasync.comm.mpi import library_name, thread_level
 
 _NUM_VALUES = 1 << 20
@@ -29,6 +30,7 @@ def main() -> None:
             "library": library_name(),
             "hosts": hosts,
             "thread_level": thread_level(),
+            "takes_gpu_memory": takes_gpu_memory(),
             "put_gigabytes_per_second": round(gigabytes / put_seconds, 2),
             "get_gigabytes_per_second": round(gigabytes / get_seconds, 2),
             "fetch_and_op_microseconds": round(ticket_seconds * 1e6, 1),

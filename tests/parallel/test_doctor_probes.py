@@ -45,6 +45,7 @@ def test_the_self_test_moved_data_and_knows_the_thread_level(report: dict[str, o
     facts = checks["rma"]["facts"]
     assert facts["put_gigabytes_per_second"] > 0 and facts["fetch_and_op_microseconds"] > 0
     assert checks["mpi_threads"]["facts"]["thread_level"].startswith("MPI_THREAD_")
+    assert checks["mpi_gpu_memory"]["facts"]["takes_gpu_memory"] in (True, False), "Open MPI and MPICH both say"
 
 
 def test_a_launcher_that_starts_singletons_is_found_out(tmp_path: Path, mpirun: MpiRunner) -> None:
