@@ -87,7 +87,7 @@ def _copies(sizes: Sizes) -> dict[str, Any]:
     copies, whole = DeviceCopy(torch.device(sizes.device)), Shard(0, sizes.num_elements)
     gigabytes = 4e-9 * sizes.num_elements
     out = seconds(sizes.device, lambda: copies.to_host(vector, whole)())
-    back = seconds(sizes.device, lambda: copies.to_device(vector))
+    back = seconds(sizes.device, lambda: copies.to_device(vector, whole))
     return {"to the host GB/s": gigabytes / out, "to the device GB/s": gigabytes / back}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import collectively
+from hpcasync.comm.mpi import collectively, ranks_of_node
 from hpcasync.errors import UserError
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -23,10 +23,11 @@ _CURE = "use exchange.window=mpi"
 
 
 class MappedWindow:
-    """Bytes on every rank of one host, as `comm.windows.DataWindow` has them, in memory of the rank's device.
+    """Bytes on every rank, as `comm.windows.DataWindow` has them within a host, in memory of the rank's device.
 
     Args:
-        comm: all ranks of the job, which share one host (collective).
+        comm: all ranks of the job (collective).
+        node_comm: the ranks of `comm` that share this host.
         num_bytes: exposed by this rank; may be 0.
         device: of this rank; all ranks' are of one type.
         fence: orders this rank's loads and stores of the host's memory.
@@ -35,28 +36,34 @@ class MappedWindow:
         UserError: on every rank, if memory cannot be had or shared.
     """
 
-    spans_nodes = False
-
-    def __init__(self, comm: MPI.Intracomm, num_bytes: int, device: torch.device, fence: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        node_comm: MPI.Intracomm,
+        num_bytes: int,
+        device: torch.device,
+        fence: Callable[[], None],
+    ) -> None:
         self.device = device
         self._comm = comm
         self._fence = fence
         self._streams: Any = torch.get_device_module(device)
         self._copying = self._streams.Stream(**({} if device.type == "cpu" else {"device": device}))
         own = collectively(comm, lambda: (_DeviceMemory if device.type == "cuda" else _HostMemory)(num_bytes, device))
-        readers = [bool(num_bytes) and rank != comm.rank for rank in range(comm.size)]
-        handles = comm.alltoall(collectively(comm, lambda: [own.handle() if reads else None for reads in readers]))
+        readers = [bool(num_bytes) and rank != node_comm.rank for rank in range(node_comm.size)]
+        handles = node_comm.alltoall(collectively(comm, lambda: [own.handle() if reads else None for reads in readers]))
         self._own = own
-        self._memory = collectively(comm, lambda: [own.map(handle) for handle in handles])
+        mapped = collectively(comm, lambda: [own.map(handle) for handle in handles])
+        self._memory = {rank: mapped[node] for rank, node in ranks_of_node(comm, node_comm).items()}
         self._memory[comm.rank] = own.memory
         own.is_mapped_by_all()
 
     def is_local(self, rank: int) -> bool:
-        """Every rank's bytes can be reached."""
-        return True
+        """Whether `rank`'s bytes can be reached: it is on this host."""
+        return rank in self._memory
 
     def memory(self, rank: int) -> torch.Tensor:
-        """The bytes of a rank, uint8."""
+        """The bytes of a rank on this host, uint8."""
         return self._memory[rank]
 
     def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:

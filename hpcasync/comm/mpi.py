@@ -49,6 +49,12 @@ def gather_hosts(comm: MPI.Intracomm) -> list[str]:
     return comm.allgather(MPI.Get_processor_name())
 
 
+def ranks_of_node(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> dict[int, int]:
+    """The rank in `node_comm` of each rank of `comm` that is in it."""
+    there = comm.group.Translate_ranks(None, node_comm.group)
+    return {rank: node for rank, node in enumerate(there) if node != MPI.UNDEFINED}
+
+
 def collectively(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
     """Run `action` on every rank and fail on all of them if it failed with a UserError on any.
 

@@ -5,11 +5,10 @@ made the origin send 20 MB too, and took twice the line's time (5.0.11, btl/tcp)
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 # Measured over 1 gbit/s: pieces of 64 KiB reached 0.88 of the line, of 1 MiB and more 0.93.
 PIECE_BYTES = 4 << 20
@@ -24,7 +23,8 @@ class OutgoingStream:
         rank: who receives.
         tag: of the messages.
         num_bytes: how many.
-        piece: gives bytes [start, stop) as contiguous uint8 memory (CPU), which must stay as it is from then on.
+        piece: gives bytes [start, stop) as contiguous uint8 memory, which must be computed and stay as it is from then
+            on; of a GPU only where MPI takes that (`comm.gpu_memory`).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class IncomingStream:
 
     Args:
         comm, rank, tag: as there; `rank` is who sends.
-        out: contiguous memory (CPU) of as many bytes as are sent.
+        out: contiguous memory of as many bytes as are sent; of a GPU as there.
         arrived: called for every piece with its first and last byte + 1, in order.
     """
 
@@ -81,6 +81,5 @@ class IncomingStream:
         return not self._expected
 
 
-def _as_memory(values: torch.Tensor) -> NDArray[np.uint8]:
-    memory: NDArray[np.uint8] = values.numpy()
-    return memory
+def _as_memory(values: torch.Tensor) -> Any:
+    return values.numpy() if values.device.type == "cpu" else values

@@ -15,6 +15,7 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from hpcasync.comm.mpi import ranks_of_node
 from hpcasync.comm.waiting import Backoff
 
 # Open MPI copies all that is put at once before much of it leaves: over 1 gbit/s it reached 0.89 of the line, and took
@@ -83,7 +84,6 @@ class DataWindow:
         num_bytes: bytes exposed by this rank; may be 0.
 
     Attributes:
-        spans_nodes: whether some ranks are on other nodes than others.
         device: where the bytes are.
     """
 
@@ -91,15 +91,11 @@ class DataWindow:
 
     def __init__(self, comm: MPI.Intracomm, node_comm: MPI.Intracomm, num_bytes: int) -> None:
         self._shared = MPI.Win.Allocate_shared(num_bytes, 1, comm=node_comm)
-        node_ranks = comm.group.Translate_ranks(None, node_comm.group)
-        self._node_ranks = {
-            world: node for world, node in enumerate(_as_list(node_ranks, comm.size)) if node != MPI.UNDEFINED
-        }
+        self._node_ranks = ranks_of_node(comm, node_comm)
         self._memory: dict[int, torch.Tensor] = {}
         self._in_flight: dict[int, deque[MPI.Request]] = {}
-        self.spans_nodes = bool(comm.allreduce(node_comm.size < comm.size, op=MPI.LOR))
         own, _ = self._shared.Shared_query(node_comm.rank)
-        self._remote = MPI.Win.Create(own, 1, comm=comm) if self.spans_nodes else None
+        self._remote = MPI.Win.Create(own, 1, comm=comm) if node_comm.size < comm.size else None
         for window in self._windows():
             window.Lock_all(MPI.MODE_NOCHECK)
 
@@ -204,8 +200,3 @@ class WindowSet:
         if kind is None:
             for window in reversed(self._windows):
                 window.free()
-
-
-def _as_list(ranks: Sequence[int], size: int) -> list[int]:
-    assert len(ranks) == size
-    return list(ranks)

@@ -12,15 +12,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from hpcasync.choices import (
-    WHOLE_GRADIENT_FORMATS,
-    GradientFormat,
-    ParameterFormat,
-    PullPolicy,
-    StalenessPolicy,
-    WindowKind,
-)
+from hpcasync.choices import StalenessPolicy
 from hpcasync.config.data import DataConfig
+from hpcasync.config.exchange import ExchangeConfig
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.records import LoggingConfig
 from hpcasync.config.roles import PER_DEVICE, RolesConfig
@@ -30,7 +24,6 @@ from hpcasync.config.strict import UserPath, read_values, validate
 from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
-Overlap = Literal["none", "push", "full"]
 Tokenizer = Literal[
     "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
 ]
@@ -57,38 +50,6 @@ class AccumulateConfig(Section):
         description="pushes per update: a number, workers, or a multiple such as 2*workers; always one in async and "
         "async-local, all workers in sync",
     )
-
-
-class ExchangeConfig(Section):
-    """What a worker does around a push; asynchronous modes only."""
-
-    pull: PullPolicy = Field(
-        "handled",
-        description="after a push: take what is there; wait until the servers have added it and made the update it "
-        "completes; or wait until it has been applied",
-    )
-    slots: int = Field(2, ge=1, le=1024, description="gradients of a worker that servers have not read yet, at most")
-    gradients: GradientFormat = Field(
-        "fp32", description="how gradients travel; topk: the largest elements only, the rest is added to the next push"
-    )
-    topk: float = Field(0.01, gt=0, le=1, description="part of the elements that topk sends")
-    parameters: ParameterFormat = Field("fp32", description="how parameters travel to the workers")
-    window: WindowKind = Field(
-        "auto",
-        description="what gradients and parameters lie in; mapped: memory of the ranks' devices that the others of "
-        "their host map; auto: that, where all ranks are on GPUs; else MPI's windows, in host memory",
-    )
-    overlap: Overlap = Field(
-        "none",
-        description="what runs beside the computation: nothing; pushing the gradient while backward makes it; or the "
-        "pull too, which makes gradients one update staler",
-    )
-
-    @model_validator(mode="after")
-    def _check_overlap(self) -> "ExchangeConfig":
-        if self.overlap != "none" and self.gradients in WHOLE_GRADIENT_FORMATS:
-            raise ValueError(f"{self.gradients} needs the whole gradient: exchange.overlap must be none")
-        return self
 
 
 class StalenessConfig(Section):
@@ -252,6 +213,15 @@ class RunConfig(Section):
     def _check_wait(self) -> "RunConfig":
         if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
             raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sums(self) -> "RunConfig":
+        if self.exchange.host_sums and self.staleness.compensation:
+            raise ValueError(
+                "staleness.compensation corrects single gradients where their shard is, and exchange.host_sums "
+                "sums them elsewhere: leave one of them out"
+            )
         return self
 
     @property

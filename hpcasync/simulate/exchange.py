@@ -8,7 +8,9 @@ from typing import Any
 import simpy
 
 from hpcasync.choices import WHOLE_GRADIENT_FORMATS, PullPolicy
-from hpcasync.config.schema import Config, Overlap
+from hpcasync.config.exchange import Overlap
+from hpcasync.config.schema import Config
+from hpcasync.errors import UserError
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage, polling_delay
@@ -36,8 +38,14 @@ class ExchangeOptions:
 
     @classmethod
     def of(cls, config: Config) -> "ExchangeOptions":
-        """As configured."""
+        """As configured.
+
+        Raises:
+            UserError: that is not simulated.
+        """
         exchange = config.exchange
+        if exchange.host_sums:
+            raise UserError("exchange.host_sums is not simulated: every push travels; set it to false")
         sums_late = exchange.gradients not in WHOLE_GRADIENT_FORMATS and not config.staleness.compensation
         prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
         return cls(exchange.pull, exchange.overlap, config.accumulate.local, exchange.slots, prefetch, sums_late)

@@ -139,6 +139,7 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
 
 
 def _check(config: Config, cluster: ClusterConfig) -> None:
+    ExchangeOptions.of(config)  # refuses what is not simulated, before anything is written
     if cluster.workers > MOST_WORKERS_WITH_GRADIENTS:
         raise UserError(
             f"cluster.workers={cluster.workers}: with gradients at most {MOST_WORKERS_WITH_GRADIENTS} workers can be "

@@ -31,5 +31,6 @@ def engine_options(
             topk=exchange.topk,
             parameters=exchange.parameters,
             window=exchange.window,
+            host_sums=exchange.host_sums,
         ),
     )

@@ -1,4 +1,4 @@
-"""What windows are made of: mapped memory where all ranks share one host and a kind of device, if it is wanted."""
+"""What windows are made of: mapped memory where all ranks share a kind of device, if it is wanted."""
 
 import pytest
 
@@ -10,28 +10,20 @@ GPUS, MIXED, CPUS = ["cuda"] * 3, ["cuda", "cpu", "cuda"], ["cpu"] * 3
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device_types", "is_one_host", "expected"),
+    ("wanted", "device_types", "expected"),
     [
-        ("auto", GPUS, True, True),
-        ("auto", GPUS, False, False),
-        ("auto", MIXED, True, False),
-        ("auto", CPUS, True, False),
-        ("mapped", CPUS, True, True),
-        ("mapped", GPUS, True, True),
-        ("mpi", GPUS, True, False),
+        ("auto", GPUS, True),
+        ("auto", MIXED, False),
+        ("auto", CPUS, False),
+        ("mapped", CPUS, True),
+        ("mapped", GPUS, True),
+        ("mpi", GPUS, False),
     ],
 )
-def test_what_is_chosen(wanted: WindowKind, device_types: list[str], is_one_host: bool, expected: bool) -> None:
-    assert is_mapped(wanted, device_types, is_one_host=is_one_host) == expected
+def test_what_is_chosen(wanted: WindowKind, device_types: list[str], expected: bool) -> None:
+    assert is_mapped(wanted, device_types) == expected
 
 
-@pytest.mark.parametrize(
-    ("device_types", "is_one_host", "message"),
-    [
-        (GPUS, False, "exchange.window=mapped: .*several hosts: use exchange.window=mpi"),
-        (MIXED, True, "exchange.window=mapped: rank 0 has its vectors on cuda and rank 1 on cpu: set device and"),
-    ],
-)
-def test_what_cannot_be_mapped_is_refused(device_types: list[str], is_one_host: bool, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        is_mapped("mapped", device_types, is_one_host=is_one_host)
+def test_ranks_on_different_devices_map_nothing() -> None:
+    with pytest.raises(UserError, match="rank 0 has its vectors on cuda and rank 1 on cpu: set device and"):
+        is_mapped("mapped", MIXED)

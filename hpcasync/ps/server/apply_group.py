@@ -30,6 +30,7 @@ class ShardGroup:
         self._sum = GroupSum(state.whole.size, wire, state.parameters.device, state.threads)
         self.fold = self._sum.fold
         self.clear = self._sum.clear
+        self.add = self._sum.add
         self.squared_norm = self._sum.squared_norm
 
     def take(self, slot: torch.Tensor, num_tokens: int, version: int) -> None:

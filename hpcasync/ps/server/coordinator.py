@@ -142,7 +142,7 @@ class Coordinator(ShardServer):
         while (sequence := coordination.updates.num_received(worker) + 1) <= announced:
             taken = True
             self._observer.after_arrival(worker)
-            self._link.records.sync()
+            self._link.mpi_window.sync()
             record = decode_record(self._link.own_record(worker, sequence))
             self._carry_out(coordination.receive(worker, record))
             self._carry_out(coordination.advance())

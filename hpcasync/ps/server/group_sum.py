@@ -66,6 +66,11 @@ class GroupSum:
         self._has_vector = True
         self._slots.clear()
 
+    def whole(self) -> torch.Tensor:
+        """The sum of what has been added, at least one gradient; folds on the way."""
+        self.fold()
+        return self._vector
+
     def clear(self) -> None:
         """Begin a new group."""
         self._slots.clear()

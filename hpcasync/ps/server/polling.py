@@ -32,7 +32,7 @@ class Polling:
 
     def wait(self) -> None:
         """Wait a moment."""
-        is_moving = self._link.data.spans_nodes and self._is_data_moving()
+        is_moving = self._link.spans_nodes and self._is_data_moving()
         if is_moving and not self._is_moving:
             self._waiting.reset()
         self._is_moving = is_moving

@@ -12,6 +12,7 @@ from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.protocol.slots import SlotLedger, Step
 from hpcasync.ps.server.apply_group import ShardGroup
 from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.host_sums import HostSums
 from hpcasync.ps.server.polling import Polling
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.link import Link
@@ -46,6 +47,8 @@ class ShardServer:
         self._saver = saver
         self._clip_norm = clip_norm
         self._gradients = ShardGroup(state, link.wire, compensation)
+        self._host_sums = HostSums(link, state.parameters.device, state.threads) if link.sums_hosts else None
+        assert self._host_sums is None or compensation is None, "a gradient is corrected where its shard is"
         # A gradient that is corrected is read at once: it is corrected for the versions that there are.
         self._slots = SlotLedger(link.num_slots, sums_late=link.wire.has_blocks and compensation is None)
         self._steps = {
@@ -87,10 +90,15 @@ class ShardServer:
     def _take(self, order: Order) -> None:
         self._group.append(order)
         self._link.data.sync()
-        self._gradients.take(self._link.slot(order.worker, order.sequence), order.num_tokens, order.version)
+        if self._host_sums is not None:
+            self._host_sums.take(order.worker, order.sequence)
+        if self._link.summing_server(order.worker) is None:
+            self._gradients.take(self._link.slot(order.worker, order.sequence), order.num_tokens, order.version)
 
     def _fold(self, order: Order) -> None:
         self._gradients.fold()
+        if self._host_sums is not None:
+            self._host_sums.fold()
 
     def _read_while_idle(self) -> bool:
         """Read the gradients that wait in their slots, if any: their update will have less to do, and come sooner."""
@@ -102,6 +110,8 @@ class ShardServer:
     def _clear(self, order: Order) -> None:
         self._group.clear()
         self._gradients.clear()
+        if self._host_sums is not None:
+            self._host_sums.clear()
 
     def _consume(self, order: Order) -> None:
         self._link.data.sync()  # what reads the slots may be under way on a GPU
@@ -110,6 +120,9 @@ class ShardServer:
 
     def _apply(self, order: Order) -> None:
         self._link.data.sync()
+        if self._host_sums is not None:
+            for gradient in self._host_sums.exchange():
+                self._gradients.add(gradient)
         self._gradients.apply(order, self._clip_norm, self._squared_norm, lambda: self._begin_writing(order.version))
         self._group.clear()
         self._link.data.sync()

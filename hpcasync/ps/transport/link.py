@@ -11,7 +11,10 @@ from mpi4py import MPI
 
 from hpcasync.choices import GradientFormat, ParameterFormat, WindowKind
 from hpcasync.comm import futex
+from hpcasync.comm.gpu_memory import takes_gpu_memory
 from hpcasync.comm.mapped_window import MappedWindow
+from hpcasync.comm.mpi import collectively
+from hpcasync.comm.page_lock import PageLock
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
@@ -22,8 +25,9 @@ from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.transport.gradient_formats import SlotAddress, make_wire
 from hpcasync.ps.transport.record_codec import record_bytes
 from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
+from hpcasync.ps.transport.sum_messages import SumMessages
 from hpcasync.ps.transport.window_kind import is_mapped
-from hpcasync.ps.transport.window_layout import Layout
+from hpcasync.ps.transport.window_layout import Layout, Place, require_servers
 from hpcasync.ps.transport.window_memory import require_gpu_memory, require_window_memory
 
 Control = ControlWindow | SharedControlWindow
@@ -41,6 +45,7 @@ class LinkOptions:
         gradients, topk: how gradients travel (`ps.transport.gradient_formats`).
         parameters: how parameters travel.
         window: what windows are made of (`ps.transport.window_kind`).
+        host_sums: between hosts only sums travel: each host's gradients are summed there (not with topk).
     """
 
     num_slots: int = 2
@@ -50,6 +55,7 @@ class LinkOptions:
     topk: float = 0.01
     parameters: ParameterFormat = "fp32"
     window: WindowKind = "auto"
+    host_sums: bool = False
 
 
 class Link:
@@ -64,12 +70,20 @@ class Link:
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
             (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
         mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise, unless
-            windows are mapped: then they are not needed.
+            all that it exchanges is mapped: then they are not needed.
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
+
+    Attributes:
+        data: parameters, and what ranks of one host exchange.
+        mpi_window: records, and what goes from one host to another; the same one, unless windows are mapped.
+        spans_nodes: whether there are several hosts.
+        is_mapped: the data window is memory that ranks of a host map.
+        sums_hosts: a host's gradients are summed there before they travel (`ps.server.host_sums`).
+        summed_here: servers of other hosts that this server sums for.
 
     Raises:
         UserError: on every rank, if a host or GPU has too little memory for the windows of its ranks, or mapped windows
-            are wanted where there cannot be any.
+            or sums of hosts are wanted where there cannot be any.
     """
 
     def __init__(
@@ -89,7 +103,6 @@ class Link:
         self.shards: list[Shard] = cut_shards(num_elements, len(roles.server_ranks))
         self.num_slots = options.num_slots
         self.max_tickets = options.max_tickets
-        self.wire = make_wire(options.gradients, options.topk)
         self.parameter_dtype = _PARAMETER_DTYPES[options.parameters]
         is_server = roles.is_server(comm.rank)
         self.server_index = roles.server_ranks.index(comm.rank) if is_server else None
@@ -98,53 +111,89 @@ class Link:
         self.server_comm = comm.Split(0 if is_server else MPI.UNDEFINED, self.server_index or 0)
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
-        is_one_host = node_comm.size == comm.size
-        assert is_one_host or not may_lose_workers
+        self.spans_nodes = node_comm.size < comm.size
+        assert not (self.spans_nodes and may_lose_workers)
         device = device or torch.device("cpu")
-        self.is_mapped = is_mapped(options.window, comm.allgather(device.type), is_one_host=is_one_host)
-        # A GPU's memory may go with its process: there a gradient that was announced must not lie with its worker.
-        is_in_place = is_one_host and options.gradients == "fp32" and not (self.is_mapped and may_lose_workers)
-        self._layout = Layout(
-            roles,
+        self.is_mapped = is_mapped(options.window, comm.allgather(device.type))
+        nodes = tuple(comm.allgather(node_comm.bcast(comm.rank)))
+        self._layout = self._lay_out(options, nodes, may_lose_workers=may_lose_workers)
+        self._require_memory(device, private_copies, mirrored_vectors)
+        num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
+        self.control: Control = (ControlWindow if self.spans_nodes else SharedControlWindow)(comm, num_words)
+        # Between hosts ranks poll: what is put there moves while its target looks.
+        self._wake_ups = WakeUps(comm) if not self.spans_nodes and futex.is_available() else None
+        self._open_data_windows(node_comm, device)
+        # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
+        self._needs_progress = self.spans_nodes or may_lose_workers
+        self._views: dict[tuple[object, int, int, int, torch.dtype], torch.Tensor] = {}
+        self._open_messages()
+
+    def _lay_out(self, options: LinkOptions, nodes: tuple[int, ...], *, may_lose_workers: bool) -> Layout:
+        self.sums_hosts = options.host_sums and self.spans_nodes
+        if self.sums_hosts:
+            require_servers(self.roles, nodes)
+        # Sums are rounded, not what is summed.
+        self._sum_dtype = torch.bfloat16 if options.gradients == "bf16" else torch.float32
+        gradients: GradientFormat = "fp32" if self.sums_hosts else options.gradients
+        self.wire = make_wire(gradients, options.topk)
+        layout = Layout(
+            self.roles,
+            nodes,
             self.shards,
             num_slots=options.num_slots,
             num_spare=2 if options.is_overlapped else 1,
             record_bytes=record_bytes(options.max_tickets),
             parameter_bytes=self.parameter_dtype.itemsize,
             slot_bytes=[self.wire.slot_bytes(shard.size) for shard in self.shards],
-            is_in_place=is_in_place,
-            are_records_apart=self.is_mapped,
+            # A GPU's memory may go with its process: there a gradient that was announced must not lie with its worker.
+            is_in_place=gradients == "fp32" and not (self.is_mapped and may_lose_workers),
+            is_mapped=self.is_mapped,
+            sums_hosts=self.sums_hosts,
         )
-        self.window_bytes = [self._layout.window_bytes(rank) for rank in range(comm.size)]
-        self._require_memory(device, private_copies, mirrored_vectors)
-        num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
-        self.control: Control = (SharedControlWindow if is_one_host else ControlWindow)(comm, num_words)
-        # Between hosts ranks poll: what is put there moves while its target looks.
-        self._wake_ups = WakeUps(comm) if is_one_host and futex.is_available() else None
-        self._open_data_windows(node_comm, device)
-        # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
-        self._needs_progress = self.data.spans_nodes or may_lose_workers
-        self._views: dict[tuple[object, int, int, int, torch.dtype], torch.Tensor] = {}
-        self._open_messages()
+        own = self.server_index if self.sums_hosts else None
+        self.summed_here = [] if own is None else layout.summed_by(own)
+        every = () if own is None else range(self.num_workers)
+        self._sources = [layout.summing_server(own or 0, layout.node_of(worker)) for worker in every]
+        return layout
 
     def _open_data_windows(self, node_comm: MPI.Intracomm, device: torch.device) -> None:
-        num_bytes = self.window_bytes[self.comm.rank]
+        num_bytes, rank = self._layout.window_bytes(self.comm.rank), self.comm.rank
         self.data: DataWindow | MappedWindow
         if self.is_mapped:
-            self.records = DataWindow(self.comm, node_comm, self._layout.records_bytes(self.comm.rank))
-            self.data = MappedWindow(self.comm, num_bytes, device, self.records.sync)
+            self.mpi_window = DataWindow(self.comm, node_comm, self._layout.beside_bytes(rank))
+            self.data = MappedWindow(self.comm, node_comm, num_bytes, device, self.mpi_window.sync)
         else:
-            self.records = self.data = DataWindow(self.comm, node_comm, num_bytes)
+            self.mpi_window = self.data = DataWindow(self.comm, node_comm, num_bytes)
+        received = self.mpi_window.memory(rank) if self.is_mapped and self.spans_nodes else torch.empty(0)
+        self._page_lock = collectively(self.comm, lambda: PageLock(received, device))
 
     def _open_messages(self) -> None:
         # Parameters that workers on other nodes pull are messages of their own communicator.
-        self._messages = self.comm.Dup() if self.data.spans_nodes else None
+        self._messages = self.comm.Dup() if self.spans_nodes else None
         self._sender: ParameterSender | None = None
         self.receiver: ParameterReceiver | None = None
         if self._messages is not None and self.server_index is not None:
-            self._sender = ParameterSender(self._messages, self.own_buffer)
+            num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
+            is_on_gpu = self.data.device.type == "cuda"
+            self._sender = ParameterSender(self._messages, num_bytes, self._read_own_buffer, pin_memory=is_on_gpu)
         elif self._messages is not None:
             self.receiver = ParameterReceiver(self._messages, self.parameter_dtype)
+
+    def make_sum_messages(self, device: torch.device) -> SumMessages:
+        """At a server: for the sums that hosts exchange; `device` is that of the sums."""
+        assert self._messages is not None
+        is_direct = device.type == "cpu" or takes_gpu_memory() is True
+        return SumMessages(self._messages, self._sum_dtype, device, is_direct=is_direct)
+
+    def summing_server(self, worker: int) -> int | None:
+        """At a server: who sums a worker's gradients for it, if they come from another host and are summed there."""
+        return self._sources[worker] if self._sources else None
+
+    @property
+    def own_shard(self) -> Shard:
+        """This server's."""
+        assert self.server_index is not None
+        return self.shards[self.server_index]
 
     @property
     def num_workers(self) -> int:
@@ -158,8 +207,9 @@ class Link:
 
     @property
     def num_vectors(self) -> int:
-        """Vectors in this worker's window in which gradients can be computed; 0 if servers do not read them there."""
-        return self._layout.num_vectors if self._layout.is_in_place else 0
+        """Vectors in this worker's window in which gradients can be computed; 0 if no server reads them there."""
+        assert self.worker_index is not None
+        return self._layout.num_vectors(self.worker_index)
 
     def vector(self, sequence: int) -> torch.Tensor:
         """The one of them that servers read for a push: [num_elements] float32."""
@@ -169,31 +219,37 @@ class Link:
     def slot_address(self, server: int, sequence: int) -> SlotAddress:
         """Where this worker writes a server's part of the gradient of a push."""
         assert self.worker_index is not None
-        return SlotAddress(self.data, *self._layout.gradient_offset(server, self.worker_index, sequence))
+        place = self._layout.gradient_place(server, self.worker_index, sequence)
+        return SlotAddress(self._window_of(place), place.rank, place.offset)
 
-    def slot(self, worker: int, sequence: int) -> torch.Tensor:
-        """Where this server reads its part of the gradient of a push: uint8."""
-        assert self.server_index is not None
-        rank, offset = self._layout.gradient_offset(self.server_index, worker, sequence)
-        return self._view(rank, offset, self.wire.slot_bytes(self.shards[self.server_index].size), torch.uint8)
+    def slot(self, worker: int, sequence: int, server: int | None = None) -> torch.Tensor:
+        """Where this server reads its part of the gradient of a push, or that of a server it sums for: uint8."""
+        server = self.server_index if server is None else server
+        assert server is not None
+        place = self._layout.gradient_place(server, worker, sequence)
+        num_bytes = self.wire.slot_bytes(self.shards[server].size)
+        return self._view(place.rank, place.offset, num_bytes, torch.uint8, self._window_of(place))
+
+    def _window_of(self, place: Place) -> DataWindow | MappedWindow:
+        return self.mpi_window if place.is_beside else self.data
 
     def write_record(self, sequence: int, words: torch.Tensor) -> None:
         """Write the record of this worker's push at the coordinator: float64 words; complete after `complete_push`."""
         assert self.worker_index is not None
-        self.records.write(self.coordinator_rank, self._layout.record_offset(self.worker_index, sequence), words)
+        self.mpi_window.write(self.coordinator_rank, self._layout.record_offset(self.worker_index, sequence), words)
 
     def complete_push(self) -> None:
         """Complete all that this worker has written."""
         for rank in self.roles.server_ranks:
-            self.data.flush(rank)
-        if self.records is not self.data:
-            self.records.flush(self.coordinator_rank)
+            if self.is_mapped and self.data.is_local(rank):
+                self.data.flush(rank)
+            self.mpi_window.flush(rank)
 
     def own_record(self, worker: int, sequence: int) -> torch.Tensor:
         """Where the record of a push lies in the coordinator's memory: float64."""
         assert self.server_index == 0
         offset, num_bytes = self._layout.record_offset(worker, sequence), record_bytes(self.max_tickets)
-        return self._view(self.comm.rank, offset, num_bytes, torch.float64, self.records)
+        return self._view(self.comm.rank, offset, num_bytes, torch.float64, self.mpi_window)
 
     def read_buffer(self, server: int, version: int, out: torch.Tensor) -> None:
         """Copy a version of the shard of a server on this host to [size] float32 `out`, converting on the way."""
@@ -206,6 +262,11 @@ class Link:
         num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
         offset = self._layout.buffer_offset(self.server_index, version)
         return self._view(self.comm.rank, offset, num_bytes, self.parameter_dtype)
+
+    def _read_own_buffer(self, version: int, start: int, out: torch.Tensor) -> None:
+        """Copy bytes from `start` of a version of this server's shard to uint8 `out`, in host memory."""
+        assert self.server_index is not None
+        self.data.read(self.comm.rank, self._layout.buffer_offset(self.server_index, version) + start, out)
 
     def _view(
         self,
@@ -297,19 +358,27 @@ class Link:
 
     def _require_memory(self, device: torch.device, private_copies: int, mirrored_vectors: int) -> None:
         """What this rank needs of its host and of its GPU, if it has one."""
-        is_on_gpu, windows = device.type == "cuda", self.window_bytes
-        own, copies, mirrors = self.window_bytes[self.comm.rank], 0, 0
+        is_on_gpu, copies, mirrors = device.type == "cuda", 0, 0
         if self.server_index is not None:
             size = self.shards[self.server_index].size
-            copies = 4 * size * private_copies
-            mirrors = size * self.parameter_dtype.itemsize * num_far_workers(self.roles, self.server_index)
-        elif not self.is_mapped:
+            summed = sum(self.shards[server].size for server in self.summed_here)
+            copies = 4 * size * private_copies + 4 * summed
+            mirrors = size * self.parameter_dtype.itemsize * self._layout.num_far_workers(self.server_index)
+            mirrors += (size * len(set(self._sources) - {None}) + summed) * self._sum_dtype.itemsize
+        elif not self.is_mapped or self.spans_nodes:
             mirrors = 4 * self.shards[-1].stop * mirrored_vectors
+        on_gpu, on_host = 0, self.window_bytes
         if self.is_mapped and is_on_gpu:
-            windows = [self._layout.records_bytes(rank) for rank in range(self.comm.size)]
+            on_gpu = self._layout.window_bytes(self.comm.rank)
+            on_host = [self._layout.beside_bytes(rank) for rank in range(self.comm.size)]
         private_bytes = self.comm.allgather(mirrors + (0 if is_on_gpu else copies))
-        require_window_memory(self.comm, self.roles, windows, private_bytes)
-        require_gpu_memory(self.comm, self.roles.hosts[self.comm.rank], device, copies + (own if self.is_mapped else 0))
+        require_window_memory(self.comm, self.roles, on_host, private_bytes)
+        require_gpu_memory(self.comm, self.roles.hosts[self.comm.rank], device, copies + on_gpu)
+
+    @property
+    def window_bytes(self) -> list[int]:
+        """Of all windows of each rank."""
+        return [self._layout.window_bytes(rank) + self._layout.beside_bytes(rank) for rank in range(self.comm.size)]
 
     def free(self) -> None:
         """Free the windows (collective)."""
@@ -317,14 +386,9 @@ class Link:
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
-        if self.records is not self.data:
-            self.records.free()
+        self._page_lock.free()
+        if self.is_mapped:
+            self.mpi_window.free()
         if self._wake_ups is not None:
             self._wake_ups.free()
         self.control.free()
-
-
-def num_far_workers(roles: Roles, server: int) -> int:
-    """Workers on other hosts than a server."""
-    host = roles.hosts[roles.server_ranks[server]]
-    return sum(roles.hosts[rank] != host for rank in roles.worker_ranks)

@@ -6,6 +6,7 @@ however slow the line and however many updates are made meanwhile. Workers that 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from mpi4py import MPI
@@ -22,12 +23,16 @@ _GONE = -1  # the answer where the version has been written over
 class _Copy:
     """A version of the shard on its way to workers.
 
+    Args:
+        read: copies bytes from a place in it.
+        memory: uint8, for all of it.
+
     Attributes:
         num_readers: workers that it is being sent to.
     """
 
-    def __init__(self, source: torch.Tensor, memory: torch.Tensor) -> None:
-        self._source = source
+    def __init__(self, read: Callable[[int, torch.Tensor], None], memory: torch.Tensor) -> None:
+        self._read = read
         self.memory = memory
         self._num_copied = 0
         self.num_readers = 0
@@ -41,7 +46,7 @@ class _Copy:
         """Copy what has not been copied of the bytes before `stop`."""
         stop = self.memory.numel() if stop is None else stop
         if stop > self._num_copied:
-            self.memory[self._num_copied : stop].copy_(self._source[self._num_copied : stop])
+            self._read(self._num_copied, self.memory[self._num_copied : stop])
             self._num_copied = stop
 
 
@@ -50,12 +55,23 @@ class ParameterSender:
 
     Args:
         comm: of all ranks, for nothing else.
-        buffer: the memory in which a version of the shard is published; versions v and v + 2 share one.
+        num_bytes: of a version of the shard, as it is published.
+        read: copies bytes of a version, from a place in it, to uint8 memory; versions v and v + 2 share a buffer.
+        pin_memory: they are copied from a GPU.
     """
 
-    def __init__(self, comm: MPI.Intracomm, buffer: Callable[[int], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        num_bytes: int,
+        read: Callable[[int, int, torch.Tensor], None],
+        *,
+        pin_memory: bool = False,
+    ) -> None:
         self._comm = comm
-        self._buffer = buffer
+        self._num_bytes = num_bytes
+        self._read = read
+        self._pin_memory = pin_memory
         self._writing = 0
         self._copies: dict[int, _Copy] = {}
         self._spare: list[torch.Tensor] = []
@@ -97,12 +113,15 @@ class ParameterSender:
         if not is_there:
             return
         if version not in self._copies:
-            source = self._buffer(version).view(torch.uint8)
-            self._copies[version] = _Copy(source, self._spare.pop() if self._spare else torch.empty_like(source))
+            memory = self._spare.pop() if self._spare else self._new_memory()
+            self._copies[version] = _Copy(partial(self._read, version), memory)
         copy = self._copies[version]
         copy.num_readers += 1
         stream = OutgoingStream(self._comm, rank, _DATA_TAG, copy.memory.numel(), copy.piece)
         self._outgoing.append((version, stream))
+
+    def _new_memory(self) -> torch.Tensor:
+        return torch.empty(self._num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
 
     def _release(self, version: int) -> None:
         copy = self._copies[version]
@@ -126,7 +145,7 @@ class ParameterReceiver:
         self._pulls: list[_ShardPull] = []
 
     def request(self, version: int, shards: list[tuple[int, Shard]], out: torch.Tensor) -> None:
-        """Ask servers (rank, shard), each for its shard of a version, to be put in its place in `out`."""
+        """Ask servers (rank, shard), each for its shard of a version, to be put in its place in `out`, on the CPU."""
         assert not self._pulls
         for rank, shard in shards:
             part = out[shard.start : shard.stop]
@@ -141,8 +160,8 @@ class ParameterReceiver:
         return has_all
 
     def _memory(self, rank: int, out: torch.Tensor) -> torch.Tensor:
-        """Where the shard arrives: in its place, unless it has another type or lies on a GPU."""
-        if out.device.type == "cpu" and out.dtype == self._dtype:
+        """Where the shard arrives: in its place, unless it has another type."""
+        if out.dtype == self._dtype:
             return out
         if rank not in self._staged:
             self._staged[rank] = torch.empty(out.numel(), dtype=self._dtype)

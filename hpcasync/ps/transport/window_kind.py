@@ -1,4 +1,4 @@
-"""Whether the data windows of a job are MPI's, or memory that ranks map."""
+"""Whether the data windows of a job are MPI's, or, within each host, memory that ranks map."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,18 @@ from hpcasync.choices import WindowKind
 from hpcasync.errors import UserError
 
 
-def is_mapped(wanted: WindowKind, device_types: Sequence[str], *, is_one_host: bool) -> bool:
-    """Whether windows are mapped: if that is wanted; with `auto` where all ranks share a host and compute on GPUs.
+def is_mapped(wanted: WindowKind, device_types: Sequence[str]) -> bool:
+    """Whether windows are mapped: if that is wanted; with `auto` where all ranks are on GPUs.
 
     Args:
         wanted: by the configuration.
         device_types: where each rank computes, or holds its shard.
-        is_one_host: whether all ranks share a host.
 
     Raises:
         UserError: mapped windows are wanted, and there cannot be any.
     """
     if wanted != "mapped":
-        return wanted == "auto" and is_one_host and set(device_types) == {"cuda"}
-    if not is_one_host:
-        raise UserError(
-            "exchange.window=mapped: ranks map the memory of their own host alone, and this job has several hosts: use "
-            "exchange.window=mpi, where gradients and parameters travel by way of host memory",
-            everywhere=True,
-        )
+        return wanted == "auto" and set(device_types) == {"cuda"}
     first = device_types[0]
     if other := next((rank for rank, kind in enumerate(device_types) if kind != first), None):
         raise UserError(

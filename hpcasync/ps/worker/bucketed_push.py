@@ -64,14 +64,15 @@ class GradientStream:
         return True
 
     def _submit(self, bucket: Shard) -> "Future[None]":
-        begun = self._begun
+        begun, gradient = self._begun, self._gradient
         assert begun is not None
         # Begun here, after the computation of the bucket; the thread waits for it.
-        staged = self._client.stage(self._gradient, bucket)
+        wait = self._client.stage(gradient, bucket)
 
         def write() -> None:
             if begun.result():
-                self._client.write(staged(), bucket)
+                wait()
+                self._client.write(gradient, bucket)
 
         return self._executor.submit(write)
 

@@ -53,6 +53,12 @@ class Client:
         servers = list(enumerate(link.roles.server_ranks))
         self._near_servers = [(server, rank) for server, rank in servers if link.data.is_local(rank)]
         self._far_servers = [(server, rank) for server, rank in servers if not link.data.is_local(rank)]
+        # Where a gradient is written: not at a server for which it is summed here.
+        addresses = [link.slot_address(server, 0) for server, _ in servers]
+        self._near_slots = [server for server, slot in enumerate(addresses) if slot.window.is_local(slot.rank)]
+        self._far_slots = [(server, rank) for server, rank in servers if server not in self._near_slots]
+        # Servers of other hosts to which something is written: the record, at least.
+        self._put_to = [rank for server, rank in self._far_servers if server not in self._near_slots or server == 0]
         self.num_pull_retries = 0
         self.wait_seconds = 0.0
 
@@ -102,20 +108,21 @@ class Client:
         before = self._version
         if before < 0 and not self._is_computed(out):
             self._copies(out).wait_for_computation()
-        if self.reaches(out):
-            return self._pull_into(out)
-        version = self._pull_into(self._copies(out).host(out))
+        near = out if self.reaches(out) else self._copies(out).host(out)
+        version = self._pull_into(near, out if self.sends(out) else self._copies(out).host(out))
         if version != before:
-            self._copies(out).to_device(out)
+            for part in self._staged_parts(out, Shard(0, self._num_elements), self._far_servers):
+                self._copies(out).to_device(out, part)
         return version
 
-    def _pull_into(self, out: torch.Tensor) -> int:
+    def _pull_into(self, near: torch.Tensor, far: torch.Tensor) -> int:
+        """Shards of servers on this host into the one vector, those of others into the other."""
         while True:
             version = self._link.control.read(self._coordinator, ControlWords.PUBLISHED)
             if version == self._version:
                 return version
-            self._request(version, out)
-            is_whole = self._load(version, out)
+            self._request(version, far)
+            is_whole = self._load(version, near)
             if self._has_received() and is_whole:
                 self._version = version
                 return version
@@ -169,7 +176,8 @@ class Client:
             return False
         if record.num_tokens:
             whole = Shard(0, gradient.numel())
-            self.write(self.stage(gradient, whole)(), whole)
+            self.stage(gradient, whole)()
+            self.write(gradient, whole)
         else:
             self.abandon(gradient)
         self.end_push(record)
@@ -179,10 +187,10 @@ class Client:
     def place_gradients(self, flat: FlatParameters, num_private: int = 1) -> None:
         """Have gradients computed where servers read them, as far as they can: pushing `flat.gradient` copies nothing.
 
-        They can if all ranks share one host, gradients are computed on the device of the windows, and travel as float32
-        (not in mapped memory where workers may die). The vectors take turns: `push` and `GradientStream.end` put the
-        next one, with what is left in it, in place of `flat.gradient`, until `finish`. A vector that has been pushed
-        must not be written.
+        They can where servers share this host, gradients are computed on the device of the windows, and are read as
+        float32 (not in mapped memory where workers may die). The vectors take turns: `push` and `GradientStream.end`
+        put the next one, with what is left in it, in place of `flat.gradient`, until `finish`. A vector that has been
+        pushed must not be written.
 
         Args:
             flat: of this worker's module.
@@ -208,23 +216,36 @@ class Client:
 
     def begin_push(self) -> bool:
         """Wait for a free slot at all servers; False if training has ended: then nothing is to be written."""
-        for _, rank in self._far_servers:
+        for rank in self._put_to:
             # Its sleeps are short from now on: what is put there moves while it looks.
             self._link.control.store(rank, ControlWords.begun(self._worker), self.working.next_push)
         return self._wait_for(self.working.before_write())
 
-    def stage(self, gradient: torch.Tensor, part: Shard) -> Callable[[], torch.Tensor]:
-        """Begin to bring the part [start, stop) of a [num_elements] gradient to where `write` can take it from.
+    def stage(self, gradient: torch.Tensor, part: Shard) -> Callable[[], None]:
+        """Begin to bring the part [start, stop) of a [num_elements] gradient to where `write` takes it from.
 
         Returns:
-            waits for that, in any thread, and returns the vector for `write`.
+            waits for that, in any thread.
         """
         if self._is_computed(gradient):
-            return lambda: gradient
+            return lambda: None
+        copies, wire = self._copies(gradient), self._link.wire
         # The largest elements are found on the device: few travel.
-        if self.reaches(gradient) or not self._link.wire.has_blocks:
-            return self._copies(gradient).when_computed(gradient)
-        return self._copies(gradient).to_host(gradient, part, self._link.wire.travels_as)
+        staged = self._staged_parts(gradient, part, self._far_slots) if wire.has_blocks else []
+        waits = [copies.when_computed(), *(copies.to_host(gradient, each, wire.travels_as) for each in staged)]
+
+        def wait_for_all() -> None:
+            for wait in waits:
+                wait()
+
+        return wait_for_all
+
+    def _staged_parts(self, vector: torch.Tensor, part: Shard, far: list[tuple[int, int]]) -> list[Shard]:
+        """What of a part passes through the host vector beside it: all, or far servers' shards of it, or nothing."""
+        if not self.reaches(vector):
+            return [part]
+        met = [self._link.shards[server].overlap(part) for server, _ in far]
+        return [] if self.sends(vector) else [shard for shard in met if shard.size > 0]
 
     def abandon(self, gradient: torch.Tensor) -> None:
         """A gradient is not written: wait for its computation all the same, for the next pull changes parameters."""
@@ -232,12 +253,16 @@ class Client:
             self._copies(gradient).wait_for_computation()
 
     def reaches(self, vector: torch.Tensor) -> bool:
-        """Whether a vector can be copied to and from the windows as it is."""
+        """Whether a vector can be copied to and from the windows of this host as it is."""
         return vector.device.type == self._link.data.device.type
+
+    def sends(self, vector: torch.Tensor) -> bool:
+        """Whether a vector can be sent to other hosts, and received from there, as it is."""
+        return vector.device.type == "cpu"
 
     def _is_computed(self, vector: torch.Tensor) -> bool:
         """Whether what has been asked for has been computed: on a CPU it has, if that is no stand-in for a device."""
-        return vector.device.type == "cpu" and self.reaches(vector)
+        return self.reaches(vector) and self.sends(vector)
 
     def _copies(self, vector: torch.Tensor) -> DeviceCopy:
         if self._device_copy is None:
@@ -245,24 +270,29 @@ class Client:
         return self._device_copy
 
     def write(self, gradient: torch.Tensor, part: Shard) -> None:
-        """Write the part [start, stop) of a staged [num_elements] gradient to the servers whose shards it meets.
+        """Write the staged part [start, stop) of a [num_elements] gradient to the servers whose shards it meets.
 
         Parts may come in any order, each element once. A wire without blocks takes the whole gradient only.
         """
         link, sequence = self._link, self.working.next_push
-        if link.num_vectors and gradient.data_ptr() == link.vector(sequence).data_ptr():
-            return  # it has been computed there
-        for server, _ in self._near_servers:
+        is_in_place = link.num_vectors and gradient.data_ptr() == link.vector(sequence).data_ptr()
+        for server in [] if is_in_place else self._near_slots:  # else it has been computed where they read it
             met = link.shards[server].overlap(part)
             if met.size > 0:
-                link.wire.write(link.slot_address(server, sequence), gradient, link.shards[server], met)
-        if self._far_servers:
-            self._write_far(gradient, part, sequence)
+                near = gradient if self.reaches(gradient) else self._staged(gradient)
+                link.wire.write(link.slot_address(server, sequence), near, link.shards[server], met)
+        if self._far_slots:
+            self._write_far(gradient if self.sends(gradient) else self._staged(gradient), part, sequence)
+
+    def _staged(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Where `stage` has brought a gradient."""
+        wire = self._link.wire
+        return self._copies(gradient).host(gradient, wire.travels_as) if wire.has_blocks else gradient
 
     def _write_far(self, gradient: torch.Tensor, part: Shard, sequence: int) -> None:
         """Servers on other hosts in turn, a piece each: every one may be behind a line of its own."""
         link, pieces = self._link, []
-        for server, _ in self._far_servers:
+        for server, _ in self._far_slots:
             met = link.shards[server].overlap(part)
             size = PIECE_BYTES // link.wire.slot_bytes(1) if link.wire.has_blocks else max(1, met.size)
             starts = range(met.start, met.stop, size)

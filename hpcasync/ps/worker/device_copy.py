@@ -37,15 +37,13 @@ class DeviceCopy:
             self._host[key] = torch.empty(vector.shape, dtype=key[1], pin_memory=not is_paged)
         return self._host[key]
 
-    def to_host(
-        self, vector: torch.Tensor, part: Shard, dtype: torch.dtype | None = None
-    ) -> Callable[[], torch.Tensor]:
+    def to_host(self, vector: torch.Tensor, part: Shard, dtype: torch.dtype | None = None) -> Callable[[], None]:
         """Begin to copy elements [start, stop) as they are after what this thread has had computed so far.
 
         What is to arrive in another type is converted before it is copied: less has to travel.
 
         Returns:
-            waits for the copy, in any thread, and returns the host vector.
+            waits for the copy, in any thread.
         """
         host, computed, copied = self.host(vector, dtype), self._computed(), self._module.Event()
         self._to_host_stream.wait_event(computed)
@@ -53,31 +51,22 @@ class DeviceCopy:
             values = vector[part.start : part.stop].to(host.dtype)
             host[part.start : part.stop].copy_(values, non_blocking=True)
         copied.record(self._to_host_stream)
-
-        def wait() -> torch.Tensor:
-            copied.synchronize()
-            return host
-
+        wait: Callable[[], None] = copied.synchronize
         return wait
 
-    def when_computed(self, vector: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Waits, in any thread, until what this thread has had computed so far is done, and returns the vector."""
-        computed = self._computed()
-
-        def wait() -> torch.Tensor:
-            computed.synchronize()
-            return vector
-
+    def when_computed(self) -> Callable[[], None]:
+        """Waits, in any thread, until what this thread has had computed so far is done."""
+        wait: Callable[[], None] = self._computed().synchronize
         return wait
 
-    def to_device(self, vector: torch.Tensor) -> None:
-        """Copy the host vector beside this one to it; complete on return.
+    def to_device(self, vector: torch.Tensor, part: Shard) -> None:
+        """Copy elements [start, stop) of the host vector beside this one to it; complete on return.
 
         No computation may be using the vector (see `wait_for_computation`).
         """
         copied = self._module.Event()
         with self._module.stream(self._to_device_stream):
-            vector.copy_(self.host(vector), non_blocking=True)
+            vector[part.start : part.stop].copy_(self.host(vector)[part.start : part.stop], non_blocking=True)
         copied.record(self._to_device_stream)
         copied.synchronize()
 

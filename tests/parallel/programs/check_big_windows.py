@@ -10,8 +10,8 @@ Windows are sparse: only pages that are touched take memory. `window` writes at 
 import sys
 
 import torch
-from check_engine import Scattered
 from mpi4py import MPI
+from pretended_nodes import on_nodes
 
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.shards import Shard
@@ -116,7 +116,7 @@ def check_transfer(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     world = MPI.COMM_WORLD
-    comm = Scattered(world) if sys.argv[1] == "scattered" else world
+    comm = on_nodes(world, world.size) if sys.argv[1] == "scattered" else world
     node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
     assert isinstance(node_comm, MPI.Intracomm)
     checks = {"window": check_window, "link": check_link, "transfer": check_transfer}

@@ -1,18 +1,22 @@
-"""Vectors on a GPU, and the server's shard: workers pull and push, rejected gradients in between.
+"""Vectors on a GPU, and the servers' shards: workers pull and push, rejected gradients in between.
 
-    mpirun -n 3 python -m mpi4py check_device_vectors.py cpu|cuda none|push fp32|bf16 mpi|mapped
+    mpirun -n 4 python -m mpi4py check_device_vectors.py cpu|cuda
 
-With `mpi` they travel by way of the host; `cpu` then takes vectors of the CPU for ones of a device, so that the same
-copies are made. With `mapped` gradients are computed where servers read them. Every version is one number.
+With windows of MPI they travel by way of the host, with mapped ones between two nodes; `cpu` then takes vectors of the
+CPU for ones of a device, so that the same copies are made. Within a node mapped gradients are computed where servers
+read them. Every version is one number. Two servers: on two nodes each worker has one of them beside it.
 """
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from mpi4py import MPI
+from pretended_nodes import on_nodes
 
 from hpcasync.choices import GradientFormat, WindowKind
+from hpcasync.ps import engine
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
@@ -23,6 +27,44 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 NUM_UPDATES = 40
 RATE = 2.0**-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way that vectors take."""
+
+    overlap: str
+    gradients: GradientFormat
+    window: WindowKind
+    num_nodes: int = 1
+    host_sums: bool = False
+
+
+CASES = (
+    Case("none", "fp32", "mpi"),
+    Case("push", "fp32", "mpi"),
+    Case("push", "bf16", "mpi"),
+    Case("none", "fp32", "mapped"),
+    Case("push", "fp32", "mapped"),
+    Case("push", "bf16", "mapped"),
+    Case("none", "fp32", "mpi", 2),
+    Case("none", "fp32", "mapped", 2),
+    Case("push", "bf16", "mapped", 2),
+    Case("none", "topk", "mapped", 2),
+    Case("none", "fp32", "mapped", 2, host_sums=True),
+    Case("push", "bf16", "mapped", 2, host_sums=True),
+    Case("none", "bf16", "mpi", 2, host_sums=True),
+)
+
+
+class HostClient(Client):
+    """A client that takes vectors of the CPU for ones of a GPU."""
+
+    def reaches(self, vector: torch.Tensor) -> bool:
+        return self._link.is_mapped
+
+    def sends(self, vector: torch.Tensor) -> bool:
+        return False
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -49,34 +91,41 @@ def work(client: Client, module: torch.nn.Module, flat: FlatParameters, overlap:
     client.finish()
 
 
-def main(device: str, overlap: str, gradients: GradientFormat, window: WindowKind) -> None:
-    torch.set_num_threads(1)
-    if device == "cpu" and window == "mpi":
-        Client.reaches = lambda self, vector: False  # type: ignore[method-assign]
+def run(case: Case, device: str) -> None:
     module = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     flat = FlatParameters(module.to(device))
-    options, server_device = (
-        EngineOptions(pushes_per_update=2, clip_norm=1e6, link=LinkOptions(gradients=gradients, window=window)),
-        torch.device(device),
-    )
-    engine = Engine(MPI.COMM_WORLD, flat.parameters, sgd, options, server_device=server_device)
+    link = LinkOptions(gradients=case.gradients, topk=1.0, window=case.window, host_sums=case.host_sums)
+    options = EngineOptions(num_servers=2, pushes_per_update=2, clip_norm=1e6, link=link)
+    comm = on_nodes(MPI.COMM_WORLD, case.num_nodes)
+    own = Engine(comm, flat.parameters, sgd, options, server_device=torch.device(device))
     observer = MinimalObserver(RATE, NUM_UPDATES)
-    if engine.is_server:
-        engine.serve(observer, observer)
+    if own.is_server:
+        own.serve(observer, observer)
     else:
-        if window == "mapped":
-            engine.client.place_gradients(flat)
-        engine.start()
-        work(engine.client, module, flat, overlap)
-    engine.close()
-    if engine.is_coordinator:
+        if case.window == "mapped":
+            own.client.place_gradients(flat)
+        own.start()
+        work(own.client, module, flat, case.overlap)
+    own.close()
+    if own.is_coordinator:
         final = observer.final
         assert final is not None and final.min() == final.max() == -RATE * NUM_UPDATES
-        assert engine.counts.num_dropped >= NUM_UPDATES // 5
+        assert own.counts.num_dropped >= NUM_UPDATES // 5
+
+
+def main(device: str) -> None:
+    torch.set_num_threads(1)
+    if device == "cpu":
+        engine.__dict__["Client"] = HostClient
+    for case in CASES:
+        if MPI.COMM_WORLD.rank == 0:
+            print(case, flush=True)
+        run(case, device)
+    if MPI.COMM_WORLD.rank == 0:
         print("device vectors passed", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])  # type: ignore[arg-type]
+    main(sys.argv[1])

@@ -5,7 +5,7 @@ what every worker pulled, with every snapshot and with the final parameters.
 
 The sizes of job are run one after the other on the first ranks of the world; the rest waits.
 
-Argument: `all` or `mapped` (six ranks), `few` (five) or `many-ranks` (twelve).
+Argument: `all`, `mapped`, `mixed` or `sums` (six ranks), `few` (five) or `many-ranks` (twelve).
 """
 
 import itertools
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from engine_replay import Recording, check, replay
 from mpi4py import MPI
+from pretended_nodes import on_nodes
 from quadratic import (
     COMPENSATION,
     FIRST_VERSION,
@@ -29,7 +30,7 @@ from quadratic import (
     start_vector,
 )
 
-from hpcasync.choices import PullPolicy
+from hpcasync.choices import PullPolicy, WindowKind
 from hpcasync.comm.roles import assign_roles
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.protocol.coordination import Coordination
@@ -47,12 +48,8 @@ from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.loop.optimizers import optimizer_factory
 
-
-class Scattered(MPI.Intracomm):
-    """A communicator whose ranks take themselves for nodes of their own, so that everything goes by Put and Get."""
-
-    def Split_type(self, *_: object) -> MPI.Intracomm:  # noqa: N802 - the name is mpi4py's
-        return MPI.COMM_SELF.Dup()
+# Every rank a node of its own: everything goes by Put and messages.
+ALONE = 99
 
 
 def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
@@ -63,7 +60,7 @@ def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     assert isinstance(part, MPI.Intracomm)
     final = None
     if world.rank < size:
-        final = run_job(Scattered(part) if scenario.is_scattered else part, scenario)
+        final = run_job(on_nodes(part, scenario.num_nodes), scenario)
     wait_for_all(world)
     return final
 
@@ -102,7 +99,8 @@ def work(link: Link, scenario: Scenario, *, is_placed: bool) -> tuple[int, list[
     private = flat.gradient
     if is_placed:
         client.place_gradients(flat)
-        assert (flat.gradient is private) == (link.data.spans_nodes or scenario.gradients != "fp32")
+        has_near_server = any(link.data.is_local(rank) for rank in link.roles.server_ranks)
+        assert (flat.gradient is not private) == (has_near_server and scenario.gradients == "fp32")
     pulls = []
     while True:
         version = client.pull(parameters)
@@ -165,7 +163,9 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
 def all_sizes() -> list[Scenario]:
     scenarios = []
     for number, (servers, workers, group) in enumerate(itertools.product((1, 2, 3), repeat=3)):
-        scenario = Scenario(servers, workers, group, num_slots=1 + number % 2, is_scattered=number % 5 == 4)
+        scenario = Scenario(
+            servers, workers, group, num_slots=1 + number % 2, num_nodes=ALONE if number % 5 == 4 else 1
+        )
         pull: tuple[PullPolicy, ...] = ("latest", "handled", "applied")
         scenarios.append(replace(scenario, pull=pull[(number + number // 3) % 3]))
     return scenarios
@@ -184,7 +184,7 @@ def special_cases() -> list[Scenario]:
         Scenario(2, 3, 100),  # one group of everything, at the end
         Scenario(2, 3, 2, num_tickets=1),  # more workers than batches
         Scenario(1, 2, 1, num_tickets=0),
-        Scenario(2, 2, 2, stop_after=3, num_tickets=1000, is_scattered=True),
+        Scenario(2, 2, 2, stop_after=3, num_tickets=1000, num_nodes=ALONE),
     ]
 
 
@@ -204,10 +204,10 @@ def staleness_and_formats() -> list[Scenario]:
         Scenario(2, 3, 2, lookahead=1.0),
         Scenario(1, 4, 1, pull="handled", lookahead=0.5, parameters="bf16"),
         Scenario(2, 2, 2, gradients="bf16"),
-        Scenario(2, 2, 2, gradients="bf16", parameters="bf16", is_scattered=True),
+        Scenario(2, 2, 2, gradients="bf16", parameters="bf16", num_nodes=ALONE),
         Scenario(1, 2, 2, parameters="bf16", pull="handled"),
         Scenario(3, 2, 2, gradients="topk"),
-        Scenario(2, 2, 1, gradients="topk", is_scattered=True, pull="handled"),
+        Scenario(2, 2, 1, gradients="topk", num_nodes=ALONE, pull="handled"),
     ]
 
 
@@ -218,7 +218,7 @@ def few() -> list[Scenario]:
         Scenario(2, 3, 3, pull="applied", num_slots=1, num_tickets=18),
         Scenario(1, 4, 1, num_tickets=24, stop_after=12),
         Scenario(2, 3, 2, gradients="bf16", parameters="bf16", pull="handled", num_tickets=16),
-        Scenario(2, 2, 2, gradients="topk", is_scattered=True, num_tickets=12),
+        Scenario(2, 2, 2, gradients="topk", num_nodes=ALONE, num_tickets=12),
         Scenario(1, 3, 1, limit=1, pull="handled", num_tickets=15),
     ]
 
@@ -226,7 +226,30 @@ def few() -> list[Scenario]:
 def mapped() -> list[Scenario]:
     """Memory that ranks map: every format, every policy, every number of servers."""
     scenarios = [*all_sizes()[::4], *special_cases()[::3], *staleness_and_formats()]
-    return [replace(scenario, window="mapped", is_scattered=False) for scenario in scenarios]
+    return [replace(scenario, window="mapped", num_nodes=1) for scenario in scenarios]
+
+
+def mixed() -> list[Scenario]:
+    """Two or three nodes, with servers on all or some: within them mapped windows, or MPI's."""
+    scenarios = [*all_sizes()[1::3], *special_cases()[::3], *staleness_and_formats()]
+    windows: tuple[WindowKind, ...] = ("mapped", "mpi")
+    return [
+        replace(scenario, window=windows[number % 3 == 2], num_nodes=2 + number % 2)
+        for number, scenario in enumerate(scenarios)
+    ]
+
+
+def sums() -> list[Scenario]:
+    """Gradients are summed on their nodes, each of which has a server or two."""
+    scenarios = [*all_sizes()[::2], *special_cases(), *staleness_and_formats()]
+    windows: tuple[WindowKind, ...] = ("mapped", "mpi")
+    return [
+        replace(
+            scenario, window=windows[number % 2], num_nodes=max(2, scenario.num_servers - number % 2), host_sums=True
+        )
+        for number, scenario in enumerate(scenarios)
+        if scenario.num_servers > 1 and scenario.gradients == "fp32" and not scenario.is_compensated
+    ]
 
 
 def many_ranks() -> list[Scenario]:
@@ -239,7 +262,7 @@ def everything() -> list[Scenario]:
     return [*all_sizes(), *special_cases(), *staleness_and_formats()]
 
 
-CHOICES = {"all": everything, "mapped": mapped, "few": few, "many-ranks": many_ranks}
+CHOICES = {"all": everything, "mapped": mapped, "mixed": mixed, "sums": sums, "few": few, "many-ranks": many_ranks}
 
 
 def check_number_of_servers(world: MPI.Intracomm) -> None:
@@ -253,6 +276,22 @@ def check_number_of_servers(world: MPI.Intracomm) -> None:
             np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-7)
 
 
+def check_windows_are_bit_for_bit(world: MPI.Intracomm) -> None:
+    """In a fixed order of pushes: one node, two with windows of MPI, with mapped ones, with sums."""
+    for scenario in (
+        Scenario(3, 1, 2, pull="applied", num_tickets=12),
+        Scenario(3, 1, 1, pull="applied", num_tickets=12, gradients="bf16", parameters="bf16"),
+        Scenario(2, 1, 1, pull="applied", num_tickets=12, gradients="topk"),
+    ):
+        one = run(world, scenario)
+        windows: list[tuple[WindowKind, bool]] = [("mpi", False), ("mapped", False)]
+        for window, host_sums in [*windows, ("mapped", True)] if scenario.gradients == "fp32" else windows:
+            two = run(world, replace(scenario, num_nodes=2, window=window, host_sums=host_sums))
+            if world.rank == 0:
+                assert one is not None and two is not None
+                np.testing.assert_array_equal(two, one, err_msg=f"{scenario} {window} {host_sums}")
+
+
 def main() -> None:
     world = MPI.COMM_WORLD
     for scenario in CHOICES[sys.argv[1]]():
@@ -262,6 +301,8 @@ def main() -> None:
             print(f"{scenario} {time.perf_counter() - started:.2f} s", flush=True)
     if sys.argv[1] == "all":
         check_number_of_servers(world)
+    if sys.argv[1] == "mixed":
+        check_windows_are_bit_for_bit(world)
     if world.rank == 0:
         print("engine passed", flush=True)
 

@@ -40,6 +40,10 @@ def publish(
         time.sleep(0)
 
 
+def read(buffer: torch.Tensor, start: int, out: torch.Tensor) -> None:
+    out.copy_(buffer[start : start + out.numel()])
+
+
 def pull(receiver: ParameterReceiver, version: int, out: torch.Tensor) -> bool:
     receiver.request(version, [(0, Shard(0, NUM_ELEMENTS))], out)
     while (has_version := receiver.advance()) is None:
@@ -69,7 +73,8 @@ def check(comm: MPI.Intracomm, dtype: torch.dtype) -> None:
     num_overtaken = 0
     comm.Barrier()
     if comm.rank == 0:
-        sender = ParameterSender(messages, lambda version: buffers[version % 2])
+        raw = buffers.view(torch.uint8)
+        sender = ParameterSender(messages, raw.shape[1], lambda version, start, out: read(raw[version % 2], start, out))
         sender.before_writing(0)
         publish(comm, control, sender, lambda version: buffers[version % 2].fill_(version))
     else:

@@ -88,8 +88,9 @@ def check_wake_ups(comm: MPI.Intracomm) -> None:
         window.free()
 
 
-def make_mapped(comm: MPI.Intracomm, _: MPI.Intracomm, num_bytes: int) -> MappedWindow:
-    return MappedWindow(comm, num_bytes, torch.device("cpu"), lambda: None)  # the control windows order memory here
+def make_mapped(comm: MPI.Intracomm, node_comm: MPI.Intracomm, num_bytes: int) -> MappedWindow:
+    # The control windows order memory here.
+    return MappedWindow(comm, node_comm, num_bytes, torch.device("cpu"), lambda: None)
 
 
 def check_transfers(comm: MPI.Intracomm, node_comm: MPI.Intracomm, make_window: MakeWindow) -> None:

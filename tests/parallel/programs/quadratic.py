@@ -34,7 +34,7 @@ class Scenario:
     stop_after: int = 0
     stop_in_group: bool = False  # not before another push has come
     rejected: frozenset[int] = frozenset()
-    is_scattered: bool = False
+    num_nodes: int = 1
     limit: int | None = None
     policy: StalenessPolicy = "wait"
     is_compensated: bool = False
@@ -42,6 +42,7 @@ class Scenario:
     gradients: GradientFormat = "fp32"
     parameters: ParameterFormat = "fp32"
     window: WindowKind = "mpi"
+    host_sums: bool = False
 
     @property
     def link_options(self) -> LinkOptions:
@@ -51,6 +52,7 @@ class Scenario:
             topk=TOPK,
             parameters=self.parameters,
             window=self.window,
+            host_sums=self.host_sums,
         )
 
 
