@@ -3,22 +3,34 @@
 import difflib
 import io
 import json
+import os
 import re
 import runpy
+import signal
+import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from runners import MpiRunner
+from runners import RANK_ENVIRONMENT, MpiRunner
+from tiny_training import TinyCorpus
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Seconds of one core each.
-SIZES = {
-    "digits": ("--epochs", "6"),
-    "characters": ("--parts", "16", "--epochs", "2"),
-    "trainer": ("--epochs", "3"),
+EPOCHS = {"digits": 6, "characters": 2, "trainer": 3, "stream": 3, "translation": 6}
+SIZES = {"characters": ("--parts", "16"), "stream": ("--parts", "12"), "translation": ("--batch-tokens", "150")}
+# Of accuracies, bits per byte, nats per token.
+MARGINS = {"digits": 0.04, "characters": 0.02, "trainer": 0.1, "stream": 0.1, "translation": 0.1}
+BOUNDS = {
+    "digits": (0.85, 1.0),
+    "characters": (2.0, 5.5),
+    "trainer": (0.85, 1.0),
+    "stream": (2.0, 5.5),
+    "translation": (0.5, 3.5),
 }
+STREAM_BATCH = 16
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +45,12 @@ def code_lines(path: Path) -> list[str]:
     return [stripped for line in text.splitlines() if (stripped := line.strip()) and not stripped.startswith("#")]
 
 
-@pytest.mark.parametrize("name", SIZES)
+def options_of(name: str, corpus: TinyCorpus, epochs: int = 0) -> list[str]:
+    first = [str(corpus.path)] if name == "translation" else []
+    return [*first, "--epochs", str(epochs or EPOCHS[name]), *SIZES.get(name, ())]
+
+
+@pytest.mark.parametrize("name", EPOCHS)
 def test_an_example_differs_from_the_plain_program_in_few_lines(name: str) -> None:
     plain, joined = code_lines(EXAMPLES / f"{name}_plain.py"), code_lines(EXAMPLES / f"{name}.py")
     changed = [line for line in difflib.ndiff(plain, joined) if line[0] == "+"]
@@ -41,36 +58,65 @@ def test_an_example_differs_from_the_plain_program_in_few_lines(name: str) -> No
 
 
 def score(said: str) -> float:
-    found = re.search(r"accuracy ([\d.]+)|([\d.]+) bits per byte", said)
+    found = re.search(r"accuracy ([\d.]+)|([\d.]+) (bits per byte|nats per token)", said)
     assert found is not None, said
     return float(found[1] or found[2])
 
 
-def plain_score(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(sys, "argv", [name, *SIZES[name]])
+@pytest.mark.parametrize("name", EPOCHS)
+def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
+    name: str, mpirun: MpiRunner, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = options_of(name, tiny_corpus)
+    monkeypatch.setattr(sys, "argv", [name, *options])
     said = io.StringIO()
     with redirect_stdout(said):
         runpy.run_path(str(EXAMPLES / f"{name}_plain.py"), run_name="__main__")
-    return score(said.getvalue())
+    job = mpirun.program(1, EXAMPLES / f"{name}.py", *options, "--run", tmp_path / "run", timeout=120)
+    assert score(job.stdout) == pytest.approx(score(said.getvalue()), abs=MARGINS[name])
 
 
-@pytest.mark.parametrize(("name", "margin"), [("digits", 0.04), ("characters", 0.02), ("trainer", 0.1)])
-def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
-    name: str, margin: float, mpirun: MpiRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def state_of(run_dir: Path) -> dict[str, dict[str, object]]:
+    newest = max(path for path in (run_dir / "checkpoints").glob("u*/state.json") if ".partial" not in str(path))
+    state: dict[str, dict[str, object]] = json.loads(newest.read_text())
+    return state
+
+
+def batches_per_epoch(name: str, said: str) -> int:
+    if name == "stream":
+        program = runpy.run_path(str(EXAMPLES / "stream.py"))
+        train, _ = program["corpus"](int(SIZES["stream"][1]))
+        return -(-sum(1 for _ in program["Pieces"](train)) // STREAM_BATCH)
+    found = re.search(r"([\d,]+) batches per epoch", said)
+    assert found is not None, said
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_an_example_that_is_stopped_goes_on_with_other_ranks(
+    name: str, mpirun: MpiRunner, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    expected = plain_score(name, monkeypatch)
-    job = mpirun.program(1, EXAMPLES / f"{name}.py", *SIZES[name], "--run", tmp_path / "run", timeout=120)
-    assert score(job.stdout) == pytest.approx(expected, abs=margin)
-
-
-@pytest.mark.parametrize(
-    ("name", "least", "most"), [("digits", 0.85, 1.0), ("characters", 2.0, 5.5), ("trainer", 0.85, 1.0)]
-)
-def test_an_example_on_several_ranks(name: str, least: float, most: float, mpirun: MpiRunner, tmp_path: Path) -> None:
-    job = mpirun.program(3, EXAMPLES / f"{name}.py", *SIZES[name], "--run", tmp_path / "run", timeout=120)
-    assert least <= score(job.stdout) <= most
-    newest = max((tmp_path / "run" / "checkpoints").glob("u*"))
-    tickets = json.loads((newest / "state.json").read_text())["tickets"]
-    batches = sum(1 for line in job.stdout.splitlines() if "batches per epoch" in line)
-    assert batches == 1 and tickets["above"] == [] and tickets["low"] > 0
+    """And is as good as it should be; every batch is trained on once an epoch."""
+    run_dir, program = tmp_path / "run", EXAMPLES / f"{name}.py"
+    command = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", "--", sys.executable, str(program)]
+    command += [*options_of(name, tiny_corpus, epochs=1000), "--run", str(run_dir)]
+    environment = {**os.environ, **RANK_ENVIRONMENT}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
+        while job.poll() is None and not (run_dir / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        time.sleep(3)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate()
+    assert job.returncode == 85, said
+    num_batches = batches_per_epoch(name, said)
+    low = state_of(run_dir)["tickets"]["low"]
+    assert isinstance(low, int)
+    epochs = low // num_batches + EPOCHS[name]
+    second = mpirun.program(4, program, *options_of(name, tiny_corpus, epochs), "--run", run_dir, timeout=240)
+    assert "resuming from" in second.stdout
+    state = state_of(run_dir)
+    assert state["tickets"] == {"low": epochs * num_batches, "above": []}
+    assert state["counters"]["num_batches"] == epochs * num_batches
+    least, most = BOUNDS[name]
+    assert least <= score(second.stdout) <= most
