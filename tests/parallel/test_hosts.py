@@ -76,6 +76,19 @@ def test_a_server_for_each_host_and_mapped_memory_within_them(
 
 
 @pytest.mark.parametrize("runner", ["this MPI on three hosts"], indirect=True)
+def test_gradients_are_summed_on_their_hosts(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    train = Trainer(runner, tmp_path, tiny_corpus)
+    settings = "stop.epochs=1", "exchange.host_sums=true", "exchange.gradients=bf16"
+    summary = train(9, *settings, "roles.servers=per-device", "accumulate.global=4").summary
+    assert (summary["roles"]["servers"], summary["roles"]["workers"]) == (3, 6)
+    assert summary["stop_reason"] == "end of the corpus"
+    assert summary["gradients_pushed"] == summary["gradients_applied"] == 22 and summary["num_updates"] == 6
+    refused = train(3, *settings, "name=refused", check=False).job
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.stderr.count("exchange.host_sums needs a server on every host, and n1 (rank 1) has none") == 1
+
+
+@pytest.mark.parametrize("runner", ["this MPI on three hosts"], indirect=True)
 def test_mapped_windows_give_the_same_bits(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
     """One worker, and three servers on two hosts, one of which it shares: gone on with, too."""
     train = Trainer(runner, tmp_path, tiny_corpus)

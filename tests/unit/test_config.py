@@ -74,6 +74,11 @@ def test_unknown_keys_of_every_section(more: dict[str, Any], expected: str) -> N
         ),
         ({"accumulate": {"global": 0}}, ("accumulate.global", "positive number, workers, or a multiple", "not 0")),
         ({"exchange": {"slots": 1.5}}, ("exchange.slots", "integer", "given: 1.5")),
+        ({"exchange": {"host_sums": True, "gradients": "topk"}}, ("topk", "exchange.host_sums must be false")),
+        (
+            {"exchange": {"host_sums": True}, "staleness": {"limit": 2, "compensation": 0.1, "lookahead": 0}},
+            ("staleness.compensation", "exchange.host_sums", "leave one of them out"),
+        ),
         ({"data": {"path": "c", "batch_tokens": []}}, ("data.batch_tokens", "integer", "given: []")),
         ({"data": None}, ("data", "given: None")),
         ({"data": "corpus"}, ("data", "given: 'corpus'")),

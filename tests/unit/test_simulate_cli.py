@@ -138,6 +138,8 @@ def test_a_cluster_file(invoke: Invoke, tmp_path: Path) -> None:
         (("--workers", "65"), "with gradients at most 64 workers"),
         (("--workers", "5000", "--no-gradients"), "less than or equal to 4096"),
         (("straggler.worker=4",), "straggler.worker=4, but workers are 0 to 3"),
+        (("exchange.host_sums=true",), "exchange.host_sums is not simulated"),
+        (("exchange.host_sums=true", "--no-gradients"), "exchange.host_sums is not simulated"),
         (("--resume",), "holds no simulated run: leave --resume out"),
         (("--resume", "--overwrite"), "leave --overwrite and --fit out"),
         (("--resume", "--no-gradients"), "holds no simulated run"),
