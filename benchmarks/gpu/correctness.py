@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +179,24 @@ def _compare_kernels(device: str) -> dict[str, Any]:
     return {"errors": errors}
 
 
-def _compare_gradients(device: str, corpus_path: Path, precision: str, *, is_compiled: bool = False) -> dict[str, Any]:
+def _make_model(corpus_path: Path, *, is_rounded: bool) -> tuple[Any, BatchPlan]:
     corpus = PreparedCorpus.open(corpus_path)
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1, rounded=is_compiled)
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1, rounded=is_rounded)
     config = ModelConfig.model_validate({"preset": "small", "dropout": 0.0})
     torch.manual_seed(1)
-    model = build_model(config, len(source), len(target), source.pad_id, target.pad_id)
-    expected = _gradient(copy.deepcopy(model).double(), plan, "cpu", "fp64")
+    return build_model(config, len(source), len(target), source.pad_id, target.pad_id), plan
+
+
+@cache
+def _exact_gradient(corpus_path: Path, *, is_rounded: bool) -> torch.Tensor:
+    model, plan = _make_model(corpus_path, is_rounded=is_rounded)
+    return _gradient(model.double(), plan, "cpu", "fp64")
+
+
+def _compare_gradients(device: str, corpus_path: Path, precision: str, *, is_compiled: bool = False) -> dict[str, Any]:
+    expected = _exact_gradient(corpus_path, is_rounded=is_compiled)
+    model, plan = _make_model(corpus_path, is_rounded=is_compiled)
     if is_compiled:
         assert isinstance(model, Transformer)
         model.compile_layers()

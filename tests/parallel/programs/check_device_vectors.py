@@ -20,7 +20,8 @@ from hpcasync.ps import engine
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.transport.link import LinkOptions
+from hpcasync.ps.transport.link import Link, LinkOptions
+from hpcasync.ps.transport.sum_messages import SumMessages
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -65,6 +66,14 @@ class HostClient(Client):
 
     def sends(self, vector: torch.Tensor) -> bool:
         return False
+
+
+class HostLink(Link):
+    """A link whose sums leave this host as those of a GPU do, by way of other memory."""
+
+    def make_sum_messages(self, device: torch.device) -> SumMessages:
+        assert self._messages is not None
+        return SumMessages(self._messages, self._sum_dtype, device, is_direct=False)
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -118,7 +127,7 @@ def run(case: Case, device: str) -> None:
 def main(device: str) -> None:
     torch.set_num_threads(1)
     if device == "cpu":
-        engine.__dict__["Client"] = HostClient
+        engine.__dict__["Client"], engine.__dict__["Link"] = HostClient, HostLink
     for case in CASES:
         if MPI.COMM_WORLD.rank == 0:
             print(case, flush=True)
