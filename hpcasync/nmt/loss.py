@@ -62,8 +62,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (grad_hidden * grad_loss).to(ctx.hidden_dtype), grad_weight * grad_loss, None, None, None
+        gradients = ctx.saved_tensors
+        # Usually a loss is not scaled: no copy of the gradients, then. A GPU would have to be waited for to know.
+        if grad_loss.device.type != "cpu" or grad_loss != 1:
+            gradients = [gradient * grad_loss for gradient in gradients]
+        grad_hidden, grad_weight = gradients
+        return grad_hidden.to(ctx.hidden_dtype), grad_weight, None, None, None
 
 
 def _forward(

@@ -41,6 +41,7 @@ def task_lines(task: Task, num_workers: int, fresh_updates: int) -> Iterator[str
     yield (
         f"  model: {model.architecture}, {model.encoder_layers}+{model.decoder_layers} layers of {model.dim}, "
         f"{flat.num_trainable:,} parameters, {config.precision} on {flat.parameters.device.type}"
+        + (", layers compiled for each shape of batches" if config.compile else "")
     )
     yield f"  updates on CPU: {describe_updates()}"
     per_batch = task.tokens_per_batch
