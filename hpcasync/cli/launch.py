@@ -66,7 +66,7 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
 @click.option("max_restarts", "--max-restarts", type=Count(min=0), default=0, metavar="K",
               help="`train` only: go on from the newest checkpoint when the job dies, at most K times.")  # fmt: skip
 @click.option("--survive-workers", is_flag=True,
-              help="`train` only, Open MPI, one host: go on without workers that die.")  # fmt: skip
+              help="`train` and joined programs, Open MPI, one host: go on without workers that die.")  # fmt: skip
 @click.pass_context
 def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int, survive_workers: bool) -> int:
     """Start an hpcasync command, or any program, on several MPI ranks.
@@ -81,8 +81,11 @@ def launch(ctx: click.Context, num_ranks: int, dry_run: bool, max_restarts: int,
     options = ctx.meta[_OPTIONS_KEY]
     command, program = _resolve(ctx.meta[_COMMAND_KEY])
     is_training = command[:1] == ["train"] and program is None
-    for option, is_given in (("--max-restarts", max_restarts), ("--survive-workers", survive_workers)):
-        if is_given and not is_training:
+    for option, is_given, knows_how in (
+        ("--max-restarts", max_restarts, is_training),
+        ("--survive-workers", survive_workers, is_training or program is not None),
+    ):
+        if is_given and not knows_how:
             raise UserError(f"{option} is for `train`, which knows how to go on; {command[0]} does not: leave it out")
     _check_not_inside_a_job()
     # Imported here: `launch --help` needs none of it.

@@ -32,6 +32,11 @@ class ProgramConfig(RunConfig):
     schedule_per: Literal["batch", "update", "epoch"] = Field(
         "batch", description="how often the scheduler makes a step; batch: as many as an update has, at each update"
     )
+    sums_during_backward: bool = Field(
+        False,
+        description="mode sync: gradients are summed while backward makes them, for a program that leaves them alone "
+        "between the one backward of a batch and the step",
+    )
     fresh_updates: int | None = Field(
         None, ge=0, description="first updates that workers wait for, as in sync; default: a tenth of the run"
     )
@@ -40,6 +45,8 @@ class ProgramConfig(RunConfig):
     def _check_what_is_there(self) -> "ProgramConfig":
         if self.staleness.fresh_start != StalenessConfig().fresh_start:
             raise ValueError("staleness.fresh_start counts a schedule's warm-up: for a program set fresh_updates")
+        if self.sums_during_backward and self.mode != "sync":
+            raise ValueError(f"sums_during_backward is of mode sync, and mode is {self.mode}")
         if self.exchange.overlap != "none":
             raise ValueError("exchange.overlap must be none: what a gradient weighs is known when it is complete")
         if self.validation.score or self.stop.patience:

@@ -25,20 +25,19 @@ class Deaths:
         comm: all ranks.
         roles: who is who.
         config: of the run.
-        obstacle: why the job cannot go on without a worker, beside what is found here.
 
     Raises:
         UserError: on every rank, where the job was asked to survive the deaths of workers and cannot.
     """
 
-    def __init__(self, comm: MPI.Intracomm, roles: Roles, config: RunConfig, *, obstacle: str = "") -> None:
+    def __init__(self, comm: MPI.Intracomm, roles: Roles, config: RunConfig) -> None:
         self._roles = roles
         self._is_coordinator = comm.rank == roles.coordinator_rank
         # Otherwise MPI itself ends the job.
         self._watch: LifeWatch | None = None
         if mpi_survives_deaths():
             self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST, coordinator=roles.coordinator_rank)
-        obstacle = obstacle or _obstacle(self._watch, roles, config)
+        obstacle = _obstacle(self._watch, roles, config)
         if obstacle and os.environ.get(SURVIVE_VARIABLE):
             raise UserError(
                 f"--survive-workers: {obstacle}; leave the option out, or use --max-restarts", everywhere=True
@@ -87,6 +86,8 @@ def _obstacle(watch: LifeWatch | None, roles: Roles, config: RunConfig) -> str:
     """Why the job cannot go on without a worker; empty if it can."""
     if config.mode == "sync":
         return "mode=sync needs every rank in every step"
+    if not roles.server_ranks:
+        return "a single rank has no others that could go on"
     if watch is None:
         return "this MPI ends the job when a rank dies (Open MPI's mpirun does not with --with-ft mpi)"
     if len(set(roles.hosts)) > 1:

@@ -44,6 +44,11 @@ class BatchPlan:
             size = len(dataset) if isinstance(dataset, Sized) else 0
             raise UserError(f"the DataLoader has no batches: its dataset has {size} samples")
 
+    @property
+    def batch_size(self) -> int:
+        """Samples in the first batch."""
+        return len(self.batch(0))
+
     def num_batches(self) -> int:
         """Batches of a data epoch."""
         return self._num_batches

@@ -39,13 +39,18 @@ class BufferMeans:
 def changed_buffers(module: torch.nn.Module, names: list[str]) -> Arrays:
     """Copies of buffers by name."""
     buffers = dict(module.named_buffers())
-    return {name: buffers[name].detach().cpu().numpy().copy() for name in names}
+    return {name: _array(buffers[name].detach().cpu()) for name in names}
 
 
 def kept_buffers(module: torch.nn.Module) -> Arrays:
     """Those that the module's state_dict holds."""
     names = {name for name, _ in module.named_buffers()}
     return changed_buffers(module, [name for name in module.state_dict() if name in names])
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    # numpy has no bfloat16; float32 holds the same numbers.
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
 
 
 def to_json(arrays: Arrays) -> dict[str, Any]:

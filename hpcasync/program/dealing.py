@@ -39,6 +39,10 @@ class Plan(Protocol):
 
     is_split: bool
 
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+
     def num_batches(self) -> int:
         """Batches of a data epoch; 0: nobody knows."""
 

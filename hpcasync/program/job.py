@@ -2,35 +2,30 @@
 
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
-from mpi4py import MPI
 from torch.utils.data import DataLoader, IterableDataset
 
 from hpcasync.comm.mpi import collectively, require_same
-from hpcasync.comm.roles import Roles
 from hpcasync.config.program import ProgramConfig
-from hpcasync.deaths.policy import Deaths
 from hpcasync.errors import UserError
-from hpcasync.program.asynchronous import ServerPart, WorkerPart, make_engine
+from hpcasync.program.asynchronous import ProgramServer, ProgramWorker
 from hpcasync.program.attendance import Attendance
 from hpcasync.program.batch_plan import BatchPlan
 from hpcasync.program.dealing import Plan
 from hpcasync.program.messages import Messages
-from hpcasync.program.run import ProgramRun
 from hpcasync.program.schedule import Schedule
 from hpcasync.program.streams import StreamPlan
-from hpcasync.program.synchronous import SynchronousPart
+from hpcasync.program.synchronous import ProgramSynchronous
+from hpcasync.program.task import ProgramTask
 from hpcasync.program.worker import Worker
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.runs.directory import run_directory_locked
-from hpcasync.runs.run_state import RunState
-from hpcasync.train.machine.resources import Resources
-from hpcasync.train.modes.collectives import start_collectives
-from hpcasync.train.records.timelines import open_timeline
+from hpcasync.train.parts import Part, begin
+from hpcasync.train.ranks import Ranks
+from hpcasync.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -39,48 +34,18 @@ class Joined:
 
     Attributes:
         config: of the run, but for its length.
-        comm: all ranks.
-        roles, resources, deaths: who does what, with what, and what becomes of those that die.
+        ranks: of the job.
         model, flat, schedule: of the program.
         resume, overwrite: what to do with a run that is there.
     """
 
     config: ProgramConfig
-    comm: MPI.Intracomm
-    roles: Roles
-    resources: Resources
-    deaths: Deaths
+    ranks: Ranks
     model: torch.nn.Module
     flat: FlatParameters
     schedule: Schedule
     resume: bool | None
     overwrite: bool
-
-    @property
-    def is_server(self) -> bool:
-        """Whether this rank owns parameters."""
-        return self.roles.is_server(self.comm.rank)
-
-    @property
-    def is_synchronous(self) -> bool:
-        """Whether all ranks make their steps together; a single one does."""
-        return not self.roles.server_ranks
-
-
-class _Part(Protocol):
-    """What a rank does in place of the program's loop, and around it."""
-
-    def batches(self) -> Iterator[Any]:
-        """Those that fall to it."""
-
-    def tell_scores(self, scores: dict[str, float]) -> None:
-        """Have them recorded, of the version that the module has."""
-
-    def ask_to_stop(self) -> None:
-        """The program has had enough."""
-
-    def end(self) -> int:
-        """The loop is over; returns the job's exit code."""
 
 
 @dataclass
@@ -98,22 +63,29 @@ class Job:
         rank: of this process among all of the job.
         is_server: whether it owns parameters; `share` gives it no batches then.
         num_workers: ranks that compute gradients.
-        is_first: whether it is the first worker, which speaks for all: prints a score, writes a file.
         device: that its module is on.
     """
 
     def __init__(self, joined: Joined, worker: Worker) -> None:
         self._joined = joined
         self._worker = worker
-        self._part: _Part | None = None
-        self._attendance = Attendance(joined.comm, joined.roles)
+        self._messages: Messages | None = None
+        self._attendance = Attendance(joined.ranks.comm, joined.ranks.roles)
         self._validated = 0
         self._has_shared = False
-        self.rank = joined.comm.rank
-        self.is_server = joined.is_server
-        self.num_workers = len(joined.roles.worker_ranks)
-        self.is_first = self.rank == joined.roles.worker_ranks[0]
+        self.rank = joined.ranks.comm.rank
+        self.is_server = joined.ranks.is_server
+        self.num_workers = joined.ranks.num_workers
         self.device = joined.flat.parameters.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first worker that lives, which speaks for all: prints a score, writes a file."""
+        ranks = self._joined.ranks
+        dead = ranks.deaths.dead_workers()
+        return self.rank == next(
+            (rank for worker, rank in enumerate(ranks.roles.worker_ranks) if worker not in dead), -1
+        )
 
     @property
     def version(self) -> int:
@@ -155,20 +127,24 @@ class Job:
         if not any((stop.epochs, stop.updates, stop.seconds, stop.tokens)):
             raise UserError("job.share() would never end: give epochs, updates or seconds", everywhere=True)
         self._attendance.come()
-        with joined.deaths.explained(), ExitStack() as stack:
-            run = self._open_run(config, loader, stack)
-            messages = Messages(joined.comm, run.roles.coordinator_rank, self.num_workers - joined.is_synchronous)
-            self._part = part = self._begin(run, messages)
-            try:
-                yield from part.batches()
-            except GeneratorExit:
-                self._worker.discard()
-                part.ask_to_stop()
-            exit_code = part.end()
-            messages.free()
-            self._worker.timeline.close()
-        self._attendance.end()
-        joined.deaths.ended(exit_code)
+        with joined.ranks.deaths.explained():
+            task = self._task(config, loader)
+            run = Run(config, joined.ranks, task)
+            with run.held(resume=joined.resume, overwrite=joined.overwrite):
+                messages = self._messages = Messages(joined.ranks)
+                part = self._begin(run, task, messages)
+                part.start()
+                if part.exchange is not None:
+                    try:
+                        yield from self._worker.batches(task.plan, part.exchange)
+                    except GeneratorExit:
+                        self._worker.discard()
+                        messages.tell({"stop": True})
+                exit_code = part.end()
+                self._messages = None
+                messages.free()
+                self._attendance.end()
+                run.close(exit_code)
         if exit_code:
             sys.exit(exit_code)
 
@@ -227,32 +203,23 @@ class Job:
         return is_due
 
     def record(self, **scores: float) -> None:
-        """Put scores of the module's version into the run's records (metrics.jsonl, TensorBoard)."""
-        if self._part is not None:
-            self._part.tell_scores({name: float(score) for name, score in scores.items()})
+        """Put scores of the module's version into the run's records (metrics.jsonl, TensorBoard), within the loop."""
+        if self._messages is None:
+            raise UserError("job.record() outside of the loop of job.share(): the run's records are closed there")
+        told = {name: float(score) for name, score in scores.items()}
+        self._messages.tell({"version": self.version, "scores": told})
 
-    def _open_run(self, config: ProgramConfig, loader: "DataLoader[Any]", stack: ExitStack) -> ProgramRun:
-        joined, comm = self._joined, self._joined.comm
+    def _task(self, config: ProgramConfig, loader: "DataLoader[Any]") -> ProgramTask:
+        """What is trained, the same on all ranks (collective)."""
+        joined, comm = self._joined, self._joined.ranks.comm
         plan = collectively(comm, lambda: self._plan(config, loader))
         require_same(comm, config.digest, "what join and share were given")
         require_same(comm, plan.digest, "the order of the batches")
         if config.schedule_per != "update":
-            pushes = config.pushes_per_update(len(joined.roles.worker_ranks))
-            joined.schedule.batches_per_update = pushes * config.accumulate.local
+            joined.schedule.batches_per_update = config.pushes_per_update(self.num_workers) * config.accumulate.local
         if config.schedule_per == "epoch":
             joined.schedule.batches_per_step = plan.num_batches()
-        run = ProgramRun(
-            config, comm, joined.roles, joined.resources, joined.model, joined.flat, joined.schedule, plan,
-            RunState.new(config),
-        )  # fmt: skip
-        locked = run_directory_locked(config, must_exist=joined.resume is True)
-        collectively(comm, lambda: stack.enter_context(locked) if run.is_coordinator else None)
-        run.open(resume=joined.resume, overwrite=joined.overwrite)
-        counters = run.state.counters
-        if config.schedule_per != "update":
-            joined.schedule.go_on(counters.num_updates, counters.num_batches)
-        self._validated = counters.num_updates
-        return run
+        return ProgramTask(config, joined.model, joined.flat, joined.schedule, plan)
 
     def _plan(self, config: ProgramConfig, loader: "DataLoader[Any]") -> Plan:
         if loader.batch_size is None and loader.batch_sampler is None:
@@ -261,24 +228,27 @@ class Job:
             return BatchPlan(loader, config.seed)
         if config.schedule_per == "epoch":
             raise UserError("schedule_per=epoch: nobody knows how long a stream's epoch is; step per batch or update")
-        workers = self._joined.roles.worker_ranks
-        worker = None if self.is_server else workers.index(self.rank)
-        return StreamPlan(loader, config.seed, config.stop.epochs, worker, len(workers))
+        ranks = self._joined.ranks
+        if ranks.deaths.may_lose_workers:
+            raise UserError(
+                "a stream (IterableDataset) has no batches that others could do for a worker that dies: leave "
+                "--survive-workers out, or give a dataset with __len__ and __getitem__"
+            )
+        worker = None if self.is_server else ranks.worker
+        return StreamPlan(loader, config.seed, config.stop.epochs, worker, ranks.num_workers)
 
-    def _begin(self, run: ProgramRun, messages: Messages) -> _Part:
-        joined, comm = self._joined, self._joined.comm
-        timeline = collectively(comm, lambda: open_timeline(run.config, run.roles, comm.rank))
-        self._worker.timeline = timeline
-        straggler = run.config.straggler
-        if not self.is_server and run.roles.worker_ranks.index(comm.rank) == straggler.worker:
-            self._worker.slowdown = straggler.slowdown
-        if joined.is_synchronous:
-            collectives = start_collectives(run.config, comm, joined.resources.device)
-            return SynchronousPart(run, collectives, self._worker, timeline, messages)
-        engine = make_engine(run, joined.deaths, timeline)
-        if engine.is_server:
-            return ServerPart(engine, run, joined.deaths, messages)
-        return WorkerPart(engine, run, self._worker, timeline, messages)
+    def _begin(self, run: Run, task: ProgramTask, messages: Messages) -> Part:
+        self._validated = run.state.counters.num_updates
+        worker = self._worker
+        part: Part = begin(
+            run,
+            partial(ProgramServer, task=task, messages=messages),
+            partial(ProgramWorker, task=task, messages=messages, worker=worker),
+            partial(ProgramSynchronous, task=task, messages=messages, worker=worker),
+        )
+        if part.exchange is not None:
+            worker.timeline, worker.slowdown = run.timeline, run.slowdown
+        return part
 
 
 class SharedLoader:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,22 +10,18 @@ import torch
 from mpi4py import MPI
 from torch.optim.lr_scheduler import LRScheduler
 
-from hpcasync.comm.mpi import collectively, gather_hosts, require_same
-from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.mpi import collectively, require_same
 from hpcasync.config.program import ProgramConfig, program_config
 from hpcasync.deaths import lifeline
-from hpcasync.deaths.policy import Deaths
 from hpcasync.errors import UserError
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
 from hpcasync.program.job import Job, Joined
 from hpcasync.program.schedule import Schedule, parameters_in_order
 from hpcasync.program.takeover import take_over
 from hpcasync.program.worker import Worker
-from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.slurm.environment import allocated_cpus, check_world_size
-from hpcasync.train.machine.resources import settle_resources
-from hpcasync.train.machine.settle_roles import settle_roles
+from hpcasync.slurm.environment import check_world_size
+from hpcasync.train.ranks import settle_ranks
 from hpcasync.train.supervise.stop_signals import note_stop_signals
 
 
@@ -95,8 +90,7 @@ def join(
 def _start() -> MPI.Intracomm:
     """All ranks, which end together from now on."""
     comm = MPI.COMM_WORLD
-    if comm.size > 1:
-        _end_all_on_an_error()
+    _end_all_on_an_error(is_alone=comm.size == 1)
     note_stop_signals()
     lifeline.save_on_usr1()
     check_world_size(comm.size)
@@ -118,20 +112,14 @@ def _join(
     overwrite: bool,
 ) -> Job:
     require_same(comm, config.digest, "what hpcasync.join was given")
-    require_same(comm, describe_updates(), "how updates are computed")
-    if comm.size == 1:
-        roles = assign_roles(gather_hosts(comm), 0)
-    else:
-        config, roles = collectively(comm, partial(settle_roles, config, comm))
-    deaths = Deaths(comm, roles, config, obstacle="a program that has joined needs every rank")
-    resources = settle_resources(config, roles, comm, allocated_cpus())
+    config, ranks = settle_ranks(config, comm, may_be_alone=True)
     schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
     schedule = collectively(comm, lambda: Schedule(optimizer, schedulers))
-    flat = collectively(comm, lambda: _flatten(model, optimizer, resources.device))
+    flat = collectively(comm, lambda: _flatten(model, optimizer, ranks.resources.device))
     require_same(comm, flat.digest, "the model")
-    worker = Worker(config, flat, is_synchronous=not roles.server_ranks)
-    take_over(model, optimizer, worker.step, worker.zero_grad)
-    return Job(Joined(config, comm, roles, resources, deaths, model, flat, schedule, resume, overwrite), worker)
+    worker = Worker(config, flat, is_synchronous=not ranks.roles.server_ranks)
+    take_over(model, optimizer, worker.step, worker.zero_grad, may_scale=not config.sums_during_backward)
+    return Job(Joined(config, ranks, model, flat, schedule, resume, overwrite), worker)
 
 
 def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> FlatParameters:
@@ -147,11 +135,16 @@ def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: t
     return FlatParameters(model, order)
 
 
-def _end_all_on_an_error() -> None:
-    """The other ranks would wait for this one for ever."""
+def _end_all_on_an_error(*, is_alone: bool) -> None:
+    """The other ranks would wait for this one for ever. A user's error needs no traceback."""
+    before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        end_process(error.with_traceback(trace))
+        if is_alone and not isinstance(error, UserError):
+            before(kind, error, trace)
+        else:
+            end_process(error.with_traceback(trace))
 
     sys.excepthook = hook
-    abort_on_thread_errors()
+    if not is_alone:
+        abort_on_thread_errors()

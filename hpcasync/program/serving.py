@@ -10,8 +10,8 @@ import torch
 from hpcasync.comm.roles import Roles
 from hpcasync.deaths.policy import Deaths
 from hpcasync.program.buffer_means import BufferMeans, kept_buffers, to_json
-from hpcasync.program.messages import Messages
-from hpcasync.program.run import BUFFERS_KEY, ProgramRun
+from hpcasync.program.messages import Messages, Told, heed
+from hpcasync.program.task import BUFFERS_KEY, ProgramTask
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.train.modes.asynchronous import CoordinatorObserver
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -25,7 +25,7 @@ class ProgramObserver(CoordinatorObserver):
     Args:
         supervisor: counts, logs, saves and decides.
         roles, deaths: of the job.
-        run: the run.
+        task: of the program.
         messages: from the workers.
 
     Attributes:
@@ -34,14 +34,15 @@ class ProgramObserver(CoordinatorObserver):
     """
 
     def __init__(
-        self, supervisor: Supervisor, roles: Roles, deaths: Deaths, run: ProgramRun, messages: Messages
+        self, supervisor: Supervisor, roles: Roles, deaths: Deaths, task: ProgramTask, messages: Messages
     ) -> None:
         super().__init__(supervisor, roles, deaths)
-        self._run = run
+        self._task = task
+        self._roles = roles
         self._messages = messages
         self._buffers = BufferMeans()
         self._listened = 0.0
-        self._finished: set[int] = set()
+        self._gone: set[int] = set()
         self.final: torch.Tensor | None = None
         supervisor.snapshot_buffers = self._all_buffers
         supervisor.checkpoint_buffers = lambda: {BUFFERS_KEY: to_json(self._buffers.mean())}
@@ -49,15 +50,15 @@ class ProgramObserver(CoordinatorObserver):
     def should_stop(self) -> bool:
         """By the configuration; listens to the workers, too."""
         if time.monotonic() - self._listened >= _LISTEN_SECONDS:
-            self._take(self._messages.arrived())
+            self._heed(self._messages.arrived())
             self._listened = time.monotonic()
         return super().should_stop()
 
     def final_request(self) -> SaveRequest | None:
         """All ranks get the last version, whatever has been saved of it."""
         # The workers' last words, if they have finished; they need not have where training was stopped.
-        all_finished = len(self._finished) == len(self._run.roles.worker_ranks)
-        self._take(self._messages.rest() if all_finished else self._messages.arrived())
+        all_finished = len(self._gone) == len(self._roles.worker_ranks)
+        self._heed(self._messages.rest() if all_finished else self._messages.arrived())
         request = super().final_request()
         if self._supervisor.ending.exit_code or (request is not None and request.snapshot):
             return request
@@ -66,29 +67,28 @@ class ProgramObserver(CoordinatorObserver):
 
     def after_finish(self, worker: int) -> None:
         """It tells nothing more then."""
-        self._finished.add(worker)
+        self._gone.add(worker)
         super().after_finish(worker)
+
+    def after_loss(self, worker: int, *, is_last: bool) -> None:
+        """Nor does who has died."""
+        self._gone.add(worker)
+        super().after_loss(worker, is_last=is_last)
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write it; the newest is what all ranks have in the end."""
         self.final = vector
         super().save_snapshot(request, vector)
 
-    def hear_the_rest(self) -> None:
+    def end(self) -> None:
         """The workers have finished: what they told last."""
-        self._take(self._messages.rest())
+        self._heed(self._messages.rest())
 
-    def _take(self, told: list[tuple[int, dict[str, object]]]) -> None:
-        for worker, what in told:
-            if "stop" in what:
-                self._supervisor.end_on_request()
-            elif "buffers" in what:
-                self._buffers.take(worker, int(what["weight"]), what["buffers"])  # type: ignore[call-overload, arg-type]
-            else:
-                self._supervisor.report_scores(int(what["version"]), what["scores"])  # type: ignore[call-overload, arg-type]
+    def _heed(self, told: Told) -> None:
+        heed(told, self._supervisor, self._buffers)
 
     def _all_buffers(self) -> dict[str, np.ndarray]:
-        kept = kept_buffers(self._run.model)
+        kept = kept_buffers(self._task.model)
         return {**kept, **{name: array for name, array in self._buffers.mean().items() if name in kept}}
 
 

@@ -46,6 +46,11 @@ class StreamPlan:
         if callable(set_worker) and worker is not None:
             set_worker(worker, num_workers)
 
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self._loader.batch_size or 1
+
     def num_batches(self) -> int:
         """Nobody knows."""
         return 0

@@ -9,7 +9,7 @@ import torch
 
 from hpcasync.config.program import ProgramConfig
 from hpcasync.errors import UserError
-from hpcasync.program.dealing import Dealt
+from hpcasync.program.dealing import Plan
 from hpcasync.program.moving import moved_to
 from hpcasync.ps.protocol.record import UNKNOWN_LOSS, PushRecord
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -47,6 +47,7 @@ class Worker:
         timeline: records the computation.
         slowdown: how many times as long each computation is made to take, for experiments.
         after_step: called after every step.
+        begin_sum: has the gradient that backward begins to make summed at once, times a factor; None: at the step.
         epoch: of the newest batch.
     """
 
@@ -59,10 +60,14 @@ class Worker:
         self.slowdown = 1.0
         self.epoch = 0
         self.after_step: Callable[[], None] = lambda: None
+        self.begin_sum: Callable[[float], None] | None = None
         self._exchange: Exchange | None = None
         self._open: list[_Batch] = []
         # Of these, how many there were when backward last added to the gradient.
         self._num_computed = 0
+        # Parameters whose gradient leaves as it is, and the gradient's count of changes then.
+        self._leaving: set[int] = set()
+        self._changes = 0
         self._has_old_gradient = False
         self._started = 0.0
         for parameter, _ in flat.bounds:
@@ -78,37 +83,43 @@ class Worker:
         """Batches given to the program since the last step."""
         return len(self._open)
 
-    def batches(self, dealt: Iterator[Dealt], exchange: Exchange) -> Iterator[Any]:
-        """The batches that it is dealt, on the module's device, until there are none or training has ended."""
+    def batches(self, plan: Plan, exchange: Exchange) -> Iterator[Any]:
+        """The batches that it draws, on the module's device, until there are none or training has ended."""
         self._exchange = exchange
         device = self._flat.parameters.device
         exchange.pull(self._flat.parameters)
         self.zero_grad()
-        while not exchange.is_finished and (each := next(dealt, None)) is not None:
-            self.epoch = each.epoch
-            self._open.append(_Batch(each.ticket, each.num_samples, weight=each.num_samples))
-            if len(self._open) == 1:
-                self._started = time.perf_counter()
-            yield moved_to(device, each.batch)
+        is_over = False
+        while not is_over:
+            dealt = plan.dealt(exchange.draw_ahead)
+            while not exchange.is_finished and (each := next(dealt, None)) is not None:
+                self.epoch = each.epoch
+                self._open.append(_Batch(each.ticket, each.num_samples, weight=each.num_samples))
+                if len(self._open) == 1:
+                    self._started = time.perf_counter()
+                yield moved_to(device, each.batch)
+            self._push_rest(exchange)
+            is_over = not exchange.rest()
 
     def discard(self) -> None:
         """The program has left its loop: what it had of the newest batches is not pushed."""
+        if self._leaving:
+            self._push(len(self._open), is_wanted=False)  # others have parts of it
         self._open.clear()
 
     def end(self) -> None:
-        """There are no more batches for this worker, or the program wants none.
-
-        Raises:
-            UserError: the program has made no step for more batches than it may.
-        """
+        """There are no more batches for this worker, or the program wants none."""
         exchange = self._exchange
-        assert exchange is not None
-        if self._open and not self._has_old_gradient and not exchange.is_finished:
-            self._push(len(self._open))  # less than a step's batches: they count all the same
         # Others may have batches left: in sync all have to take part.
-        while self._is_synchronous and not exchange.is_finished:
+        while self._is_synchronous and exchange is not None and not exchange.is_finished:
             self._flat.gradient.zero_()
             exchange.push(self._flat.gradient, PushRecord(exchange.version, 0, 0.0, 0, 0.0, ()))
+
+    def _push_rest(self, exchange: Exchange) -> None:
+        """There are no more batches: less than a step's count all the same."""
+        if self._open and not self._has_old_gradient and not exchange.is_finished:
+            self._push(len(self._open))
+            self.zero_grad()
 
     def weigh(self, weight: int) -> None:
         """What the newest batch weighs, in place of its samples.
@@ -118,6 +129,8 @@ class Worker:
         """
         if not self._open:
             raise UserError("job.weigh() before the first batch of job.share()")
+        if self._leaving:
+            raise UserError("job.weigh() after backward(): with sums_during_backward the gradient is on its way then")
         if weight <= 0 or weight != int(weight):
             raise UserError(f"job.weigh({weight}): give the number of terms that the batch's loss is a mean or sum of")
         self._open[-1].weight = int(weight)
@@ -172,8 +185,11 @@ class Worker:
         seconds = time.perf_counter() - self._started
         self.timeline.add("compute", self._started, seconds, tokens=[weight])
         time.sleep((self.slowdown - 1) * seconds)
-        if self._is_mean and is_sound:
+        if is_wanted:
+            self._require_untouched(gradient)
+        if self._is_mean and is_sound and not self._leaving:
             gradient.mul_(weight)
+        self._leaving.clear()
         record = PushRecord(
             self._exchange.version,
             weight if is_sound else 0,
@@ -187,8 +203,27 @@ class Worker:
         self._has_old_gradient, self._num_computed = True, 0
         self.after_step()
 
-    def _note_backward(self, _: torch.Tensor) -> None:
+    def _note_backward(self, parameter: torch.Tensor) -> None:
+        """Backward has added to a parameter's gradient."""
         self._num_computed = len(self._open)
+        if self.begin_sum is None or len(self._open) != self._num_local:
+            return
+        if id(parameter) in self._leaving:
+            raise UserError(
+                "backward() once more before optimizer.step(): with sums_during_backward the gradient is on its way "
+                "already; leave that out, or add losses up first"
+            )
+        if not self._leaving:
+            self.begin_sum(sum(batch.weight for batch in self._open) if self._is_mean else 1.0)
+        self._leaving.add(id(parameter))
+        self._changes = parameter.grad._version if parameter.grad is not None else 0
+
+    def _require_untouched(self, gradient: torch.Tensor) -> None:
+        if self._leaving and gradient._version != self._changes:
+            raise UserError(
+                "the gradient was changed after backward(): with sums_during_backward it is on its way then (as a mean "
+                "over this batch); leave that out, or clip by clip_norm"
+            )
 
     def _loss_sum(self, batches: Sequence[_Batch]) -> float:
         """Their losses are means or sums, as gradients are."""

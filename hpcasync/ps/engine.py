@@ -106,6 +106,8 @@ class Engine:
         timeline: records what this rank does.
         server_device: where a server holds its shard, its optimizer state and sums; default: CPU.
         on_start: called when all ranks are ready, before anything is trained.
+        carries_buffers: the module's buffers are brought to all ranks at the end; otherwise they are the caller's to
+            bring, which they are to be where workers may die.
 
     Raises:
         UserError: on every rank, if there are too few ranks, a host has too little memory for the windows, ranks would
@@ -125,6 +127,7 @@ class Engine:
         timeline: Timeline | None = None,
         server_device: torch.device | None = None,
         on_start: Callable[[], None] = lambda: None,
+        carries_buffers: bool = True,
     ) -> None:
         self._comm = comm
         self._on_start = on_start
@@ -134,7 +137,7 @@ class Engine:
         self.counts = PushCounts() if counts is None else counts
         self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
         require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
-        self._buffers = self._carried_buffers(parameters)
+        self._buffers = self._carried_buffers(parameters) if carries_buffers else None
         collectively(comm, lambda: self._check_optimizers(optimizers, server_device))
         is_server = comm.rank in self.roles.server_ranks
         shard_device = server_device or torch.device("cpu")

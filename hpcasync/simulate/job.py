@@ -1,8 +1,7 @@
 """`hpcasync simulate` with gradients: a run directory as a real run leaves it, with virtual times."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -36,12 +35,9 @@ from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
-from hpcasync.train.header import task_lines, title_lines
-from hpcasync.train.loop.schedule import rate_of
+from hpcasync.train.header import title_lines
 from hpcasync.train.loop.task import Task, make_task
-from hpcasync.train.records.recorder import Recorder
-from hpcasync.train.records.summary import make_summary
-from hpcasync.train.records.versions import collect_versions
+from hpcasync.train.records.start import begin_records
 from hpcasync.train.supervise.supervisor import Supervisor
 
 
@@ -133,8 +129,8 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
     request = supervisor.final_request()
     if request is not None:
         training.save(request)
-    supervisor.finish()
-    supervisor.report_end(_summary(setup, supervisor, simulated))
+    efficiency = simulated.usage.compute / (cluster.workers * simulated.now) if simulated.now else 0.0
+    supervisor.end(setup.roles, simulated={"cluster": cluster.to_dict(), "efficiency": efficiency})
     return supervisor.exit_code
 
 
@@ -176,31 +172,26 @@ def _go_on(setup: _Setup) -> None:
 
 def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
     config, task = setup.config, setup.task
-    recorder = task.open_recorder()
-    _show_header(setup, recorder)
-    recorder.event(
-        "start",
-        configuration=config.to_dict(),
-        versions=collect_versions(),
-        roles=setup.roles.describe(),
+    recorder = begin_records(
+        config,
+        setup.roles,
+        _header(setup),
+        None if setup.saved is None else setup.saved.name,
+        batches_per_epoch=task.plan.num_batches(),
+        unit=task.unit,
         cluster=setup.cluster.to_dict(),
     )
-    rate = rate_of(config, recorder.batches_per_epoch)
     return Supervisor(
-        config, rate, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
+        config, task.rate, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
     )
 
 
-def _show_header(setup: _Setup, recorder: Recorder) -> None:
+def _header(setup: _Setup) -> Iterator[str]:
     config, cluster = setup.config, setup.cluster
-    for line in title_lines(config, "simulated, "):
-        recorder.say(line)
-    recorder.say(f"  cluster: {cluster.workers} workers, {config.num_servers} servers, seed {cluster.seed}")
-    for line in task_lines(setup.task, cluster.workers, setup.fresh_updates):
-        recorder.say(line)
-    recorder.say("  all times are virtual")
-    if setup.saved is not None:
-        recorder.note(f"resuming from {setup.saved.name}")
+    yield from title_lines(config, "simulated, ")
+    yield f"  cluster: {cluster.workers} workers, {config.num_servers} servers, seed {cluster.seed}"
+    yield from setup.task.describe(cluster.workers, setup.fresh_updates)
+    yield "  all times are virtual"
 
 
 def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
@@ -233,22 +224,3 @@ def _open_timelines(setup: _Setup) -> Sequence[Timeline]:
             )
         )
     return timelines
-
-
-def _summary(
-    setup: _Setup, supervisor: Supervisor, simulated: AsynchronousCluster | SynchronousCluster
-) -> dict[str, Any]:
-    return make_summary(
-        setup.config,
-        setup.roles,
-        supervisor.counters,
-        setup.state.counts,
-        collect_versions(),
-        stop_reason=supervisor.stop_reason,
-        exit_code=supervisor.exit_code,
-        num_parameters=setup.task.flat.num_trainable,
-        simulated={
-            "cluster": setup.cluster.to_dict(),
-            "efficiency": simulated.usage.compute / (setup.cluster.workers * simulated.now) if simulated.now else 0.0,
-        },
-    )

@@ -7,13 +7,12 @@ from functools import partial
 
 from mpi4py import MPI
 
-from hpcasync.comm.mpi import collectively, gather_hosts, require_same
-from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.mpi import collectively, require_same
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.command_line import this_command_on
 from hpcasync.config.schema import Config
 from hpcasync.slurm.environment import check_world_size
-from hpcasync.train.header import effective_batch, task_lines, title_lines
+from hpcasync.train.header import title_lines
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.machine.resources import settle_resources
@@ -36,11 +35,7 @@ def show_run(config: Config) -> None:
     comm = MPI.COMM_WORLD
     check_world_size(comm.size)
     require_same(comm, config.digest, "the configuration")
-    is_alone = comm.size == 1
-    if is_alone:
-        roles = assign_roles(gather_hosts(comm), 0)
-    else:
-        config, roles = collectively(comm, partial(settle_roles, config, comm))
+    config, roles = collectively(comm, partial(settle_roles, config, comm, may_be_alone=True))
     resources = settle_resources(config, roles, comm)
     task = collectively(comm, lambda: make_task(config, resources.device))
     speed = 0.0 if roles.is_server(comm.rank) else _tokens_per_second(task, roles.worker_ranks.index(comm.rank))
@@ -49,9 +44,9 @@ def show_run(config: Config) -> None:
     if speeds is None:
         return
     num_workers = len(roles.worker_ranks)
-    lines = [*roles.describe(), *resources.lines, *task_lines(task, num_workers, task.fresh_updates(num_workers))]
+    lines = [*roles.describe(), *resources.lines, *task.describe(num_workers)]
     lines += length_lines(config, task, num_workers, sum(speeds))
-    if is_alone and config.mode != "sync":
+    if comm.size == 1 and config.mode != "sync":
         num_servers = 1 if config.has_server_per_device else config.num_servers
         lines.append(
             "one process stands for a worker here; start as many ranks as the run will have: "
@@ -63,7 +58,7 @@ def show_run(config: Config) -> None:
 def length_lines(config: Config, task: Task, num_workers: int, tokens_per_second: float) -> Iterator[str]:
     """Where training ends, and when that will be."""
     stop, per_epoch = config.stop, task.plan.num_batches() * task.tokens_per_batch
-    per_update = effective_batch(config, num_workers, task.tokens_per_batch)
+    per_update = task.effective_batch(num_workers)
     limits = {
         f"stop.updates={stop.updates}": stop.updates * per_update,
         f"stop.epochs={stop.epochs}": stop.epochs * per_epoch,

@@ -25,7 +25,8 @@ IN_ORDER = {"shuffle": False}
 STOPPED = {"run": "stopped", "share": {"epochs": 4}}
 STOPPING = {"signal_at": 12, "pause": 0.02}
 KILLED = {"run": "killed", "share": {"epochs": 4}, "settings": {"checkpoint.every": 5}}
-SCALED = {"scaled": True, "overflows_at": [2, 5]}
+EARLY = {"sums_during_backward": True}
+SCALED = {"scaled": True, "fused": True, "overflows_at": [2, 5]}
 
 
 def told(job: Any, run: str) -> list[dict[str, Any]]:
@@ -66,6 +67,7 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     ]
     synchronous = [
         {"mode": "sync", "run": "sync", "share": {"epochs": 4}, "made": IN_ORDER},
+        {"mode": "sync", "run": "sync-early", "settings": EARLY, "share": {"epochs": 4}, "made": IN_ORDER},
         {"mode": "sync", "accumulate": 3, "run": "sync-gathered", "share": {"epochs": 1}},
         # 13 batches of an epoch for each: the seventh step takes one of the next epoch.
         {"mode": "sync", "accumulate": 2, "run": "sync-nested", "share": {"epochs": 3}, "made": {"nested": True}},
@@ -91,7 +93,7 @@ def test_every_rank_has_the_last_version(jobs: tuple[Path, Any, Any]) -> None:
             assert len(ranks) == num_ranks
             for other in ranks[1:]:
                 assert other["parameters"] == ranks[0]["parameters"], run
-                assert other["mean"] == ranks[0]["mean"], run
+                assert other["mean"] == ranks[0]["mean"] and other["newest"] == ranks[0]["newest"], run
 
 
 def test_waiting_for_every_update_is_synchronous_training(jobs: tuple[Path, Any, Any]) -> None:
@@ -101,6 +103,14 @@ def test_waiting_for_every_update_is_synchronous_training(jobs: tuple[Path, Any,
     for mine, other in zip(ours["parameters"], theirs["parameters"], strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), rtol=1e-3, atol=1e-4)
     assert ours["accuracy"] > 0.9
+
+
+def test_sums_during_backward_are_the_same(jobs: tuple[Path, Any, Any]) -> None:
+    directory, _, two = jobs
+    early, late = told(two, "sync-early")[0], told(two, "sync")[0]
+    assert early["parameters"] == late["parameters"] and early["mean"] == late["mean"]
+    sums = [json.loads(line) for line in (directory / "sync-early" / "metrics.jsonl").read_text().splitlines()]
+    assert ["during backward" in record["by"] for record in sums if record["event"] == "sums"] == [True]
 
 
 def test_every_sample_is_trained_on_once_an_epoch(jobs: tuple[Path, Any, Any]) -> None:
@@ -146,6 +156,9 @@ def test_a_snapshot_holds_parameters_and_buffers(jobs: tuple[Path, Any, Any]) ->
     assert int(tensors["norm.num_batches_tracked"]) > 0
     # What the workers told last; at the end they told all.
     torch.testing.assert_close(tensors["norm.running_mean"], torch.tensor(told(three, "applied")[0]["mean"]))
+    # Of bfloat16; files hold float32.
+    newest = torch.tensor(told(three, "applied")[0]["newest"])
+    torch.testing.assert_close(tensors["newest"], newest, rtol=0.01, atol=0.01)
 
 
 def test_scores_and_losses_are_recorded(jobs: tuple[Path, Any, Any]) -> None:

@@ -39,6 +39,7 @@ def test_arguments_are_told_apart(given: str, own: str, options: str, command: s
         (["-n", "2", "--", "hpcasync", "ls"], "'ls' after `--` is no command of hpcasync"),
         (["-n", "2", "--", __file__], f"for Python: python {__file__}"),
         (["-n", "2", "--max-restarts", "1", "--", "ls"], "--max-restarts is for `train`"),
+        (["-n", "2", "--survive-workers", "--", "doctor"], "--survive-workers is for `train`"),
     ],
 )
 def test_a_command_is_required(arguments: list[str], message: str) -> None:

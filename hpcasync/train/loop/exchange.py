@@ -27,6 +27,12 @@ class Exchange(Protocol):
         That batch can be made ahead.
         """
 
+    def draw_ahead(self) -> int | None:
+        """As `draw`, for who has batches made long before they are computed with; never mixed with it."""
+
+    def rest(self) -> bool:
+        """All that was drawn has been pushed, and there was nothing to draw; whether there is again, after a wait."""
+
     def expect_gradient(self) -> None:
         """The backward pass that is about to begin completes the gradient: pushing it may begin."""
 

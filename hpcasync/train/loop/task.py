@@ -1,6 +1,8 @@
 """What a run trains, whatever ranks and clock it has: a corpus in batches, and a model in one vector."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,13 +16,17 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
+from hpcasync.ps.server.kernel_library import describe_updates
+from hpcasync.ps.server.parameter_groups import OptimizerFactory
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.runs.counters import Counters
 from hpcasync.runs.identity import identity
+from hpcasync.runs.run_state import RunState
+from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.corpus_checks import open_corpora
 from hpcasync.train.loop.fine_tuning import freeze_, start_from_
-from hpcasync.train.records.console import Console
-from hpcasync.train.records.recorder import Recorder
-from hpcasync.train.records.trackers import trackers_of
+from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.schedule import rate_of
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,74 @@ class Task:
         tokens = self.mixture.tokens
         return (tokens.target_file.num_tokens + len(tokens)) / self.plan.num_batches()
 
+    @property
+    def unit(self) -> tuple[str, str]:
+        """Of what is trained on, short and in full."""
+        return "tok", "target tokens"
+
+    @property
+    def batch_weight(self) -> int:
+        """Target tokens, at most."""
+        return self.config.data.batch_tokens
+
+    @property
+    def knows_last_backward(self) -> bool:
+        """Not in fp16: the scale of its gradients is found and taken out when they are complete."""
+        return self.config.precision != "fp16"
+
+    @property
+    def optimizers(self) -> OptimizerFactory:
+        """Adam or AdamW, of all parameters."""
+        return optimizer_factory(self.config.optimizer)
+
+    @property
+    def rate(self) -> Callable[[Counters], float]:
+        """The learning rate of the update that brings the counters to what it is given."""
+        return rate_of(self.config, self.plan.num_batches())
+
+    @property
+    def files(self) -> Iterable[Path]:
+        """Vocabularies: a run directory has what it takes to translate."""
+        return self.corpus.vocabulary_files
+
+    def order(self, state: RunState) -> BatchOrder:
+        """What the numbers that workers draw stand for."""
+        return BatchOrder(state.ledger.remaining(), self.plan, self.config.stop.epochs)
+
+    def go_on(self, checkpoint: Path, state: RunState) -> None:
+        """Parameters and the run's state are all that is trained."""
+
     def fresh_updates(self, num_workers: int) -> int:
         """Updates of staleness.fresh_start; none where nobody waits: an update of one push is there with it."""
         if self.config.mode == "sync" or self.config.pushes_per_update(num_workers) == 1:
             return 0
         return self.config.fresh_updates(num_workers, self.tokens_per_batch, self.plan.num_batches())
 
-    def open_recorder(self) -> Recorder:
-        """Where the records of the run go: its directory, which exists, and standard output."""
-        config, num_batches = self.config, self.plan.num_batches()
-        console = Console(config.stop, num_batches)
-        trackers = trackers_of(config, console.line)
-        return Recorder(
-            config.output_dir, console, every=config.logging.every, trackers=trackers, batches_per_epoch=num_batches
+    def effective_batch(self, num_workers: int) -> float:
+        """Target tokens in one update, on average."""
+        return self.tokens_per_batch * self.config.accumulate.local * self.config.pushes_per_update(num_workers)
+
+    def describe(self, num_workers: int, fresh_updates: int | None = None) -> Iterator[str]:
+        """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start, if it is known."""
+        config, flat, plan, model = self.config, self.flat, self.plan, self.config.model
+        yield (
+            f"  model: {model.architecture}, {model.encoder_layers}+{model.decoder_layers} layers of {model.dim}, "
+            f"{flat.num_trainable:,} parameters, {config.precision} on {flat.parameters.device.type}"
+            + (", layers compiled for each shape of batches" if config.compile else "")
         )
+        yield f"  updates on CPU: {describe_updates()}"
+        yield (
+            f"  corpus: {len(self.mixture.tokens):,} pairs, {plan.num_batches():,} batches per epoch of "
+            f"{self.tokens_per_batch:,.0f} target tokens on average, padding {100 * plan.padding().both:.1f} %"
+        )
+        is_sync = config.mode == "sync"
+        summed = f"{num_workers} workers" if is_sync else f"global {config.pushes_per_update(num_workers)}"
+        yield (
+            f"  effective batch: {self.effective_batch(num_workers):,.0f} target tokens per update "
+            f"(local {config.accumulate.local} x {summed})"
+        )
+        if fresh := self.fresh_updates(num_workers) if fresh_updates is None else fresh_updates:
+            yield f"  fresh start: workers wait for the first {fresh:,} updates, as in sync (staleness.fresh_start)"
 
 
 def make_task(config: Config, device: torch.device) -> Task:

@@ -13,13 +13,20 @@ from hpcasync.train.machine.gpus import SeenGpus, see_gpus
 Settings = TypeVar("Settings", bound=RunConfig)
 
 
-def settle_roles(config: Settings, comm: MPI.Intracomm) -> tuple[Settings, Roles]:
+def settle_roles(config: Settings, comm: MPI.Intracomm, *, may_be_alone: bool = False) -> tuple[Settings, Roles]:
     """The roles of all ranks, and the configuration with the number of servers that there are (collective).
+
+    Args:
+        config: of the job.
+        comm: all ranks.
+        may_be_alone: a single rank is a worker without servers, whatever the mode.
 
     Raises:
         UserError: on every rank alike: too few ranks.
     """
     hosts = gather_hosts(comm)
+    if may_be_alone and comm.size == 1:
+        return config, assign_roles(hosts, 0)
     if not config.has_server_per_device:
         return config, assign_roles(hosts, config.num_servers, config.roles.placement)
     is_on_gpus = config.roles.server_device == "cuda"

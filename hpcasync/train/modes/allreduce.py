@@ -64,7 +64,7 @@ class AllreduceExchange:
         self._limits = StopRules(config.stop)
         self._counts = run.counts
         self._num_rounds = 0
-        self._num_drawn = 0
+        self._num_drawn = self._num_ahead = 0
         self._should_stop = False
         self._is_finished = False
         self._timeline = timeline
@@ -85,6 +85,11 @@ class AllreduceExchange:
         self._num_drawn += 1
         return self._batches.ticket(number * self._sums.num_workers + self._sums.rank)
 
+    def draw_ahead(self) -> int | None:
+        """The same, in whichever round it will be."""
+        number, self._num_ahead = self._num_ahead, self._num_ahead + 1
+        return self._batches.ticket(number * self._sums.num_workers + self._sums.rank)
+
     def next_ticket(self) -> int | None:
         """The first of the next round."""
         number = (self._num_rounds + 1) * self._num_local
@@ -94,9 +99,9 @@ class AllreduceExchange:
         """Training has ended before it began, for all."""
         self._is_finished = True
 
-    def expect_gradient(self) -> None:
-        """Sum the buckets of the gradient as they are completed."""
-        self._sums.begin()
+    def expect_gradient(self, factor: float = 1.0) -> None:
+        """Sum the buckets of the gradient as they are completed, times a factor."""
+        self._sums.begin(factor)
 
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Sum over all workers, and make the optimizer step."""
@@ -113,6 +118,10 @@ class AllreduceExchange:
         if self._supervisor is not None:
             self._supervisor.collect_shards()
             self._should_stop = self._supervisor.should_stop()
+
+    def rest(self) -> bool:
+        """There never is more to draw; others may have batches left."""
+        return False
 
     def pull(self, parameters: torch.Tensor) -> None:
         """Nothing to do: the step was made in place."""

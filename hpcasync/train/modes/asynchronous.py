@@ -1,5 +1,7 @@
 """The asynchronous modes: workers' exchange over RMA, and the coordinator's view of the run."""
 
+from collections.abc import Iterator
+
 import torch
 
 from hpcasync.comm.roles import Roles
@@ -27,6 +29,9 @@ class AsynchronousExchange:
         flat: the model's parameters and gradient.
         batches: their order.
         timeline: records pushes, waits and pulls.
+
+    Attributes:
+        numbers: that it draws, where each worker has some of its own; None: from all.
     """
 
     # Where they are copied when they are pushed: one that is computed, and those that are being pushed meanwhile.
@@ -40,6 +45,7 @@ class AsynchronousExchange:
         self._version = 0
         self._is_finished = False
         self._ahead: tuple[int | None] | None = None
+        self.numbers: Iterator[int] | None = None
         client.place_gradients(flat, self._NUM_GRADIENTS)
 
     @property
@@ -61,11 +67,13 @@ class AsynchronousExchange:
         if self._ahead is not None:
             (ticket,), self._ahead = self._ahead, None
             return ticket
-        if source is Source.OFFER:
-            return self._client.take_offer()
-        ticket = self._batches.ticket(self._client.draw()) if source is Source.CURSOR else None
-        self._is_finished = self._client.working.drew(has_batch=ticket is not None)
+        ticket, self._is_finished = self._draw(source)
         return ticket
+
+    def draw_ahead(self) -> int | None:
+        """As `draw`; nothing is over yet where there are no more."""
+        source = self._client.next_source()
+        return None if source is Source.END else self._draw(source)[0]
 
     def next_ticket(self) -> int | None:
         """Drawn already. Pushes are in the order of draws all the same, which is what the others rely on."""
@@ -79,16 +87,25 @@ class AsynchronousExchange:
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Leave the gradient to the servers."""
         if not record.tickets:
-            self._rest()
+            self.rest()
             return
         with self._timeline.span("push"):
             is_pushed = self._client.push(gradient, record, is_checked=True)
         self._go_on(is_pushed)
 
-    def _rest(self) -> None:
+    def rest(self) -> bool:
         """There was nothing to draw. Where workers may die, one that dies leaves batches to the others."""
         if not self._is_finished:
-            self._is_finished = not self._client.rest()
+            self._is_finished = not (self._client.working.may_lose_workers and self._client.rest())
+        return not self._is_finished
+
+    def _draw(self, source: Source) -> tuple[int | None, bool]:
+        """The next ticket, and whether there never will be one."""
+        if source is Source.OFFER:
+            return self._client.take_offer(), False
+        draw = self._client.draw if self.numbers is None else self.numbers.__next__
+        ticket = self._batches.ticket(draw()) if source is Source.CURSOR else None
+        return ticket, self._client.working.drew(has_batch=ticket is not None)
 
     def _go_on(self, is_pushed: bool) -> None:
         """After a push: wait as configured."""
@@ -141,6 +158,9 @@ class CoordinatorObserver:
         """Say which one has died; stop watching it."""
         self._supervisor.lose(self._watch.died(worker), is_last=is_last)
         self._deaths.acknowledge(worker)
+
+    def end(self) -> None:
+        """All workers have finished, and all has been saved."""
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
         """Write it, and have it scored."""

@@ -63,6 +63,7 @@ class BucketSums:
         self._order: list[int] = []
         self._completed: list[int] = []
         self._started: list[tuple[torch.Tensor, torch.Tensor, PendingSum]] = []
+        self._factor = 1.0
 
     @property
     def rank(self) -> int:
@@ -81,9 +82,10 @@ class BucketSums:
         form = "" if self._dtype is None else f", as {str(self._dtype).removeprefix('torch.')}"
         return f"{self._collectives.description}, {len(self._buckets.bounds)} bucket(s){when}{form}"
 
-    def begin(self) -> None:
-        """The backward pass that is about to begin completes the gradient."""
+    def begin(self, factor: float = 1.0) -> None:
+        """The backward pass that is about to begin completes the gradient, which is summed times a factor."""
         if self._during_backward:
+            self._factor = factor
             self._buckets.arm()
 
     def sum(self, totals: torch.Tensor) -> None:
@@ -105,6 +107,7 @@ class BucketSums:
             self._learn_order(completed)
         self._started.clear()
         self._completed.clear()
+        self._factor = 1.0
 
     def _complete(self, number: int) -> None:
         self._completed.append(number)
@@ -114,6 +117,8 @@ class BucketSums:
     def _start(self, number: int) -> None:
         bounds = self._buckets.bounds[number]
         part = self._flat.gradient[bounds.start : bounds.stop]
+        if self._factor != 1.0:
+            part.data.mul_(self._factor)  # `data`: no change of the gradient's that a program would have made
         travels = part if self._dtype is None else (part * self._scale).to(self._dtype)
         self._started.append((part, travels, self._collectives.start_sum(travels, f"gradient.{number}")))
 

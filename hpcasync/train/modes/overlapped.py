@@ -28,7 +28,7 @@ class PushOverlappedExchange(AsynchronousExchange):
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Push what is left."""
         if not record.tickets:
-            self._rest()
+            self.rest()
             return
         with self._timeline.span("push"):
             is_pushed = self._stream.end(record).result()
@@ -57,7 +57,7 @@ class OverlappedExchange(PushOverlappedExchange):
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Hand the gradient to the thread, and take what the transfer before has brought."""
         if not record.tickets:
-            self._rest()
+            self.rest()
             return
         with self._timeline.span("wait"):
             self._collect()
@@ -70,11 +70,11 @@ class OverlappedExchange(PushOverlappedExchange):
             super().pull(parameters)
             self._has_parameters = True
 
-    def _rest(self) -> None:
+    def rest(self) -> bool:
         """Complete the last push first; pull when there is something to do again."""
         self._collect()
-        super()._rest()
         self._has_parameters = False
+        return super().rest()
 
     def close(self) -> None:
         """Complete the last push."""

@@ -24,6 +24,8 @@ from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState
 from hpcasync.train.records.recorder import Recorder
+from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.versions import collect_versions
 from hpcasync.train.supervise import stop_signals
 from hpcasync.train.supervise.snapshots import Snapshots
 from hpcasync.train.supervise.stopping import Ending, StopRules
@@ -242,6 +244,23 @@ class Supervisor:
         self._snapshots.end_scoring()
         if self._snapshots.num_unscored and not self.ending.is_preempted:
             self._rules.interrupt(f"{stop_signals.reason()} while the last snapshots were scored")
+
+    def end(self, roles: Roles, **facts: object) -> None:
+        """Wait for what is under way, and tell what the run was, and what came out."""
+        self.finish()
+        summary = make_summary(
+            self._config,
+            roles,
+            self.counters,
+            self._state.counts,
+            collect_versions(),
+            stop_reason=self.stop_reason,
+            workers_lost=self.workers_lost,
+            exit_code=self.exit_code,
+            num_parameters=self._flat.num_trainable,
+            **facts,
+        )
+        self.report_end(summary)
 
     def report_end(self, summary: dict[str, Any]) -> None:
         """Write RUN_DIR/summary.json, tell what came out, and close the records."""

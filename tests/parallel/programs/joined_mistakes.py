@@ -104,6 +104,53 @@ def no_step() -> None:
         backward(model, batch)
 
 
+def early(change: Callable[[nn.Module, hpcasync.Job], object]) -> None:
+    """A program whose gradients leave during backward, and that changes something after it."""
+    model, optimizer = made()
+    job = joined(model, optimizer, mode="sync", settings={"sums_during_backward": True})
+    for batch in job.share(LOADER, epochs=1):
+        backward(model, batch)
+        change(model, job)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@mistake
+def clipped_on_the_way() -> None:
+    early(lambda model, _: nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+
+
+@mistake
+def scaled_on_the_way() -> None:
+    model, optimizer = made()
+    scaler = torch.amp.GradScaler("cpu")
+    job = joined(model, optimizer, mode="sync", settings={"sums_during_backward": True})
+    for batch in job.share(LOADER, epochs=1):
+        scaler.scale(model(batch[0]).sum()).backward()
+        scaler.step(optimizer)
+
+
+@mistake
+def backward_twice() -> None:
+    early(lambda model, _: backward(model, [torch.ones(4, 3)]))
+
+
+@mistake
+def late_weight() -> None:
+    early(lambda _, job: job.weigh(7))
+
+
+@mistake
+def sums_of_servers() -> None:
+    joined(*made(), settings={"sums_during_backward": True})
+
+
+@mistake
+def late_score() -> None:
+    job = joined(*made())
+    job.record(accuracy=0.5)
+
+
 @mistake
 def late_loss() -> None:
     model, optimizer = made()
