@@ -71,7 +71,12 @@ def _theirs(directory: Path, beam: int, compute_type: str, threads: int) -> Call
     def translate(sentences: list[str]) -> object:
         pieces = source.encode(sentences, out_type=str)
         return translator.translate_batch(
-            pieces, beam_size=beam, batch_type="tokens", max_batch_size=_BATCH_TOKENS // beam, disable_unk=True
+            pieces,
+            beam_size=beam,
+            batch_type="tokens",
+            max_batch_size=_BATCH_TOKENS // beam,
+            disable_unk=True,
+            patience=SearchSettings.patience,
         )
 
     return translate

@@ -33,6 +33,13 @@ _READ_AHEAD = 2048  # sentences that are sorted by length into batches
     help="Hypotheses are ranked by log probability / length ** PENALTY.",
 )
 @click.option(
+    "--patience",
+    default=2.0,
+    show_default=True,
+    type=Number(min=0.0),
+    help="A sentence is done when beam * PATIENCE hypotheses have ended.",
+)
+@click.option(
     "--max-length-factor",
     default=2.0,
     show_default=True,
@@ -68,6 +75,7 @@ def translate(
     nbest: int,
     scores: bool,
     length_penalty: float,
+    patience: float,
     max_length_factor: float,
     average: tuple[str, ...],
     batch_tokens: int,
@@ -90,6 +98,7 @@ def translate(
         beam=_beam(beam, greedy),
         nbest=nbest,
         length_penalty=length_penalty,
+        patience=patience,
         max_length_factor=max_length_factor,
         batch_tokens=batch_tokens,
     )

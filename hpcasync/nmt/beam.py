@@ -1,16 +1,16 @@
 """Batched beam search on tensors of token ids, for any TranslationModel.
 
-The beam of a sentence starts with `beam` free places. Every step extends the live hypotheses of a sentence by their
-most probable tokens and keeps as many of the best extensions as there are places. One that ends keeps its place for
-good, so the beam shrinks until all have ended, as in Nematus and Marian; a beam of 1 is greedy search. A finished
-hypothesis scores log P / length ** length_penalty, its end of sentence counted. A penalty of 1 is the mean log
-probability per token (Koehn & Knowles 2017, "Six Challenges for Neural Machine Translation", section 3.6), 0 the plain
-log probability, the power between them that of Marian's `--normalize` and of fairseq's `--lenpen`.
+Every step extends the live hypotheses of a sentence by their most probable tokens. Of the `beam` best extensions those
+that end are finished; the `beam` best of the others live on, so the beam keeps its width. The sentence is done when
+`beam * patience` hypotheses have finished (Kasai et al. 2022, "A Call for Clarity in Beam Search"): a patience of 1 is
+the rule of fairseq and CTranslate2, a beam of 1 is greedy search. A finished hypothesis scores
+log P / length ** length_penalty, its end of sentence counted. A penalty of 1 is the mean log probability per token
+(Koehn & Knowles 2017, "Six Challenges for Neural Machine Translation", section 3.6), 0 the plain log probability, the
+power between them that of Marian's `--normalize` and of fairseq's `--lenpen`.
 
-Stopping early loses nothing. Log probability never rises and no translation is longer than its `max_length`, so a live
-hypothesis ends with at most log P / max_length ** length_penalty. It is given up only when that does not exceed the
-worst of n finished hypotheses (n-best). At one step all live hypotheses have one length, so what a given-up one could
-have displaced ranks below it and would be given up as well: the n-best is that of the search without early stopping.
+It is also done when no live hypothesis can enter the n-best any more, which loses nothing: log probability never rises
+and no translation is longer than its `max_length`, so a live hypothesis ends with at most
+log P / max_length ** length_penalty.
 
 Ties are broken by the rank of the extended hypothesis and then by the smaller token id, on every device.
 """
@@ -33,12 +33,23 @@ class BeamSettings:
     beam: int
     nbest: int
     length_penalty: float
+    patience: float
     bos_id: int
     eos_id: int
     forbidden: tuple[int, ...]  # ids that are never generated
 
     def __post_init__(self) -> None:
         assert 1 <= self.nbest <= self.beam and self.length_penalty >= 0 and self.eos_id not in self.forbidden
+
+    @property
+    def num_finished(self) -> int:
+        """Hypotheses of a sentence that have to finish, unless none could win any more; 0: as many as there are.
+
+        By total log probability, which falls with every token, those that end soon would stop the search too soon.
+        """
+        if self.beam == 1 or self.length_penalty == 0:
+            return int(self.beam == 1)
+        return max(self.nbest, int(self.beam * self.patience + 0.5))
 
     def normalise(self, log_probs: Tensor, lengths: Tensor | int) -> Tensor:
         """The scores of hypotheses of these total log probabilities and lengths in tokens."""
@@ -109,16 +120,16 @@ def beam_search(model: TranslationModel, source: Tensor, max_lengths: Tensor, se
     num_sentences, longest = len(source), int(max_lengths.max())
     state = model.start(source)
     live = _Live.start(num_sentences, longest, source.device)
-    places = torch.full((num_sentences,), settings.beam, device=source.device)
+    num_missing = torch.full((num_sentences,), settings.num_finished or settings.beam * longest, device=source.device)
     nbest = NBest.empty(num_sentences, settings.nbest, longest, source.device)
     previous = torch.full((num_sentences,), settings.bos_id, device=source.device)
     for length in range(1, longest + 1):
         logits = model.step(previous, state)
         is_last = max_lengths[live.sentences] == length
         log_probs, tokens = _extensions(logits, is_last, settings)
-        extended = _Extended.best(live, log_probs, tokens, places, settings)
-        _finish_(extended, live, nbest, places, length, settings)
-        previous = _advance_(extended, live, state, nbest, max_lengths, length, settings)
+        extended = _Extended.best(live, log_probs, tokens, num_sentences, settings)
+        _finish_(extended, live, nbest, num_missing, length, settings)
+        previous = _advance_(extended, live, state, nbest, num_missing, max_lengths, length, settings)
         if len(previous) == 0:
             break
     return nbest
@@ -129,7 +140,8 @@ def _extensions(logits: Tensor, is_last: Tensor, settings: BeamSettings) -> tupl
     log_probs = torch.log_softmax(logits, 1)
     end = log_probs[:, settings.eos_id].clone()
     log_probs[:, list(settings.forbidden)] = -torch.inf
-    best, tokens = top_tokens(log_probs, min(settings.beam, log_probs.shape[1]))
+    # One of them may end; as many as the beam is wide live on then.
+    best, tokens = top_tokens(log_probs, min(settings.beam + 1, log_probs.shape[1]))
     best = best.masked_fill(is_last[:, None], -torch.inf)
     best[:, 0] = torch.where(is_last, end, best[:, 0])
     tokens = tokens.masked_fill(is_last[:, None], settings.eos_id)
@@ -170,46 +182,48 @@ def _top_unordered(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Extended:
-    """The best extensions of the live hypotheses, [B, beam] each, best first."""
+    """Extensions of the live hypotheses, [B, n] each, best first."""
 
-    log_probs: Tensor  # -inf where there is no place or no extension
+    log_probs: Tensor  # -inf where there is none
     tokens: Tensor
     origins: Tensor  # row of the extended hypothesis; 0 where there is none
-    is_end: Tensor
+    is_end: Tensor  # of those that finish
+    lives_on: Tensor
 
     @classmethod
     def best(
-        cls, live: _Live, log_probs: Tensor, tokens: Tensor, places: Tensor, settings: BeamSettings
+        cls, live: _Live, log_probs: Tensor, tokens: Tensor, num_sentences: int, settings: BeamSettings
     ) -> "_Extended":
-        """Choose among `log_probs` and `tokens` [N, k] as many per sentence as it has places [B]."""
-        num_sentences, beam = len(places), settings.beam
-        num_rows, k = log_probs.shape
-        rows = torch.arange(num_rows, device=places.device)
-        first_rows = torch.searchsorted(live.sentences, torch.arange(num_sentences, device=places.device))
+        """Choose among `log_probs` and `tokens` [N, k]."""
+        beam, (num_rows, k) = settings.beam, log_probs.shape
+        rows = torch.arange(num_rows, device=log_probs.device)
+        first_rows = torch.searchsorted(live.sentences, torch.arange(num_sentences, device=log_probs.device))
         ranks = rows - first_rows[live.sentences]
         totals = log_probs.new_full((num_sentences, beam, k), -torch.inf)
         totals[live.sentences, ranks] = live.log_probs[:, None] + log_probs
         values, order = totals.flatten(1).sort(dim=1, descending=True, stable=True)
-        values, order = values[:, :beam], order[:, :beam]
-        is_free = torch.arange(values.shape[1], device=places.device) < places[:, None]
-        values = values.masked_fill(~is_free, -torch.inf)
+        values, order = values[:, : 2 * beam], order[:, : 2 * beam]
         exists = values > -torch.inf  # false for NaN, too
         origins = (first_rows[:, None] + order // k).masked_fill_(~exists, 0)
         chosen = tokens[origins, order % k]
-        return cls(values.masked_fill(~exists, -torch.inf), chosen, origins, exists & (chosen == settings.eos_id))
+        is_end = exists & (chosen == settings.eos_id)
+        goes_on = exists & ~is_end
+        lives_on = goes_on & (goes_on.cumsum(1) <= beam)
+        is_end[:, beam:] = False
+        return cls(values.masked_fill(~exists, -torch.inf), chosen, origins, is_end, lives_on)
 
 
 def _finish_(
-    extended: _Extended, live: _Live, nbest: NBest, places: Tensor, length: int, settings: BeamSettings
+    extended: _Extended, live: _Live, nbest: NBest, num_missing: Tensor, length: int, settings: BeamSettings
 ) -> None:
-    """Move the extensions that end to the n-best; each takes a place of its sentence."""
+    """Move the extensions that end to the n-best; so many fewer are missing then."""
     if not bool(extended.is_end.any()):
         return
     log_probs = extended.log_probs.masked_fill(~extended.is_end, -torch.inf)
     tokens = live.tokens[extended.origins]
     tokens[:, :, length - 1] = settings.eos_id
     nbest.add_(settings.normalise(log_probs, length), log_probs, tokens, length)
-    places -= extended.is_end.sum(1)
+    num_missing -= extended.is_end.sum(1)
 
 
 def _advance_(
@@ -217,13 +231,15 @@ def _advance_(
     live: _Live,
     state: DecoderState,
     nbest: NBest,
+    num_missing: Tensor,
     max_lengths: Tensor,
     length: int,
     settings: BeamSettings,
 ) -> Tensor:
-    """Make the extensions that can still enter the n-best the live rows; returns their last tokens [M]."""
+    """Make the extensions of sentences that are not done the live rows; returns their last tokens [M]."""
     attainable = settings.normalise(extended.log_probs, max_lengths[:, None])
-    is_live = ~extended.is_end & (attainable > nbest.scores[:, -1:])
+    can_win = (extended.lives_on & (attainable > nbest.scores[:, -1:])).any(1)
+    is_live = extended.lives_on & (can_win & (num_missing > 0))[:, None]
     live.sentences, ranks = is_live.nonzero(as_tuple=True)
     origins = extended.origins[live.sentences, ranks]
     tokens = extended.tokens[live.sentences, ranks]

@@ -49,6 +49,7 @@ class EvaluationSettings:
             "split": self.split,
             "beam": self.beam,
             "length_penalty": self.length_penalty,
+            "patience": search.patience,
             "max_sentences": self.max_sentences,
             "tokenize": self.tokenize,
             "max_length_factor": search.max_length_factor,

@@ -44,6 +44,7 @@ class SearchSettings:
         beam: hypotheses kept per sentence; 1 is greedy search.
         nbest: translations returned per sentence, at most `beam`.
         length_penalty: exponent of the length by which a log probability is divided (see hpcasync.nmt.beam).
+        patience: a sentence is done when beam * patience hypotheses have ended.
         max_length_factor, max_length_extra: a translation of n source pieces has at most
             max_length_factor * n + max_length_extra tokens, end of sentence included.
         batch_tokens: padded source tokens times `beam` in one batch at most; bounds the memory.
@@ -52,13 +53,14 @@ class SearchSettings:
     beam: int = 5
     nbest: int = 1
     length_penalty: float = 1.0
+    patience: float = 2.0
     max_length_factor: float = 2.0
     max_length_extra: int = 10
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that is out of range."""
-        for name, minimum in (("beam", 1), ("nbest", 1), ("length_penalty", 0), ("batch_tokens", 1)):
+        for name, minimum in (("beam", 1), ("nbest", 1), ("length_penalty", 0), ("patience", 0), ("batch_tokens", 1)):
             if not getattr(self, name) >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
         if self.nbest > self.beam:
@@ -100,6 +102,7 @@ class Searcher:
             beam=settings.beam,
             nbest=settings.nbest,
             length_penalty=settings.length_penalty,
+            patience=settings.patience,
             bos_id=target_vocabulary.bos_id,
             eos_id=target_vocabulary.eos_id,
             forbidden=forbidden,

@@ -43,7 +43,7 @@ def make_source(sentences: list[list[int]]) -> Tensor:
 
 
 def search(model: TranslationModel, sentences: list[list[int]], limits: list[int], **values: float) -> list[Found]:
-    given_settings = {"beam": 5, "nbest": 1, "length_penalty": 1.0, **values}
+    given_settings = {"beam": 5, "nbest": 1, "length_penalty": 1.0, "patience": 1.0, **values}
     beam_settings = BeamSettings(bos_id=BOS, eos_id=EOS, forbidden=FORBIDDEN, **given_settings)  # type: ignore[arg-type]
     with torch.inference_mode():
         return as_lists(beam_search(model, make_source(sentences), torch.tensor(limits), beam_settings))
@@ -80,8 +80,10 @@ def enumerate_all(model: TranslationModel, num_pieces: int, sentence: list[int],
     return sorted(found, key=lambda item: -item[0])
 
 
-def plain_beam_search(model: TranslationModel, sentence: list[int], limit: int, beam: int, penalty: float) -> Found:
-    """The shrinking beam in plain Python: no batch, no early stopping."""
+def plain_beam_search(
+    model: TranslationModel, sentence: list[int], limit: int, beam: int, penalty: float, num_finished: int
+) -> Found:
+    """In plain Python: no batch, and no other end than so many finished hypotheses."""
     next_log_probs = log_probs_of(model, sentence)
     live: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: Found = []
@@ -93,9 +95,10 @@ def plain_beam_search(model: TranslationModel, sentence: list[int], limit: int, 
             if token not in FORBIDDEN and (length < limit or token == EOS)
         ]
         extensions.sort(key=lambda item: -item[0])
-        chosen = extensions[: beam - len(finished)]
-        finished += [(total / length**penalty, tokens) for total, tokens in chosen if tokens[-1] == EOS]
-        live = [item for item in chosen if item[1][-1] != EOS]
+        finished += [(total / length**penalty, tokens) for total, tokens in extensions[:beam] if tokens[-1] == EOS]
+        live = [item for item in extensions if item[1][-1] != EOS][:beam]
+        if len(finished) >= num_finished:
+            break
     return sorted(finished, key=lambda item: -item[0])
 
 
@@ -124,13 +127,14 @@ def test_a_beam_that_holds_everything_equals_enumeration(seed: int, penalty: flo
 def test_early_stopping_and_batching_lose_nothing(
     seed: int, beam: int, penalty: float, limit: int, data: st.DataObject
 ) -> None:
-    nbest = data.draw(st.integers(1, beam))
+    nbest, patience = data.draw(st.integers(1, beam)), data.draw(st.sampled_from([1.0, 2.0]))
     model = make_model(9, seed, data.draw(st.sampled_from(["rnn", "transformer"])))
     sentences = [[4, 5, 6, 7], [8], [6, 6]]
     limits = [limit, max(1, limit - 2), limit + 1]
-    found = search(model, sentences, limits, beam=beam, nbest=nbest, length_penalty=penalty)
+    found = search(model, sentences, limits, beam=beam, nbest=nbest, length_penalty=penalty, patience=patience)
     for hypotheses, sentence, longest in zip(found, sentences, limits, strict=True):
-        expected = plain_beam_search(model, sentence, longest, beam, penalty)
+        num_finished = 1 if beam == 1 else 100 if penalty == 0 else int(beam * patience)
+        expected = plain_beam_search(model, sentence, longest, beam, penalty, num_finished)
         scores = [score for score, _ in expected[: nbest + 1]]
         if all(a - b > 1e-4 for a, b in itertools.pairwise(scores)):
             assert_same(hypotheses, expected[:nbest])
