@@ -1,5 +1,7 @@
 """Entry point of the `hpcasync` command and of `python -m hpcasync`."""
 
+import atexit
+import gc
 import sys
 
 from hpcasync.deaths import lifeline
@@ -11,6 +13,8 @@ from hpcasync.launch.surroundings import open_closed_streams, use_utf8
 
 def main() -> None:
     """Run the command line; an error that nothing catches ends all ranks of the job."""
+    # The interpreter's last collections would look at all that torch has loaded: half a second of every command.
+    atexit.register(gc.freeze)
     use_utf8()
     open_closed_streams()
     take_input()

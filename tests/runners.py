@@ -13,6 +13,8 @@ from hpcasync.launch.here import job_line_here
 from hpcasync.launch.mpirun import JobLine, Launcher
 from hpcasync.launch.process import FinishedJob, capture
 
+# `python -m mpi4py`, without the half a second in which the interpreter looks for garbage among all of torch at its end.
+MPI4PY = "import atexit, gc; atexit.register(gc.freeze); from mpi4py.run import main; main()"
 # Ranks of a test share few cores: more threads would only slow each other down.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}
 
@@ -59,7 +61,7 @@ class MpiRunner:
     ) -> FinishedJob:
         """Run a Python file (Path) or source text (str) on every rank; an exception on one rank ends them all."""
         what = ["-c", program] if isinstance(program, str) else [str(program)]
-        command = [sys.executable, "-m", "mpi4py", *what, *map(str, arguments)]
+        command = [sys.executable, "-c", MPI4PY, *what, *map(str, arguments)]
         return self._run(num_ranks, command, timeout, env, options, check)
 
     def program(
