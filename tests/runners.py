@@ -13,7 +13,7 @@ from hpcasync.launch.here import job_line_here
 from hpcasync.launch.mpirun import JobLine, Launcher
 from hpcasync.launch.process import FinishedJob, capture
 
-# `python -m mpi4py`, without the half a second in which the interpreter looks for garbage among all of torch at its end.
+# `python -m mpi4py`, without the half a second in which the interpreter looks for garbage in all of torch at its end.
 MPI4PY = "import atexit, gc; atexit.register(gc.freeze); from mpi4py.run import main; main()"
 # Ranks of a test share few cores: more threads would only slow each other down.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}

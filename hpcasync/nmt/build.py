@@ -1,6 +1,7 @@
 """From a configuration to a model."""
 
 from hpcasync.config.model import ModelConfig
+from hpcasync.nmt.memory import limit_kernel_caches
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
 
@@ -13,6 +14,7 @@ def build_model(
     Raises:
         UserError: `tie: all` without a joint vocabulary.
     """
+    limit_kernel_caches()
     if config.architecture == "transformer":
         return Transformer(config, num_source_pieces, num_target_pieces, source_pad_id, target_pad_id)
     # Imported here so that a Transformer run does not depend on the recurrent model.

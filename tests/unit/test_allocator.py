@@ -1,9 +1,12 @@
-"""The allocator keeps freed memory, measured by page faults."""
+"""The allocator keeps freed memory, measured by page faults; oneDNN keeps few kernels, measured by what is in use."""
 
+import ctypes
 import subprocess
 import sys
 
 import pytest
+
+from hpcasync.nmt.linear import has_onednn
 
 REUSE = """
 import resource
@@ -27,3 +30,38 @@ def test_freed_memory_is_reused() -> None:
     ]
     # 20 blocks of 64 MiB have 16,384 pages each (512 where the kernel gives huge pages).
     assert counts[0] > 5_000 and counts[1] < counts[0] / 20
+
+
+KERNELS = """
+import ctypes
+import torch
+from hpcasync.nmt.linear import has_onednn, onednn_linear
+from hpcasync.nmt.memory import limit_kernel_caches
+{call}
+class Usage(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks used".split()]
+    _fields_ += [("free", ctypes.c_size_t), ("top", ctypes.c_size_t)]
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Usage
+def used():
+    usage = library.mallinfo2()
+    return usage.used + usage.hblkhd
+def multiply(first, last):
+    for rows in range(first, last):
+        onednn_linear(torch.ones(rows, 64), weight, None)
+torch.set_num_threads(1)
+weight = torch.ones(64, 64)
+multiply(100, 140)
+before = used()
+multiply(140, 440)
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(not has_onednn() or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs oneDNN and glibc")
+def test_kernels_of_other_shapes_are_not_kept() -> None:
+    grown = [
+        int(subprocess.run([sys.executable, "-c", KERNELS.format(call=call)], capture_output=True, check=True).stdout)
+        for call in ("", "limit_kernel_caches()")
+    ]
+    assert grown[0] > 1_000_000 and grown[1] < grown[0] / 10, grown
