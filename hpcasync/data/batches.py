@@ -180,11 +180,6 @@ class BatchPlan:
         source, target = (1 - tokens / positions).tolist()
         return Padding(source, target, float(1 - tokens.sum() / positions.sum()))
 
-    def padding_fraction(self, data_epoch: int = 0) -> float:
-        """Padding of both sides together: see `padding`."""
-        assert data_epoch >= 0
-        return self.padding().both
-
     def _block_order(self, data_epoch: int) -> NDArray[np.int64]:
         if self._num_blocks == 1:
             return np.zeros(1, np.int64)

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hpcasync.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_NAME = "hpcasync-corpus"
-FORMAT_VERSION = 1
 SIDES = ("source", "target")
 TEST_SETS = ("test", *(f"test{number}" for number in range(2, 100)))
 # Names of untokenised text: valid, test, and further test sets as test2, test3 …

@@ -44,11 +44,11 @@ class ShardWriter(BackgroundWriter[SavedShard]):
     def __init__(self, checkpoints: Path, num_shards: int) -> None:
         super().__init__()
         self._checkpoints = checkpoints
-        self._num_shards = num_shards
+        self.num_shards = num_shards
 
     def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
         """Start to write a shard file into the checkpoint's directory that is not complete yet."""
-        path = partial_of(self._checkpoints / name) / _shard_file(server_index, self._num_shards)
+        path = partial_of(self._checkpoints / name) / _shard_file(server_index, self.num_shards)
         self.submit(lambda: _write_shard(name, path, shard, tensors))
 
 

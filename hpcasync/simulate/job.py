@@ -181,9 +181,7 @@ def _make_supervisor(setup: _Setup, writer: ShardWriter) -> Supervisor:
         unit=task.unit,
         cluster=setup.cluster.to_dict(),
     )
-    return Supervisor(
-        config, task.rate, task.flat, len(setup.shards), writer, recorder, setup.state, task.layout, setup.clock
-    )
+    return Supervisor(config, task.rate, task.flat, writer, recorder, setup.state, task.layout, setup.clock)
 
 
 def _header(setup: _Setup) -> Iterator[str]:

@@ -109,12 +109,11 @@ class ServerPart:
     def start(self) -> None:
         """Serve until training ends."""
         run, engine = self._run, self._engine
-        num_shards = run.config.num_servers
-        writer = run.shard_writer(num_shards)
+        writer = run.shard_writer(run.config.num_servers)
         if not engine.is_coordinator:
             engine.serve(None, writer)
             return
-        supervisor = run.supervise(writer, num_shards, engine.windows)
+        supervisor = run.supervise(writer, engine.windows)
         observer = self._observer(supervisor)
         engine.serve(observer, writer, run.survival())
         observer.end()
@@ -168,7 +167,7 @@ class SynchronousPart:
         self._collectives = collectives
         self._state = ShardState(flat.parameters, run.task.optimizers, ema_decay=config.optimizer.ema_decay)
         run.load(lambda read: self._state.load_state_tensors(read(self._state.whole)))
-        self._supervisor = run.supervise(run.shard_writer(1), 1) if comm.rank == 0 else None
+        self._supervisor = run.supervise(run.shard_writer(1)) if comm.rank == 0 else None
         report = None if self._supervisor is None else self._supervisor.report_event
         self._watch = RankWatch(comm, run.ranks.roles.hosts, config.logging.stall, report)
         sums = self._sums()

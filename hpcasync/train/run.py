@@ -170,7 +170,7 @@ class Run:
         """Writes this rank's shards of the run's checkpoints."""
         return ShardWriter(self.config.output_dir / "checkpoints", num_shards)
 
-    def supervise(self, writer: ShardWriter, num_shards: int, windows: str = "") -> Supervisor:
+    def supervise(self, writer: ShardWriter, windows: str = "") -> Supervisor:
         """Open the records, say what begins, and watch it; at the coordinator."""
         config, ranks, task = self.config, self.ranks, self.task
         recorder = begin_records(
@@ -184,7 +184,7 @@ class Run:
         )
         if config.straggler.worker is not None:
             recorder.note(f"worker {config.straggler.worker} is slowed down {config.straggler.slowdown:g} times")
-        return Supervisor(config, task.rate, task.flat, num_shards, writer, recorder, self.state, task.layout)
+        return Supervisor(config, task.rate, task.flat, writer, recorder, self.state, task.layout)
 
     def survival(self) -> LostWorkers | None:
         """What the coordinator needs where workers may die."""

@@ -90,7 +90,6 @@ class Run:
             self.config,
             rate_of(self.config, 10),
             self.flat,
-            num_shards,
             self.writer,
             recorder,
             self.state,

@@ -42,7 +42,6 @@ class Supervisor:
         config: of the run.
         rate: the learning rate of the update that brings the counters to what it is given.
         flat: layout of the parameter vector.
-        num_shards: shard files of a checkpoint.
         writer: writes this rank's shard files.
         recorder: where records go.
         state: where the run stands.
@@ -55,7 +54,6 @@ class Supervisor:
         config: RunConfig,
         rate: Callable[[Counters], float],
         flat: FlatParameters,
-        num_shards: int,
         writer: ShardWriter,
         recorder: Recorder,
         state: RunState,
@@ -72,7 +70,7 @@ class Supervisor:
         self._layout = layout
         for kind in ("checkpoints", "snapshots"):
             remove_partial(run_dir / kind)
-        self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", num_shards, config.checkpoint)
+        self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", writer.num_shards, config.checkpoint)
         self._snapshots = Snapshots(config.validation, run_dir, recorder, state.best)
         self._rules = StopRules(config.stop)
         self._failed_checkpoints: set[str] = set()
