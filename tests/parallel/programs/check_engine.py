@@ -231,7 +231,7 @@ def mapped() -> list[Scenario]:
 
 def mixed() -> list[Scenario]:
     """Two or three nodes, with servers on all or some: within them mapped windows, or MPI's."""
-    scenarios = [*all_sizes()[1::3], *special_cases()[::3], *staleness_and_formats()]
+    scenarios = [*all_sizes()[1::4], *special_cases()[::3], *staleness_and_formats()[9:]]
     windows: tuple[WindowKind, ...] = ("mapped", "mpi")
     return [
         replace(scenario, window=windows[number % 3 == 2], num_nodes=2 + number % 2)
@@ -241,7 +241,7 @@ def mixed() -> list[Scenario]:
 
 def sums() -> list[Scenario]:
     """Gradients are summed on their nodes, each of which has a server or two."""
-    scenarios = [*all_sizes()[::2], *special_cases(), *staleness_and_formats()]
+    scenarios = [*all_sizes()[1::2], *special_cases()[::2], *staleness_and_formats()[::2]]
     windows: tuple[WindowKind, ...] = ("mapped", "mpi")
     return [
         replace(
