@@ -34,6 +34,9 @@ EXTRAS = {
     "report": ["jinja2", "matplotlib>=3.8", "plotly>=6"],
     # `hpcasync export`; its format marian needs nothing.
     "export": ["ctranslate2>=4.5", "transformers>=5"],
+    # COMET (validation.comet, `hpcasync evaluate --comet`), in an environment without `export`: it wants an older
+    # transformers.
+    "comet": ["unbabel-comet>=2.2"],
     # The documentation as a site: `make docs`.
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
     "dev": [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _FILE_OPTIONS = ("systems", "samples", "metrics")
 _RUN_OPTIONS = (
-    "is_all", "split", "data", "beam", "length_penalty", "max_sentences", "batch_tokens", "device", "threads",
+    "is_all", "split", "data", "beam", "length_penalty", "max_sentences", "batch_tokens", "device", "threads", "comet",
 )  # fmt: skip
 _MOST_SAMPLES = 1_000_000  # each is held in memory
 _NO_BLANKS = (
@@ -54,6 +54,8 @@ _METRICS = ("bleu", "chrf", "ter")
 @click.option("--batch-tokens", default=4096, show_default=True, type=Count(min=1))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--threads", type=THREADS, help="Threads on the CPU; default: one for each core that is free.")
+@click.option("--comet", type=FILE, metavar="DIR", help="A COMET model to score with, too; default: the run's "
+              "validation.comet.")  # fmt: skip
 def evaluate(
     paths: tuple[Path, ...],
     is_json: bool,
@@ -70,6 +72,7 @@ def evaluate(
     batch_tokens: int,
     device: str,
     threads: int | None,
+    comet: Path | None,
 ) -> None:
     """Score translations or a trained model.
 
@@ -92,7 +95,7 @@ def evaluate(
     from hpcasync.nmt.evaluation import EvaluationSettings
 
     settle_threads(threads)
-    settings = EvaluationSettings(split, beam, length_penalty, max_sentences, tokenize or "", batch_tokens)
+    settings = EvaluationSettings(split, beam, length_penalty, max_sentences, tokenize or "", batch_tokens, comet)
     _evaluate_run(paths[0], data, settings, device, is_all=is_all, is_json=is_json)
 
 
@@ -146,11 +149,21 @@ def _evaluate_run(
     run_dir = find_run_dir(path)
     config = load_config(run_dir / CONFIG_FILE)
     corpus = PreparedCorpus.open(data or _corpus_path(run_dir, config))
-    settings = replace(settings, tokenize=settings.tokenize or config.validation.tokenize)
+    settings = replace(
+        settings,
+        tokenize=settings.tokenize or config.validation.tokenize,
+        comet=settings.comet or config.validation.comet,
+    )
     snapshots = _snapshots(path, run_dir, is_all=is_all)
     records = []
     if not is_json:
-        _write([f"{run_dir}, {settings.split} text of {corpus.path}", "", record_titles()])
+        _write(
+            [
+                f"{run_dir}, {settings.split} text of {corpus.path}",
+                "",
+                record_titles(has_comet=settings.comet is not None),
+            ]
+        )
     with _progress(len(snapshots)) as advance:
         for record in evaluate_snapshots(run_dir, snapshots, corpus, settings, choose_device(device)):
             records.append(record)

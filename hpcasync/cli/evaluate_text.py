@@ -53,14 +53,19 @@ def comparison_lines(systems: Mapping[str, Sequence[ComparedScore]]) -> list[str
     return [*lines, "Paired bootstrap resampling; p: chance of such a difference to the baseline if there were none."]
 
 
-def record_titles() -> str:
+_COMET = ("COMET", "comet", 8, 2)
+
+
+def record_titles(*, has_comet: bool) -> str:
     """The head of a table of snapshots."""
-    return f"{'snapshot':{_NAME_WIDTH}}" + "".join(f"{title:>{width}}" for title, _, width, _ in _COLUMNS)
+    columns = (*_COLUMNS, _COMET) if has_comet else _COLUMNS
+    return f"{'snapshot':{_NAME_WIDTH}}" + "".join(f"{title:>{width}}" for title, _, width, _ in columns)
 
 
 def record_line(record: Mapping[str, Any]) -> str:
     """A snapshot's line of the table."""
-    cells = [_cell(record[key], width, decimals) for _, key, width, decimals in _COLUMNS]
+    columns = (*_COLUMNS, _COMET) if "comet" in record else _COLUMNS
+    cells = [_cell(record[key], width, decimals) for _, key, width, decimals in columns]
     return f"{record['snapshot']:{_NAME_WIDTH}}" + "".join(cells)
 
 
@@ -73,6 +78,7 @@ def signature_lines(record: Mapping[str, Any]) -> list[str]:
         f"BLEU  {record['bleu_signature']}",
         f"      {parts}, of the last line",
         f"chrF  {record['chrf_signature']}",
+        *([f"COMET {record['comet_signature']}, times 100"] if "comet" in record else []),
         f"beam {settings['beam']}, length penalty {settings['length_penalty']}, {record['num_sentences']} sentences; "
         "loss in nats per target token; seconds of training",
     ]

@@ -149,7 +149,10 @@ class ValidationConfig(Section):
     score: bool = Field(
         True, description="score snapshots during the run; else later with `hpcasync evaluate RUN_DIR --all`"
     )
-    metric: Literal["bleu", "chrf", "loss"] = Field("bleu", description="what makes a snapshot the best")
+    metric: Literal["bleu", "chrf", "comet", "loss"] = Field("bleu", description="what makes a snapshot the best")
+    comet: UserPath | None = Field(
+        None, description="directory of a COMET model, to score with it, too; default: none (docs/translate.md)"
+    )
     tokenize: Tokenizer = Field(
         "auto",
         description="of BLEU, as sacreBLEU's; auto: by the corpus's target language: zh, ja-mecab, ko-mecab, else 13a",
@@ -162,6 +165,12 @@ class ValidationConfig(Section):
         description="of the scoring process; auto: a GPU that no rank uses, or the CPU; cuda: any",
     )
     keep: int = Field(0, ge=0, description="most recent snapshots kept, and the best one; 0: all")
+
+    @model_validator(mode="after")
+    def _check_comet(self) -> "ValidationConfig":
+        if self.metric == "comet" and self.comet is None:
+            raise ValueError("metric comet needs a model: set comet to its directory")
+        return self
 
 
 class CheckpointConfig(Section):

@@ -4,10 +4,12 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.languages import AUTO, choose_tokenizer
+from hpcasync.nmt.comet import comet_identity, load_comet
 from hpcasync.nmt.load import TrainedModel
 from hpcasync.nmt.scoring import BleuScore, Loss, corpus_loss, corpus_score
 from hpcasync.nmt.search import Searcher, SearchSettings
@@ -25,6 +27,7 @@ class EvaluationSettings:
         max_sentences: the first so many pairs are searched for BLEU and chrF; 0: all. The loss is that of all pairs.
         tokenize: the tokeniser of BLEU; "auto": by the target language of the corpus.
         batch_tokens: padded tokens per batch, bounds the memory; does not change the scores.
+        comet: a COMET model, for that score, too.
     """
 
     split: str = "valid"
@@ -33,6 +36,7 @@ class EvaluationSettings:
     max_sentences: int = 0
     tokenize: str = AUTO
     batch_tokens: int = SearchSettings.batch_tokens
+    comet: Path | None = None
 
     def search_settings(self) -> SearchSettings:
         """For hpcasync.nmt.search.Searcher."""
@@ -54,6 +58,7 @@ class EvaluationSettings:
             "tokenize": self.tokenize,
             "max_length_factor": search.max_length_factor,
             "max_length_extra": search.max_length_extra,
+            **({"comet": comet_identity(self.comet)} if self.comet else {}),
         }
 
 
@@ -69,6 +74,7 @@ class Scores:
         num_sentences: pairs searched for BLEU and chrF.
         num_tokens: target tokens that the loss is averaged over.
         seconds: time that scoring took.
+        comet, comet_signature: COMET, times 100, and of which model; None without one.
     """
 
     loss: float
@@ -83,10 +89,12 @@ class Scores:
     num_sentences: int
     num_tokens: int
     seconds: float
+    comet: float | None = None
+    comet_signature: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a loss that is not finite stays a float."""
-        return asdict(self)
+        """For JSON; a loss that is not finite stays a float, and what there is not is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: EvaluationSettings) -> Scores:
@@ -107,6 +115,10 @@ def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: Ev
     tokenize = settings.for_corpus(corpus).tokenize
     bleu, chrf = (corpus_score(name, hypotheses, [targets[:num_searched]], tokenize) for name in ("bleu", "chrf"))
     assert isinstance(bleu, BleuScore)
+    comet = None
+    if settings.comet:
+        scorer = load_comet(settings.comet, next(trained.model.parameters()).device)
+        comet = scorer.score(sources[:num_searched], hypotheses, targets[:num_searched])
     return Scores(
         loss=loss.per_token,
         perplexity=loss.perplexity,
@@ -120,6 +132,8 @@ def score_parameters(trained: TrainedModel, corpus: PreparedCorpus, settings: Ev
         num_sentences=len(hypotheses),
         num_tokens=loss.num_tokens,
         seconds=time.perf_counter() - start_seconds,
+        comet=None if comet is None else comet.value,
+        comet_signature=None if comet is None else comet.signature,
     )
 
 

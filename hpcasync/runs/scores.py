@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Of BLEU and chrF, as they are shown: what differs less is a tie.
+# Of BLEU, chrF and COMET, as they are shown: what differs less is a tie.
 _DECIMALS = 2
 _NUM_BLIND = 3
 
@@ -26,7 +26,7 @@ class BestScore:
     one without improvement nor as what the next has to surpass, so that `stop.patience` is that of a run left in peace.
 
     Args:
-        metric: bleu, chrf or loss.
+        metric: bleu, chrf, comet or loss.
     """
 
     def __init__(self, metric: str = "bleu") -> None:

@@ -5,13 +5,14 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.languages import check_tokenizer, choose_tokenizer
 from hpcasync.data.mixture import Mixture
 from hpcasync.errors import UserError
+from hpcasync.nmt.comet import find_comet
 
 
 def open_corpora(config: Config) -> Mixture:
     """Open the corpora that a run is to be trained on.
 
     Raises:
-        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text or no tokeniser where
+        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text, tokeniser or COMET model where
             some is needed, two vocabularies for shared vectors, others than the further corpora, or sentences that the
             model cannot hold.
     """
@@ -23,6 +24,8 @@ def open_corpora(config: Config) -> Mixture:
             f"{corpus.path} has no valid text to score snapshots with: prepare the corpus with --valid SRC TGT, or set "
             "validation.score=false"
         )
+    if config.validation.score and config.validation.comet:
+        find_comet(config.validation.comet)
     if config.validation.score:
         check_tokenizer(choose_tokenizer(config.validation.tokenize, corpus.manifest.target_language))
     source, target = corpus.source_vocabulary, corpus.target_vocabulary

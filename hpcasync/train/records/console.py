@@ -83,6 +83,7 @@ class Console:
             f"validation of update {scores['num_updates']} ({_duration(scores['wall_seconds'])}): "
             f"loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}  "
             f"BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
+            f"{f'  COMET {comet:.2f}' if (comet := scores.get('comet')) is not None else ''}"
             f"{'  best so far' if is_best else ''}"
         )
 

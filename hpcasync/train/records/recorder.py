@@ -118,7 +118,7 @@ class Recorder:
         """The scores of a snapshot have come."""
         self.event("validation", is_best=is_best, **scores)
         self._console.validation(scores, is_best=is_best)
-        self._scalars("validation", ("loss", "perplexity", "bleu", "chrf"), scores)
+        self._scalars("validation", ("loss", "perplexity", "bleu", "chrf", "comet"), scores)
 
     def scores(self, num_updates: int, scores: dict[str, float]) -> None:
         """What a program has found of a version."""
@@ -144,7 +144,7 @@ class Recorder:
                 close()
 
     def _scalars(self, group: str, keys: Sequence[str], values: dict[str, Any]) -> None:
-        told = {f"{group}/{key}": values[key] for key in keys if values[key] is not None}
+        told = {f"{group}/{key}": values[key] for key in keys if values.get(key) is not None}
         for tracker in self._trackers:
             with self._tolerant(tracker.name):
                 tracker.add(told, values["num_updates"])

@@ -39,7 +39,11 @@ def main(run_dir: Path) -> None:
     device = "cuda" if gpu else "cpu"
     corpus = PreparedCorpus.open(config.data.path)
     settings = EvaluationSettings(
-        split="valid", beam=validation.beam, max_sentences=validation.max_sentences, tokenize=validation.tokenize
+        split="valid",
+        beam=validation.beam,
+        max_sentences=validation.max_sentences,
+        tokenize=validation.tokenize,
+        comet=validation.comet,
     )
     trained = build_untrained(run_dir, torch.device(device))
     for name in _names():

@@ -36,7 +36,7 @@ def blind_score(metric: str, scores: Mapping[str, Any]) -> str:
         if metric == "bleu" and scores["bleu"] < _HOPELESS_BLEU and scores.get("bleu_signature")
         else ""
     )
-    name = {"bleu": "BLEU", "chrf": "chrF"}[metric]
+    name = {"bleu": "BLEU", "chrf": "chrF", "comet": "COMET"}[metric]
     return f"{name} is {scores[metric]:.2f} three times in a row and tells no snapshots apart: the loss decides.{cure}"
 
 
