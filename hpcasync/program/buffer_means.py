@@ -39,18 +39,20 @@ class BufferMeans:
 def changed_buffers(module: torch.nn.Module, names: list[str]) -> Arrays:
     """Copies of buffers by name."""
     buffers = dict(module.named_buffers())
-    return {name: _array(buffers[name].detach().cpu()) for name in names}
+    return {name: _array(buffers[name]).copy() for name in names}
 
 
-def kept_buffers(module: torch.nn.Module) -> Arrays:
-    """Those that the module's state_dict holds."""
+def kept_arrays(module: torch.nn.Module) -> Arrays:
+    """What the module's state_dict holds beside trainable parameters: copies of buffers, and frozen parameters."""
     names = {name for name, _ in module.named_buffers()}
-    return changed_buffers(module, [name for name in module.state_dict() if name in names])
+    frozen = {name: _array(values) for name, values in module.named_parameters() if not values.requires_grad}
+    return {**frozen, **changed_buffers(module, [name for name in module.state_dict() if name in names])}
 
 
-def _array(values: torch.Tensor) -> np.ndarray:
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    values = tensor.detach().cpu()
     # numpy has no bfloat16; float32 holds the same numbers.
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def to_json(arrays: Arrays) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from hpcasync.comm.roles import Roles
 from hpcasync.deaths.policy import Deaths
-from hpcasync.program.buffer_means import BufferMeans, kept_buffers, to_json
+from hpcasync.program.buffer_means import BufferMeans, kept_arrays, to_json
 from hpcasync.program.messages import Messages, Told, heed
 from hpcasync.program.task import BUFFERS_KEY, ProgramTask
 from hpcasync.ps.protocol.observer import SaveRequest
@@ -88,7 +88,7 @@ class ProgramObserver(CoordinatorObserver):
         heed(told, self._supervisor, self._buffers)
 
     def _all_buffers(self) -> dict[str, np.ndarray]:
-        kept = kept_buffers(self._task.model)
+        kept = kept_arrays(self._task.model)
         return {**kept, **{name: array for name, array in self._buffers.mean().items() if name in kept}}
 
 

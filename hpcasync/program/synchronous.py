@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hpcasync.program.buffer_means import changed_buffers, kept_buffers, to_json
+from hpcasync.program.buffer_means import changed_buffers, kept_arrays, to_json
 from hpcasync.program.final import give_last_version
 from hpcasync.program.messages import Messages, heed
 from hpcasync.program.task import BUFFERS_KEY, ProgramTask
@@ -34,7 +34,7 @@ class ProgramSynchronous(SynchronousPart):
         self._messages = messages
         self._worker = worker
         if self._supervisor is not None:
-            self._supervisor.snapshot_buffers = lambda: kept_buffers(task.model)
+            self._supervisor.snapshot_buffers = lambda: kept_arrays(task.model)
             self._supervisor.checkpoint_buffers = self._changed
         worker.after_step = self._listen
         if task.knows_last_backward:

@@ -153,6 +153,7 @@ def test_a_snapshot_holds_parameters_and_buffers(jobs: tuple[Path, Any, Any]) ->
     directory, three, _ = jobs
     tensors = load_file(directory / "applied" / "snapshots" / "u00000052" / "parameters.safetensors")
     assert "output.weight" in tensors and "hidden.weight" in tensors and "tied.weight" not in tensors
+    assert tensors["frozen.weight"].flatten().tolist() in told(three, "applied")[0]["parameters"]
     assert int(tensors["norm.num_batches_tracked"]) > 0
     # What the workers told last; at the end they told all.
     torch.testing.assert_close(tensors["norm.running_mean"], torch.tensor(told(three, "applied")[0]["mean"]))
