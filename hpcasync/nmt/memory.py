@@ -35,7 +35,7 @@ def limit_kernel_caches() -> None:
     """Have oneDNN keep the kernels of about a training step, unless the environment says otherwise.
 
     A kernel is for one shape, and nearly every batch has its own. With 3.7 million parameters those of 1024 shapes hold
-    a gigabyte, and looking for them in it takes longer than making them. Call it before the first computation.
+    a gigabyte, and few of them are met again before they have had to go. Call it before the first computation.
     """
     for name in _CACHES:
         os.environ.setdefault(name, _NUM_KERNELS)
