@@ -45,4 +45,6 @@ def _needs_warm_ranks(file: str) -> bool:
 @pytest.hookimpl
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Who runs what. (The groups of pytest-xdist 3.8.0, `xdist_group`, do nothing under pytest 9.2.0.)"""
+    # In their order, which has the many small files last: by their numbers of tests, files of one long test would be.
+    config.option.loadscopereorder = False
     return _Chains(config, log)
