@@ -1,5 +1,6 @@
 """Fixtures of all tests, and how several processes share the tests (pytest-xdist)."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from hpcasync.launch.locate import find_launcher
+
+# Of all that tests start: jobs share the cores, and where a worker has two threads one that spins keeps a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
