@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _INT_MAX = 2**31 - 1
 # oneDNN's own cache of kernels, and that of torch's layer above it (ideep), each 1024 kernels large.
-_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _NUM_KERNELS = "32"
 
 
@@ -37,5 +37,5 @@ def limit_kernel_caches() -> None:
     A kernel is for one shape, and nearly every batch has its own. With 3.7 million parameters those of 1024 shapes hold
     a gigabyte, and few of them are met again before they have had to go. Call it before the first computation.
     """
-    for name in _CACHES:
+    for name in KERNEL_CACHES:
         os.environ.setdefault(name, _NUM_KERNELS)

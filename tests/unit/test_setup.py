@@ -76,7 +76,7 @@ def test_the_documented_extras_are_there() -> None:
     documented = re.findall(
         r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     )
-    assert len(documented) == 15
+    assert len(documented) == 16
     assert {*documented, "dev"} == set(metadata.metadata("hpcasync").get_all("Provides-Extra") or [])
 
 
