@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from update_cases import RATE, SIZES, Case, cases
+from update_cases import RATE, SIZES, Case, cases, check_sums
 
 from hpcasync import device_kernels
 from hpcasync.config.schema import OptimizerConfig
@@ -66,14 +66,7 @@ def test_an_update_of_several_programs_is_the_formula(here: None, size: int) -> 
 @settings(deadline=None, max_examples=15)
 @given(size=SIZES | st.just(5000), num_parts=st.integers(1, 6))
 def test_sums_and_their_squares(size: int, num_parts: int) -> None:
-    parts = list(torch.randn(num_parts, size, generator=torch.Generator().manual_seed(size)))
-    expected = parts[0]
-    for part in parts[1:]:
-        expected = expected + part
-    squares = float(expected.double().square().sum())
-    assert updates.sum_of_squares(parts) == pytest.approx(squares, rel=1e-12)
-    assert updates.sum_of_squares(parts, parts[0]) == pytest.approx(squares, rel=1e-12)
-    assert torch.equal(parts[0], expected), "in the order of the parts, into one of them"
+    check_sums(updates.sum_of_squares, size, num_parts)
 
 
 @by_c

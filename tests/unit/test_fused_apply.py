@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from update_cases import BETAS, RATE, SIZES, Case, cases
+from update_cases import BETAS, RATE, SIZES, Case, cases, check_sums
 
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server import fused_apply, kernel_library
@@ -93,14 +93,7 @@ def test_a_checkpoint_of_either_way_is_one_of_the_other(fused: bool) -> None:
 @settings(deadline=None, max_examples=40)
 @given(size=SIZES, num_parts=st.integers(1, 6))
 def test_sums_and_their_squares(size: int, num_parts: int) -> None:
-    parts = list(torch.randn(num_parts, size, generator=torch.Generator().manual_seed(size)))
-    expected = parts[0]
-    for part in parts[1:]:
-        expected = expected + part
-    squares = float(expected.double().square().sum())
-    assert fused_apply.sum_of_squares(parts) == pytest.approx(squares, rel=1e-12)
-    assert fused_apply.sum_of_squares(parts, parts[0]) == pytest.approx(squares, rel=1e-12)
-    assert torch.equal(parts[0], expected), "in the order of the parts, into one of them"
+    check_sums(fused_apply.sum_of_squares, size, num_parts)
 
 
 def test_other_optimizers_are_torchs() -> None:

@@ -1,5 +1,8 @@
 """Updates of a block by a kernel, by torch's operations and by their formula."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -67,3 +70,15 @@ def cases(draw: st.DrawFn) -> Case:
     )
     weight, lookahead = draw(st.sampled_from([0.1, 0.8])), draw(st.sampled_from([0.0, 0.75, 1.5]))
     return Case(draw(SIZES), draw(st.integers(1, 7)), config, weight, lookahead)
+
+
+def check_sums(sum_of_squares: Callable[..., float], size: int, num_parts: int) -> None:
+    """Vectors are added in their order, into one of them if that is asked for; squares are summed in float64."""
+    parts = list(torch.randn(num_parts, size, generator=torch.Generator().manual_seed(size)))
+    expected = parts[0]
+    for part in parts[1:]:
+        expected = expected + part
+    squares = float(expected.double().square().sum())
+    assert sum_of_squares(parts) == pytest.approx(squares, rel=1e-12)
+    assert sum_of_squares(parts, parts[0]) == pytest.approx(squares, rel=1e-12)
+    assert torch.equal(parts[0], expected), "in the order of the parts, into one of them"
