@@ -27,13 +27,23 @@ class Backoff:
 
     Args:
         longest_seconds: of a sleep.
+        quick_seconds: sleeps grow to it step by step.
+        part_of_wait: beyond that a sleep is such a part of the wait.
     """
 
     # Of this process: waits that are to begin with a sleep, for something computes on its core.
     _num_shy_waits = 0
 
-    def __init__(self, longest_seconds: float = SHORT_SECONDS) -> None:
+    def __init__(
+        self,
+        longest_seconds: float = SHORT_SECONDS,
+        *,
+        quick_seconds: float = SHORT_SECONDS,
+        part_of_wait: float = _PART_OF_WAIT,
+    ) -> None:
         self._longest_seconds = longest_seconds
+        self._quick_seconds = quick_seconds
+        self._part_of_wait = part_of_wait
         self._num_turns = _NUM_TURNS
         self._num_idle = 0
         self._idle_since = 0.0
@@ -72,9 +82,9 @@ class Backoff:
             self._num_turns = self._num_idle
 
     def _next_seconds(self) -> float:
-        growing = min(SHORT_SECONDS, _STEP_SECONDS * (self._num_idle - self._num_turns))
+        growing = min(self._quick_seconds, _STEP_SECONDS * (self._num_idle - self._num_turns))
         waited = time.monotonic() - self._idle_since
-        return max(growing, waited * _PART_OF_WAIT)
+        return max(growing, waited * self._part_of_wait)
 
 
 def make_progress(comm: MPI.Intracomm) -> None:
