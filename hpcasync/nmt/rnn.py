@@ -28,6 +28,8 @@ from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.packing import select_rows
 
 LstmState = tuple[Tensor, Tensor]  # hidden and cell, each [1, N, dim]
+# Autocast takes float16 for recurrent layers there, whatever it was told (torch's aten/src/ATen/cudnn/AutocastRNN.cpp).
+_ALWAYS_FLOAT16 = ("cuda",)
 
 
 @dataclass
@@ -133,15 +135,28 @@ class RecurrentModel(TranslationModel):
         return embedded
 
 
+class Lstm(nn.LSTM):
+    """torch's; in float32 where autocast is to take bfloat16, and would take float16, beyond whose range sums get."""
+
+    def forward(self, stream: Tensor, state: LstmState | None = None) -> tuple[Tensor, LstmState]:  # type: ignore[override]
+        """As torch's, for padded sequences."""
+        device = stream.device.type
+        is_known = device not in _ALWAYS_FLOAT16 or not torch.is_autocast_enabled(device)
+        if is_known or torch.get_autocast_dtype(device) == torch.float16:
+            return super().forward(stream, state)
+        with torch.autocast(device, enabled=False):
+            return super().forward(stream.float(), state and (state[0].float(), state[1].float()))
+
+
 class Encoder(nn.Module):
     """One bidirectional LSTM layer, then residual LSTM layers of alternating direction."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, num_deep = config.dim, config.encoder_layers - 1
-        self.forwards = nn.LSTM(dim, dim // 2, batch_first=True)
-        self.backwards = nn.LSTM(dim, dim // 2, batch_first=True)
-        self.layers = nn.ModuleList(nn.LSTM(dim, dim, batch_first=True) for _ in range(num_deep))
+        self.forwards = Lstm(dim, dim // 2, batch_first=True)
+        self.backwards = Lstm(dim, dim // 2, batch_first=True)
+        self.layers = nn.ModuleList(Lstm(dim, dim, batch_first=True) for _ in range(num_deep))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_deep))
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -174,10 +189,10 @@ class Decoder(nn.Module):
         super().__init__()
         dim, num_deep = config.dim, config.decoder_layers - 1
         self.num_layers = config.decoder_layers
-        self.first = nn.LSTM(dim, dim, batch_first=True)
+        self.first = Lstm(dim, dim, batch_first=True)
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(config)
-        self.layers = nn.ModuleList(nn.LSTM(dim, dim, batch_first=True) for _ in range(num_deep))
+        self.layers = nn.ModuleList(Lstm(dim, dim, batch_first=True) for _ in range(num_deep))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_deep))
         self.norm = nn.LayerNorm(dim)  # applied by the model, to the positions that are no padding
         self.dropout = nn.Dropout(config.dropout)

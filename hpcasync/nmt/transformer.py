@@ -108,6 +108,7 @@ class Transformer(TranslationModel):
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile the layers' forward and backward passes in training: once for each shape of batches."""
         # Shapes are few (`data.shapes`). A layer of each kind has the code of all.
+        torch.backends.cuda.enable_cudnn_sdp(True)
         torch._dynamo.config.recompile_limit = _MOST_COMPILED
         encoder, decoder = (
             torch.compile(kind.forward, backend=backend, dynamic=False) for kind in (EncoderLayer, DecoderLayer)

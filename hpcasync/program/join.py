@@ -130,7 +130,8 @@ def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: t
             "run goes on from its checkpoints (resume=True)"
         )
     order = parameters_in_order(model, optimizer)
-    if device.type == "cuda" and any(parameter.device.type == "cpu" for parameter in order):
+    # Also from another GPU: where a program says "cuda", all ranks of a host mean the same one.
+    if device.type == "cuda" and any(parameter.device != device for parameter in order):
         model.to(device)
     return FlatParameters(model, order)
 

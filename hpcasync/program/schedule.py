@@ -14,6 +14,9 @@ from hpcasync.errors import UserError
 from hpcasync.ps.server.parameter_groups import ParameterGroup
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
+# How a step is computed where the program's parameters are; the servers' may be elsewhere.
+_OF_DEVICE: dict[str, Any] = {"foreach": None, "fused": None, "capturable": False}
+
 
 class Schedule:
     """What the optimizer's groups are set to for each update: every rank steps its own scheduler as updates are made.
@@ -56,7 +59,7 @@ class Schedule:
             while self._num_steps < num_batches // self.batches_per_step:
                 self._step()
             values = self._optimizer.param_groups[group]
-            return {name: value for name, value in values.items() if name != "params"}
+            return {name: value for name, value in _for_any_device(values).items() if name != "params"}
 
     def _step(self) -> None:
         setattr(self._optimizer, "_opt_called", True)  # noqa: B010 - torch warns otherwise: servers make its steps
@@ -129,8 +132,14 @@ def _same_kind(
         if name not in vars(other) and name not in ("step", "zero_grad"):
             setattr(other, name, value)
     other.state = defaultdict(dict)
-    other.param_groups = [{**optimizer.param_groups[group], "params": parameters}]
+    other.param_groups = [{**_for_any_device(optimizer.param_groups[group]), "params": parameters}]
     return other
+
+
+def _for_any_device(settings: dict[str, Any]) -> dict[str, Any]:
+    """A group's settings; a rate that is a tensor, as compiled and captured steps have, as a number."""
+    values = {name: _OF_DEVICE.get(name, value) for name, value in settings.items()}
+    return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -320,8 +320,8 @@ class Engine:
 
     def _num_private_copies(self, device: torch.device) -> int:
         options = self._options
-        # On a GPU, where nothing else can make room: parameters, Adam's two moments, the sum and a scratch vector.
-        num_copies = (5 + (options.ema_decay > 0)) if device.type == "cuda" else 0
+        # On a GPU, where nothing else can make room: parameters, Adam's two moments, the sum and two scratch vectors.
+        num_copies = (6 + (options.ema_decay > 0)) if device.type == "cuda" else 0
         if options.compensation and options.staleness_limit is not None:
             num_copies += DelayCompensation.num_copies(options.staleness_limit)
         return num_copies

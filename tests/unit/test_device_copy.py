@@ -69,6 +69,6 @@ def test_parameters_reach_the_device(device: torch.device) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
-def test_host_vectors_are_page_locked() -> None:
+def test_host_vectors_of_cuda_are_page_locked() -> None:
     device = torch.device("cuda")
     assert DeviceCopy(device).host(torch.zeros(10, device=device)).is_pinned()

@@ -153,6 +153,10 @@ def test_the_loss_and_its_gradients(
     assert (actual - expected).norm() < (1e-6 if low is None else 2e-2) * expected.norm()
 
 
+def test_what_is_tried_at_the_start_of_a_run_runs() -> None:
+    device_kernels.try_all(torch.device("cpu"))
+
+
 def test_the_kernels_compile_for_gpus() -> None:
     """Which needs none. No products are fused into sums: the bits would not be those of the host."""
     source = """
@@ -172,13 +176,16 @@ kernels = [
      dict(NUM_PARTS=3, IS_WRITTEN=True, BLOCK=4096)),
     (cross_entropy._softmax, {**softmax, "target_weight": "fp32"}, dict(IS_REPLACED=True, BLOCK=4096)),
 ]
-for capability in (80, 90):
+for capability in (75, 80, 90, 120):
     for kernel, signature, constants in kernels:
         named = {**signature, **dict.fromkeys(constants, "constexpr")}
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(ASTSource(kernel, named, constants), target, {"enable_fp_fusion": False})
         assert compiled.asm["cubin"]
         assert kernel is cross_entropy._softmax or "fma." not in compiled.asm["ptx"], compiled.asm["ptx"]
+    # What a warp reads of the target must not be what another has put in its place already.
+    ptx = compiled.asm["ptx"]
+    assert "ld.global.b16" not in ptx[ptx.rindex("bar.sync") : ptx.rindex("st.global.b32")], ptx
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=environment)

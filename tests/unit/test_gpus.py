@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hpcasync.config.schema import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.train.machine import gpus as module
 from hpcasync.train.machine.devices import plan_gpus
-from hpcasync.train.machine.gpus import Gpu, SeenGpus, choose_visible, narrow_to, see_gpus
+from hpcasync.train.machine.gpus import Gpu, SeenGpus, choose_visible, narrow_to, see_gpus, take
 from hpcasync.train.machine.resources import describe_gpus
 from hpcasync.train.machine.settle_roles import count_devices
 
@@ -81,7 +82,13 @@ def test_the_numa_node_of_a_gpu_is_read_by_its_address(tmp_path: Path) -> None:
             "library version mismatch",
         ),
         ("echo 'No devices were found'; exit 6", False, ""),
+        ("exec sleep 60", True, "has not answered in 1 s"),
         (f"printf '{LISTING}'", True, "" if torch.version.cuda else "this torch is a build for the CPU"),
+        (
+            f"printf '{LISTING}'; echo 'WARNING: infoROM is corrupted at gpu 0000:18:00.0'; exit 14",
+            True,
+            "" if torch.version.cuda else "NVIDIA H100, but this torch is a build for the CPU",
+        ),
     ],
 )
 def test_a_driver_without_a_gpu_to_use_is_a_problem(
@@ -93,6 +100,7 @@ def test_a_driver_without_a_gpu_to_use_is_a_problem(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin" if script else str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(module, "_DRIVER", tmp_path if has_driver else tmp_path / "none")
+    monkeypatch.setattr(module, "_MOST_SECONDS", 1)
     seen = see_gpus()
     assert problem in seen.problem and bool(seen.problem) == bool(problem)
 
@@ -191,3 +199,44 @@ def test_a_process_sees_its_own_gpu_alone_from_the_start() -> None:
         "see_gpus(); assert not torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()"
     )
     subprocess.run([sys.executable, "-c", source], check=True)
+
+
+class StartedCuda:
+    """A recording stand-in of torch.cuda, for what no CPU shows: CUDA looks at the variable once, when it starts."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, saw: str) -> None:
+        """`saw`: what the variable was then; empty: it has not started."""
+        self._saw = saw
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch._C, "_cuda_getDeviceCount", lambda: len(self._uuids()), raising=False)
+        patch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=self._uuids()[index]))
+
+    def _uuids(self) -> list[str]:
+        self._saw = self._saw or os.environ["CUDA_VISIBLE_DEVICES"]
+        return [f"uuid-{word}" for word in self._saw.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("saw", "visible", "number", "left"),
+    [("", "2", 0, "2"), ("2", "2", 0, "2"), ("0,2,3", "2", 1, "0,2,3"), ("3,2", "3", 0, "3,2")],
+)
+def test_a_program_may_have_started_cuda_before(
+    monkeypatch: pytest.MonkeyPatch, saw: str, visible: str, number: int, left: str
+) -> None:
+    """`torch.cuda.is_available()` is enough; without more, each rank of a host would take the first GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", saw or "0,1,2,3")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    StartedCuda(monkeypatch, saw)
+    assert take(Gpu(visible, f"GPU-uuid-{visible}", "H100")) == number
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_a_gpu_that_cuda_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    StartedCuda(monkeypatch, "0,1")
+    with pytest.raises(UserError, match=r"cannot use H100 GPU-uuid-2: CUDA was started before hpcasync chose it"):
+        take(Gpu("2", "GPU-uuid-2", "H100"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"cannot use H100 GPU-uuid-1: compare it with `nvidia-smi`"):
+        take(Gpu("1", "GPU-uuid-1", "H100"))

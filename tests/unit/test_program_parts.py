@@ -31,6 +31,7 @@ from hpcasync.program.streams import SplitOrder, StreamPlan
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.server.parameter_groups import ParameterGroup, cut_in_blocks
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
+from hpcasync.ps.start_checks import require_elementwise
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.files import write_snapshot
 
@@ -234,6 +235,25 @@ def test_servers_step_groups_as_the_optimizer_does(kind: str, num_shards: int) -
                 shard.load_state_tensors(tensors)
     for mine, other in zip(plain.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"capturable": True, "lr": torch.tensor(0.01)}, {"fused": True, "lr": 0.01}])
+def test_servers_step_alike_whatever_device_the_optimizer_was_made_for(options: dict[str, Any]) -> None:
+    """Captured steps are a GPU's alone, and their rate is a tensor."""
+    ours, plain = nn.Linear(4, 4), nn.Linear(4, 4)
+    plain.load_state_dict(ours.state_dict())
+    optimizer = torch.optim.AdamW(ours.parameters(), **options)
+    expected = torch.optim.AdamW(plain.parameters(), lr=0.01)
+    flat = FlatParameters(ours)
+    (group,) = Schedule(optimizer, []).groups(flat)
+    require_elementwise(group.make_optimizer, torch.device("cpu"))
+    for parameter in plain.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    expected.step()
+    shard = ShardState(flat.parameters, [group], fused=False)
+    shard.apply(blocks_of(torch.ones_like(flat.parameters)), scale=1.0, learning_rate=0.0, version=1)
+    for mine, other in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(other, mine)
 
 
 def test_a_scheduler_of_epochs_makes_a_step_after_each() -> None:

@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from hpcasync.config.model import ModelConfig
 from hpcasync.errors import UserError
+from hpcasync.nmt import rnn
 from hpcasync.nmt.build import build_model
-from hpcasync.nmt.rnn import RecurrentModel, reversal
+from hpcasync.nmt.rnn import Lstm, RecurrentModel, reversal
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 PAD, BOS, EOS = 0, 2, 3
@@ -158,3 +159,25 @@ def test_parameters_may_live_in_one_vector() -> None:
     # To first order, the loss falls by the step times the squared norm of the gradient.
     expected = 0.001 * float(flat.gradient.square().sum())
     assert float(loss.detach() - after.detach()) == pytest.approx(expected, rel=0.2)
+
+
+def test_recurrent_layers_are_computed_in_float32_where_autocast_would_take_float16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU; on the CPU autocast takes what it is told."""
+    layer, stream = Lstm(8, 8, batch_first=True), torch.randn(3, 5, 8)
+    state = torch.zeros(1, 3, 8), torch.zeros(1, 3, 8)
+    expected, _ = layer(stream, state)
+
+    def by_autocast(dtype: torch.dtype) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            output: Tensor = layer(stream.to(dtype), (state[0].to(dtype), state[1].to(dtype)))[0]
+        return output
+
+    assert by_autocast(torch.bfloat16).dtype == torch.bfloat16
+    monkeypatch.setattr(rnn, "_ALWAYS_FLOAT16", ("cpu",))
+    in_bfloat16 = by_autocast(torch.bfloat16)
+    assert in_bfloat16.dtype == torch.float32
+    assert torch.equal(in_bfloat16, layer(stream.bfloat16().float(), state)[0])
+    torch.testing.assert_close(in_bfloat16, expected, rtol=0.02, atol=0.02)
+    assert by_autocast(torch.float16).dtype == torch.float16, "its gradients are scaled"

@@ -88,7 +88,7 @@ def _is_host(device: torch.device) -> bool:
 
 def _step(parts: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor | None], coefficients: dict[str, float]) -> None:
     if not _is_host(parts[0].device):
-        _device_updates().step(parts, arrays, list(coefficients.values()))
+        _device_updates().step(parts, arrays, list(map(float, coefficients.values())))
         return
     library, _ = load()
     assert library is not None

@@ -58,7 +58,6 @@ class HostSums:
         ranks, size = self._link.roles.server_ranks, self._link.own_shard.size
         outgoing = {} if self._is_empty else {ranks[server]: total.whole() for server, total in self._sums.items()}
         sources = [ranks[server] for server in sorted(self._sources)]
-        self._link.data.sync()  # they leave when they have been computed
         received = self._messages.exchange(outgoing, sources, size, self._link.make_progress)
         self.clear()
         return received

@@ -16,6 +16,9 @@ from hpcasync.ps.server.parameter_groups import Optimizers, cut_in_blocks, group
 # Vectors whose sum is elements [start, stop) of a gradient; they may lie where workers put them, and stay as they are.
 GradientBlocks = Callable[[int, int], list[torch.Tensor]]
 
+# Of a GPU, squared at a time in float64 where no kernel does it: the copy takes twice their memory.
+_SQUARED_ELEMENTS = 1 << 26
+
 # Elements stepped at a time: the block's arrays stay in cache between the sum, the step and the copy to the workers,
 # and a server can serve MPI between blocks.
 BLOCK_ELEMENTS = 1 << 19
@@ -159,10 +162,14 @@ def blocks_of(vector: torch.Tensor) -> GradientBlocks:
 
 
 def squared_norm(vector: torch.Tensor) -> float:
-    """Sum of squares of a vector, accumulated over blocks in float64; on a GPU in one pass, and waited for once."""
+    """Sum of squares of a vector, accumulated over blocks in float64; a GPU is waited for once."""
+    is_fused = fused_apply.is_available(vector.device) and fused_apply.is_plain(vector, vector.device)
     if vector.device.type != "cpu":
-        return float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
-    is_fused = fused_apply.is_available() and fused_apply.is_plain(vector)
+        if is_fused:
+            return fused_apply.sum_of_squares([vector])
+        blocks = torch.split(vector, _SQUARED_ELEMENTS)
+        norms = torch.stack([torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks])
+        return float(norms.dot(norms))
     square = (
         (lambda block: fused_apply.sum_of_squares([block])) if is_fused else (lambda block: float(block.dot(block)))
     )

@@ -36,7 +36,7 @@ class SumMessages:
         """Send float32 sums to their owners' ranks, and wait for as many as there are sources.
 
         Args:
-            outgoing: by rank; they must have been computed.
+            outgoing: by rank.
             sources: ranks that send a sum of this server's shard now.
             size: elements of it.
             make_progress: called while this waits.
@@ -45,22 +45,25 @@ class SumMessages:
             those of the sources, in their order, on the device; good until the next call.
         """
         arriving = [self._memory_for(rank, size, is_sent=False) for rank in sources]
+        leaving = {rank: self._staged(rank, total) for rank, total in outgoing.items()}
+        self._wait_for_device()
         streams: list[IncomingStream | OutgoingStream] = [
             IncomingStream(self._comm, rank, _TAG, memory) for rank, memory in zip(sources, arriving, strict=True)
         ]
-        streams += [self._send(rank, total) for rank, total in outgoing.items()]
+        streams += [self._send(rank, memory) for rank, memory in leaving.items()]
         waiting = Backoff()
         while streams := [stream for stream in streams if not stream.advance()]:
             make_progress()
             waiting.wait()
         return [memory.to(self._device) for memory in arriving]
 
-    def _send(self, rank: int, total: torch.Tensor) -> OutgoingStream:
-        memory = total
-        if not self._is_direct or self._dtype != total.dtype:
-            # Converted where it is: less has to be copied.
-            memory = self._memory_for(rank, total.numel(), is_sent=True).copy_(total.to(self._dtype))
-            self._wait_for_copy()
+    def _staged(self, rank: int, total: torch.Tensor) -> torch.Tensor:
+        """Where a sum leaves from; converted where it is: less has to be copied."""
+        if self._is_direct and self._dtype == total.dtype:
+            return total
+        return self._memory_for(rank, total.numel(), is_sent=True).copy_(total.to(self._dtype))
+
+    def _send(self, rank: int, memory: torch.Tensor) -> OutgoingStream:
         raw = memory.view(torch.uint8)
         return OutgoingStream(self._comm, rank, _TAG, raw.numel(), lambda start, stop: raw[start:stop])
 
@@ -72,6 +75,7 @@ class SumMessages:
             self._memory[key] = torch.empty(size, dtype=self._dtype, device=device, pin_memory=is_staged)
         return self._memory[key]
 
-    def _wait_for_copy(self) -> None:
+    def _wait_for_device(self) -> None:
+        """MPI looks at no stream: what it sends must be there, and nobody else at work where it receives."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

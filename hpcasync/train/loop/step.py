@@ -43,6 +43,7 @@ class GradientStep:
         self._ahead: tuple[int, Batch] | None = None
         if self._device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # of recurrent layers; by default it is
         # torch's first scale suits mean losses. Ours is a sum over tokens, and overflows with it by so many times.
         first_scale = _FP16_SCALE / 2 ** math.ceil(math.log2(config.data.batch_tokens))
         is_fp16 = config.precision == "fp16"

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import torch
 
+from hpcasync.errors import UserError
+
 # For the process that scores snapshots: CUDA_VISIBLE_DEVICES of its GPU; empty: the CPU.
 SCORING_GPU_VARIABLE = "HPCASYNC_SCORING_GPU"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _QUERY = ("nvidia-smi", "--query-gpu=uuid,pci.bus_id,name", "--format=csv,noheader")
 _DEVICES = Path("/sys/bus/pci/devices")
 _DRIVER = Path("/proc/driver/nvidia/version")
+# A GPU that has failed can keep it waiting for ever.
+_MOST_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,12 @@ def see_gpus() -> SeenGpus:
     """The GPUs that this process may use, in CUDA's order."""
     if shutil.which(_QUERY[0]) is None:
         return SeenGpus(problem="there is a driver, but no nvidia-smi" if _DRIVER.exists() else "")
-    listed = subprocess.run(_QUERY, capture_output=True, text=True)
-    if listed.returncode:
+    try:
+        listed = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return SeenGpus(problem=f"nvidia-smi has not answered in {_MOST_SECONDS} s")
+    # It fails, too, for what keeps no GPU from computing, such as a damaged information ROM.
+    if listed.returncode and not _fields_of(listed.stdout):
         said = (listed.stdout + listed.stderr).strip().splitlines() or ["nothing"]
         return SeenGpus(problem=f"nvidia-smi fails: {said[0]}" if _DRIVER.exists() else "")
     gpus = choose_visible(listed.stdout, os.environ)
@@ -61,8 +69,7 @@ def see_gpus() -> SeenGpus:
 
 def choose_visible(listing: str, environment: Mapping[str, str], devices: Path = _DEVICES) -> tuple[Gpu, ...]:
     """Those of nvidia-smi's list that CUDA_VISIBLE_DEVICES leaves, in its order."""
-    fields = [line.split(", ", 2) for line in listing.splitlines() if line.count(", ") >= 2]
-    every = [Gpu(uuid, uuid, name, _node_of(bus_id, devices)) for uuid, bus_id, name in fields]
+    every = [Gpu(uuid, uuid, name, _node_of(bus_id, devices)) for uuid, bus_id, name in _fields_of(listing)]
     if _VISIBLE not in environment:
         return tuple(every)
     chosen = []
@@ -75,6 +82,10 @@ def choose_visible(listing: str, environment: Mapping[str, str], devices: Path =
             named = [gpu for gpu in every if gpu.uuid.startswith(word)]
             chosen.append(replace(named[0], visible=word) if named else Gpu(word, word, "part of a GPU"))
     return tuple(chosen)
+
+
+def _fields_of(listing: str) -> list[list[str]]:
+    return [line.split(", ", 2) for line in listing.splitlines() if line.count(", ") >= 2]
 
 
 def _node_of(bus_id: str, devices: Path) -> int | None:
@@ -92,3 +103,27 @@ def narrow_to(gpu: Gpu | str, environment: "dict[str, str] | os._Environ[str]" =
     # Numbers then mean what they mean to nvidia-smi.
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     environment[_VISIBLE] = gpu if isinstance(gpu, str) else gpu.visible
+
+
+def take(gpu: Gpu) -> int:
+    """Narrow this process to a GPU; returns its number for torch.
+
+    That is 0, unless something has started CUDA already (`torch.cuda.is_available` does): then all that it saw stays.
+
+    Raises:
+        UserError: torch cannot use it.
+    """
+    before = os.environ.get(_VISIBLE)
+    narrow_to(gpu)
+    number = torch._C._cuda_getDeviceCount() if torch.cuda.is_available() else 0  # by CUDA, not by the variable
+    if number == 1:
+        return 0
+    if before is None:
+        del os.environ[_VISIBLE]
+    else:
+        os.environ[_VISIBLE] = before
+    for index in range(number):
+        if str(torch.cuda.get_device_properties(index).uuid) == gpu.uuid.partition("-")[2]:
+            return index
+    why = "CUDA was started before hpcasync chose it, and sees others" if number else "compare it with `nvidia-smi`"
+    raise UserError(f"torch, built for CUDA {torch.version.cuda}, cannot use {gpu}: {why}")

@@ -14,7 +14,7 @@ from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import are_own, bind, describe_cores, numa_nodes, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
-from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus
+from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, see_gpus, take
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ def _start_gpu(gpu: Gpu | None, roles: Roles, rank: int) -> torch.device:
     """Let this process see its GPU alone: other contexts on it would only take memory."""
     if gpu is None:
         return torch.device("cpu")
-    narrow_to(gpu)
-    if not torch.cuda.is_available():
+    try:
+        device = torch.device("cuda", take(gpu))
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).item()  # it may be another process's alone, or too old for this torch
+    except (RuntimeError, UserError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"torch, built for CUDA {torch.version.cuda}, cannot use {gpu} of {roles.hosts[rank]} (rank {rank}): "
-            "compare `nvidia-smi` with that version, or use device=cpu; see `hpcasync doctor`"
-        )
-    device = torch.device("cuda", 0)
-    torch.cuda.set_device(device)
+            f"rank {rank} cannot compute on {gpu} of {roles.hosts[rank]}: {said}; use device=cpu (a server: "
+            "roles.server_device=cpu), or see `hpcasync doctor`"
+        ) from error
     return device

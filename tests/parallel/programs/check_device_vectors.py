@@ -3,11 +3,13 @@
     mpirun -n 4 python -m mpi4py check_device_vectors.py cpu|cuda
 
 With windows of MPI they travel by way of the host, with mapped ones between two nodes; `cpu` then takes vectors of the
-CPU for ones of a device, so that the same copies are made. Within a node mapped gradients are computed where servers
-read them. Every version is one number. Two servers: on two nodes each worker has one of them beside it.
+CPU for ones of a device, so that the same copies are made, and as late as a device may make them. Within a node mapped
+gradients are computed where servers read them. Every version is one number. Two servers: on two nodes each worker has
+one of them beside it.
 """
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from mpi4py import MPI
 from pretended_nodes import on_nodes
 
 from hpcasync.choices import GradientFormat, WindowKind
+from hpcasync.comm.shards import Shard
 from hpcasync.ps import engine
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
@@ -24,6 +27,7 @@ from hpcasync.ps.transport.link import Link, LinkOptions
 from hpcasync.ps.transport.sum_messages import SumMessages
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
+from hpcasync.ps.worker.device_copy import DeviceCopy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
 NUM_UPDATES = 40
@@ -58,8 +62,38 @@ CASES = (
 )
 
 
+class LateCopy(DeviceCopy):
+    """What is to reach the host is not there before it has been waited for."""
+
+    def to_host(self, vector: torch.Tensor, part: Shard, dtype: torch.dtype | None = None) -> Callable[[], None]:
+        bounds = slice(part.start, part.stop)
+        host = self.host(vector, dtype)[bounds].fill_(torch.nan)
+
+        def wait() -> None:
+            host.copy_(vector[bounds])
+
+        return wait
+
+
+class LateSums(SumMessages):
+    """Sums are staged late, too."""
+
+    def _staged(self, rank: int, total: torch.Tensor) -> torch.Tensor:
+        memory = super()._staged(rank, total)
+        self.late = [*self.__dict__.get("late", []), (memory, memory.clone())]
+        return memory.fill_(torch.nan)
+
+    def _wait_for_device(self) -> None:
+        for memory, values in self.__dict__.pop("late", []):
+            memory.copy_(values)
+
+
 class HostClient(Client):
     """A client that takes vectors of the CPU for ones of a GPU."""
+
+    def _copies(self, vector: torch.Tensor) -> DeviceCopy:
+        self._device_copy = self._device_copy or LateCopy(vector.device)
+        return self._device_copy
 
     def reaches(self, vector: torch.Tensor) -> bool:
         return self._link.is_mapped
@@ -73,7 +107,7 @@ class HostLink(Link):
 
     def make_sum_messages(self, device: torch.device) -> SumMessages:
         assert self._messages is not None
-        return SumMessages(self._messages, self._sum_dtype, device, is_direct=False)
+        return LateSums(self._messages, self._sum_dtype, device, is_direct=False)
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
