@@ -19,7 +19,7 @@ from hpcasync.bench.computation import compute_for
 from hpcasync.bench.jobs import RESULT
 from hpcasync.comm.mpi import library_name
 from hpcasync.config.schema import OptimizerConfig
-from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.engine import Engine, EngineOptions, EngineSetup
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Update
@@ -64,7 +64,8 @@ def main(num_elements: int, num_updates: int, compute_seconds: float) -> None:
     flat = FlatParameters(torch.nn.ParameterList([torch.zeros(num_elements)]))
     times = _Times(num_updates + _WARM_UP)
     options = EngineOptions(pull="applied")
-    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options, timeline=times)
+    setup = EngineSetup(timeline=times)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options, setup)
     steps = None
     if engine.is_server:
         engine.serve(times, times)

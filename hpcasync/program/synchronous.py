@@ -27,8 +27,7 @@ class ProgramSynchronous(SynchronousPart):
     def __init__(
         self, run: Run, collectives: Collectives, task: ProgramTask, messages: Messages, worker: Worker
     ) -> None:
-        for group in task.optimizers:
-            require_elementwise(group.make_optimizer, task.flat.parameters.device)
+        require_elementwise(task.optimizers, task.flat.parameters.device)
         super().__init__(run, collectives)
         self._task = task
         self._messages = messages

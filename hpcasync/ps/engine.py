@@ -39,7 +39,7 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
 from hpcasync.ps.server.follower import Follower
-from hpcasync.ps.server.parameter_groups import Optimizers, groups_of
+from hpcasync.ps.server.parameter_groups import Optimizers
 from hpcasync.ps.server.shard_server import initial_shard
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.start_checks import require_elementwise, require_same_training
@@ -48,6 +48,8 @@ from hpcasync.ps.worker.buffers import Buffers
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import owner_of
 from hpcasync.timeline import Timeline
+
+_CPU = torch.device("cpu")
 
 
 class RunObserver(Observer, Protocol):
@@ -91,6 +93,30 @@ class EngineOptions:
     link: LinkOptions = field(default_factory=LinkOptions)
 
 
+@dataclass(frozen=True)
+class EngineSetup:
+    """What a rank brings to a job beside its options; most programs need none of it.
+
+    Attributes:
+        roles: who does what, the same on all ranks; default: servers are spread over the hosts.
+        version: number of updates made before (resume).
+        counts: of gradients before, at the coordinator; counted on.
+        timeline: records what this rank does.
+        server_device: where a server holds its shard, its optimizer state and sums.
+        on_start: called when all ranks are ready, before anything is trained.
+        carries_buffers: the module's buffers are brought to all ranks at the end; otherwise they are the caller's to
+            bring, which they are to be where workers may die.
+    """
+
+    roles: Roles | None = None
+    version: int = 0
+    counts: PushCounts = field(default_factory=PushCounts)
+    timeline: Timeline = field(default_factory=Timeline)
+    server_device: torch.device = _CPU
+    on_start: Callable[[], None] = lambda: None
+    carries_buffers: bool = True
+
+
 class Engine:
     """A rank's part in an asynchronous job, in whichever role it has (built collectively).
 
@@ -100,14 +126,7 @@ class Engine:
         optimizers: build the optimizer of a block of parameters, which must work element by element; or groups of
             parameters, each with its own (`ps.server.parameter_groups`).
         options: the same on all ranks.
-        roles: who does what; default: servers are spread over the hosts.
-        version: number of updates made before (resume).
-        counts: of gradients before, at the coordinator; counted on.
-        timeline: records what this rank does.
-        server_device: where a server holds its shard, its optimizer state and sums; default: CPU.
-        on_start: called when all ranks are ready, before anything is trained.
-        carries_buffers: the module's buffers are brought to all ranks at the end; otherwise they are the caller's to
-            bring, which they are to be where workers may die.
+        setup: this rank's.
 
     Raises:
         UserError: on every rank, if there are too few ranks, a host has too little memory for the windows, ranks would
@@ -120,34 +139,25 @@ class Engine:
         parameters: torch.Tensor,
         optimizers: Optimizers,
         options: EngineOptions,
-        *,
-        roles: Roles | None = None,
-        version: int = 0,
-        counts: PushCounts | None = None,
-        timeline: Timeline | None = None,
-        server_device: torch.device | None = None,
-        on_start: Callable[[], None] = lambda: None,
-        carries_buffers: bool = True,
+        setup: EngineSetup | None = None,
     ) -> None:
+        setup = setup or EngineSetup()
         self._comm = comm
-        self._on_start = on_start
+        self._setup = setup
         self._options = options
-        self._version = version
-        self._timeline = Timeline() if timeline is None else timeline
-        self.counts = PushCounts() if counts is None else counts
-        self.roles = assign_roles(gather_hosts(comm), options.num_servers) if roles is None else roles
+        self.counts = setup.counts
+        self.roles = setup.roles or assign_roles(gather_hosts(comm), options.num_servers)
         require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
-        self._buffers = self._carried_buffers(parameters) if carries_buffers else None
-        collectively(comm, lambda: self._check_optimizers(optimizers, server_device))
-        is_server = comm.rank in self.roles.server_ranks
-        shard_device = server_device or torch.device("cpu")
+        self._buffers = self._carried_buffers(parameters) if setup.carries_buffers else None
+        is_server = self.roles.is_server(comm.rank)
+        collectively(comm, lambda: require_elementwise(optimizers, setup.server_device) if is_server else None)
         self._link = Link(
             comm,
             self.roles,
             parameters.numel(),
             options.link,
-            device=shard_device if is_server else parameters.device,
-            private_copies=self._num_private_copies(shard_device),
+            device=setup.server_device if is_server else parameters.device,
+            private_copies=self._num_private_copies(setup.server_device),
             mirrored_vectors=self._num_mirrored_vectors(parameters),
             may_lose_workers=options.may_lose_workers,
         )
@@ -158,7 +168,7 @@ class Engine:
         else:
             shard = self._link.shards[self._link.server_index]
             self._state = ShardState(
-                initial_shard(parameters, shard, server_device),
+                initial_shard(parameters, shard, setup.server_device),
                 optimizers,
                 start=shard.start,
                 ema_decay=options.ema_decay,
@@ -214,13 +224,13 @@ class Engine:
         if options.compensation:
             assert options.staleness_limit is not None
             compensation = DelayCompensation(
-                options.compensation, options.staleness_limit, self._state.parameters, self._version
+                options.compensation, options.staleness_limit, self._state.parameters, self._setup.version
             )
         if self._link.server_index > 0:
             follower = Follower(
-                self._link, self._state, saver, clip_norm=clip_norm, version=self._version, compensation=compensation
+                self._link, self._state, saver, clip_norm=clip_norm, version=self._setup.version, compensation=compensation
             )
-            follower.timeline = self._timeline
+            follower.timeline = self._setup.timeline
             self.start()
             follower.run()
             self._carry_buffers()
@@ -232,7 +242,7 @@ class Engine:
             pull_applied=options.pull == "applied",
             fresh_updates=options.fresh_updates,
             staleness=make_policy(options.staleness_limit, options.staleness_policy),
-            version=self._version,
+            version=self._setup.version,
             counts=self.counts,
         )
         assert (survival is not None) == options.may_lose_workers
@@ -246,7 +256,7 @@ class Engine:
             compensation=compensation,
             lookahead=options.lookahead,
         )
-        coordinator.timeline = self._timeline
+        coordinator.timeline = self._setup.timeline
         self.start()
         observer.begin()
         coordinator.run()
@@ -257,7 +267,7 @@ class Engine:
     def start(self) -> None:
         """Workers call this before their first pull; the servers have published the first version then."""
         self._comm.Barrier()
-        self._on_start()
+        self._setup.on_start()
 
     def close(self, exit_code: int = 0) -> int:
         """Wait for all ranks without keeping a core busy, and free the windows (collective).
@@ -279,11 +289,6 @@ class Engine:
         wait_for_all(self._comm)
         self._link.free()
         return int(self._comm.bcast(exit_code, root=self._link.coordinator_rank))
-
-    def _check_optimizers(self, optimizers: Optimizers, device: torch.device | None) -> None:
-        if self._comm.rank in self.roles.server_ranks:
-            for group in groups_of(optimizers, 0):
-                require_elementwise(group.make_optimizer, device or torch.device("cpu"))
 
     def _carried_buffers(self, parameters: torch.Tensor) -> Buffers | None:
         """The module's buffers, if it has any."""

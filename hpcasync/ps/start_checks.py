@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from hpcasync.errors import UserError
 from hpcasync.ps.server.adam import EagerAdam
-from hpcasync.ps.server.parameter_groups import OptimizerFactory
+from hpcasync.ps.server.parameter_groups import OptimizerFactory, Optimizers, groups_of
 from hpcasync.ps.worker.flat_parameters import owner_of
 
 # Of the vector that an optimizer is tried on: two blocks of a multiple of what one instruction holds.
@@ -64,13 +64,18 @@ def _first_other(values: Sequence[object]) -> int:
     return next((number for number, value in enumerate(values) if value != values[0]), 0)
 
 
-def require_elementwise(make_optimizer: OptimizerFactory, device: torch.device) -> None:
-    """Try an optimizer on a small vector, whole and in halves.
+def require_elementwise(optimizers: Optimizers, device: torch.device) -> None:
+    """Try every group's optimizer on a small vector, whole and in halves.
 
     Raises:
         UserError: it has other groups than one of all that it is given, cannot make a step on gradients alone, or steps
             an element by what is in others.
     """
+    for group in groups_of(optimizers, 0):
+        _require_elementwise(group.make_optimizer, device)
+
+
+def _require_elementwise(make_optimizer: OptimizerFactory, device: torch.device) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1, device=device))
     if isinstance(optimizer := make_optimizer([parameter]), EagerAdam):
         _require_one_group(optimizer, parameter)

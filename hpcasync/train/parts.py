@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from hpcasync.comm.mpi import require_threads
 from hpcasync.comm.waiting import wait_for_all
-from hpcasync.ps.engine import Engine
+from hpcasync.ps.engine import Engine, EngineSetup
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.train.engine_options import engine_options
 from hpcasync.train.loop.exchange import Exchange
@@ -79,11 +79,7 @@ def _make_engine(run: Run) -> Engine:
         fresh_updates=task.fresh_updates(ranks.num_workers),
         may_lose_workers=ranks.deaths.may_lose_workers,
     )
-    engine = Engine(
-        ranks.comm,
-        task.flat.parameters,
-        task.optimizers,
-        options,
+    setup = EngineSetup(
         roles=ranks.roles,
         version=run.state.counters.num_updates,
         counts=run.state.counts,
@@ -92,6 +88,7 @@ def _make_engine(run: Run) -> Engine:
         on_start=ranks.deaths.begin,
         carries_buffers=not ranks.deaths.may_lose_workers,
     )
+    engine = Engine(ranks.comm, task.flat.parameters, task.optimizers, options, setup)
     run.load(engine.load)
     return engine
 

@@ -143,6 +143,9 @@ def test_modules_and_functions_are_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
+                if node.name == "__init__":
+                    num_parameters = len([*node.args.args, *node.args.kwonlyargs]) - 1
+                    assert num_parameters <= 8, f"{path}:{node.lineno} takes {num_parameters} parameters"
 
 
 def test_nothing_is_loaded_by_pickle() -> None:

@@ -161,6 +161,6 @@ class ShardServer:
         return vector
 
 
-def initial_shard(vector: torch.Tensor, shard: Shard, device: torch.device | None = None) -> torch.Tensor:
-    """A server's own copy of its shard of the flat parameter vector, on a device (default: CPU)."""
-    return vector[shard.start : shard.stop].detach().to(torch.device("cpu") if device is None else device, copy=True)
+def initial_shard(vector: torch.Tensor, shard: Shard, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A server's own copy of its shard of the flat parameter vector, on a device."""
+    return vector[shard.start : shard.stop].detach().to(device, copy=True)

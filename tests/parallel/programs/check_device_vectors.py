@@ -20,7 +20,7 @@ from pretended_nodes import on_nodes
 from hpcasync.choices import GradientFormat, WindowKind
 from hpcasync.comm.shards import Shard
 from hpcasync.ps import engine
-from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.engine import Engine, EngineOptions, EngineSetup
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.link import Link, LinkOptions
@@ -142,7 +142,7 @@ def run(case: Case, device: str) -> None:
     link = LinkOptions(gradients=case.gradients, topk=1.0, window=case.window, host_sums=case.host_sums)
     options = EngineOptions(num_servers=2, pushes_per_update=2, clip_norm=1e6, link=link)
     comm = on_nodes(MPI.COMM_WORLD, case.num_nodes)
-    own = Engine(comm, flat.parameters, sgd, options, server_device=torch.device(device))
+    own = Engine(comm, flat.parameters, sgd, options, EngineSetup(server_device=torch.device(device)))
     observer = MinimalObserver(RATE, NUM_UPDATES)
     if own.is_server:
         own.serve(observer, observer)

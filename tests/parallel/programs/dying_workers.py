@@ -22,7 +22,7 @@ from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.data.batches import BatchPlan
 from hpcasync.deaths import host_watch as liveness
 from hpcasync.deaths.host_watch import LifeWatch
-from hpcasync.ps.engine import Engine, EngineOptions
+from hpcasync.ps.engine import Engine, EngineOptions, EngineSetup
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.lost_work import LostWork
@@ -140,8 +140,7 @@ def main() -> None:
         flat.parameters,
         lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         options,
-        roles=roles,
-        on_start=lambda: watch.may_lose(roles.worker_ranks),
+        EngineSetup(roles=roles, on_start=lambda: watch.may_lose(roles.worker_ranks)),
     )
     recording = Recording()
     if engine.is_coordinator:
