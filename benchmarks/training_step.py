@@ -89,8 +89,8 @@ def matmul_flops(model: ModelConfig, corpus: PreparedCorpus, pairs: NDArray[np.i
     attention, feed_forward = model.dim**2, 2 * model.dim * model.ffn_dim
     per_source = model.encoder_layers * (4 * attention + feed_forward) + model.decoder_layers * 2 * attention
     per_target = model.decoder_layers * (6 * attention + feed_forward) + len(corpus.target_vocabulary) * model.dim
-    source = corpus.train.source_lengths[pairs].astype(np.int64) + 1
-    target = corpus.train.target_lengths[pairs].astype(np.int64) + 1
+    source = corpus.train.source_file.lengths(0, len(corpus.train))[pairs].astype(np.int64) + 1
+    target = corpus.train.target_file.lengths(0, len(corpus.train))[pairs].astype(np.int64) + 1
     scores = model.encoder_layers * source @ source + model.decoder_layers * (target @ target + target @ source)
     return 6.0 * float(per_source * source.sum() + per_target * target.sum() + 2 * model.dim * scores)
 

@@ -11,6 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+
+from hpcasync.errors import UserError
 
 _WRITE_SECONDS = 2.0
 
@@ -100,6 +103,31 @@ class TimelineFile(Timeline):
         except OSError as error:
             self._is_open = False
             warnings.warn(f"cannot write {self._path}: {error.strerror}; the timeline ends here", stacklevel=2)
+
+
+def read_timelines(run_dir: Path) -> Iterator[Iterator[Any]]:
+    """What each rank of a run has recorded: objects and spans, as described above.
+
+    Raises:
+        UserError: a line is neither; while it is read.
+    """
+    yield from map(_read, sorted(run_dir.glob("timeline-*.jsonl")))
+
+
+def _read(path: Path) -> Iterator[Any]:
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            value = json.loads(line)
+            if not (isinstance(value, dict) or (isinstance(value, list) and len(value) >= 3)):
+                raise ValueError("it has no activity, start and duration")
+            yield value
+        except ValueError as error:
+            # Cut off by a crash: at the end, or before what a resumption appended after an empty line.
+            if number < len(lines) and lines[number] and not lines[number].startswith("{"):
+                raise UserError(f"{path}, line {number} is no span of a timeline ({error}): remove the line") from error
 
 
 def timeline_path(run_dir: Path, rank: int) -> Path:

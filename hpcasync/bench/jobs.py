@@ -5,8 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
+from hpcasync.launch.locate import find_launcher
 from hpcasync.launch.mpirun import JobLine
 from hpcasync.launch.process import FinishedJob, capture, environment_of_ranks
 
@@ -21,7 +23,7 @@ def run_ranks(
     *,
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+    hosts: NetworkHosts | None = None,
 ) -> Any:
     """Start `python *program` on ranks and return what one of them printed behind `RESULT`.
 
@@ -30,12 +32,12 @@ def run_ranks(
         program: arguments of this Python, for example ("-m", "package.module", "60000000").
         options: mpirun options, such as hosts.
         variables: environment beside the caller's.
-        prefix: command that starts mpirun where it is to run.
+        hosts: that ranks are spread over; default: this one.
 
     Raises:
         UserError: the job failed, with the end of what it printed.
     """
-    line, job = start_ranks(num_ranks, program, options=options, variables=variables, prefix=prefix)
+    line, job = start_ranks(num_ranks, program, options=options, variables=variables, hosts=hosts)
     if job.returncode or job.timed_out:
         why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
         raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
@@ -48,13 +50,16 @@ def start_ranks(
     *,
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+    hosts: NetworkHosts | None = None,
 ) -> tuple[JobLine, FinishedJob]:
     """Like `run_ranks`, however the job ends; returns what was started, too."""
     environment = environment_of_ranks() | dict(variables or {})
     command = (sys.executable, *program)
+    if hosts is not None:
+        options = (*hosts.mpirun_options(find_launcher().flavour, num_ranks), *options)
     line = job_line_here(num_ranks, command, environment=environment, options=options)
-    line = JobLine((*prefix, *line.argv), line.variables)
+    if hosts is not None:
+        line = JobLine(hosts.on(0, line.argv), line.variables)
     return line, capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
 
 

@@ -7,7 +7,8 @@ import os
 import random
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -135,6 +136,20 @@ class NetworkHosts:
         for path in (self._names, self.agent):
             path.unlink(missing_ok=True)
         self._directory.rmdir()
+
+
+@contextmanager
+def linked_hosts(link: str) -> Iterator[NetworkHosts]:
+    """Two hosts that a link of this speed joins.
+
+    Raises:
+        UserError: that is no speed, or no hosts can be made here.
+    """
+    bytes_per_second(link)
+    if reason := reason_to_skip():
+        raise UserError(f"--link makes two hosts on this machine: {reason}")
+    with NetworkHosts(2, link) as hosts:
+        yield hosts
 
 
 def bytes_per_second(rate: str) -> float:

@@ -1,13 +1,15 @@
 """`hpcasync bench step`: how much of a worker's time is not computation, in a real training run."""
 
-import json
 import statistics
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hpcasync.bench.rows import Row
 from hpcasync.bench.training import run_training_job
+from hpcasync.timeline import read_timelines
 
 _WARM_UP = 2
 
@@ -29,7 +31,7 @@ def bench_step(corpus: str, preset: str, num_updates: int, batch_tokens: int) ->
     ]
     with tempfile.TemporaryDirectory(prefix="hpcasync-bench-") as directory:
         run_dir = run_training_job(Path(directory), corpus, overrides, num_ranks=3)
-        workers = [_activities(path) for path in sorted(run_dir.glob("timeline-*.jsonl"))]
+        workers = [_activities(values) for values in read_timelines(run_dir)]
     workers = [activities for activities in workers if "compute" in activities]
     rows, shares = [], []
     for activities in workers:
@@ -53,11 +55,10 @@ def bench_step(corpus: str, preset: str, num_updates: int, batch_tokens: int) ->
     return rows
 
 
-def _activities(timeline: Path) -> dict[str, list[float]]:
-    """Durations of each activity in seconds, without those of the warm-up; a timeline has empty lines, too."""
+def _activities(values: Iterable[Any]) -> dict[str, list[float]]:
+    """Durations of each activity in seconds, without those of the warm-up."""
     durations: dict[str, list[float]] = defaultdict(list)
-    for line in filter(None, timeline.read_text().splitlines()):
-        span = json.loads(line)
+    for span in values:
         if isinstance(span, list):
             durations[span[0]].append(float(span[2]))
     return {activity: values[_WARM_UP:] for activity, values in durations.items()}

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcasync.bench.jobs import run_ranks
-from hpcasync.bench.network_hosts import NetworkHosts, bytes_per_second, reason_to_skip
+from hpcasync.bench.network_hosts import bytes_per_second, linked_hosts
 from hpcasync.bench.rows import Row, rate_row
-from hpcasync.errors import UserError
-from hpcasync.launch.locate import find_launcher
 
 _PROGRAM = ("-m", "hpcasync.bench.transport_ranks")
 _FORMATS = ("fp32", "bf16")
@@ -44,16 +42,10 @@ def bench_transport(
 
 
 def _over_link(arguments: tuple[str, str], options: Sequence[str], link: str) -> tuple[list[Row], str]:
-    rate = bytes_per_second(link)
-    if reason := reason_to_skip():
-        raise UserError(f"--link makes two hosts on this machine: {reason}")
-    with NetworkHosts(2, link) as hosts:
-        where = (*hosts.mpirun_options(find_launcher().flavour, 2), *options)
-        results = [
-            run_ranks(2, (*_PROGRAM, "1", *arguments, form), options=where, prefix=hosts.on(0, ())) for form in _FORMATS
-        ]
+    with linked_hosts(link) as hosts:
+        results = [run_ranks(2, (*_PROGRAM, "1", *arguments, form), options=options, hosts=hosts) for form in _FORMATS]
     assert all(result["hosts"] == 2 for result in results)
-    return _rows_between_hosts(arguments, results, rate), results[0]["mpi"]
+    return _rows_between_hosts(arguments, results, bytes_per_second(link)), results[0]["mpi"]
 
 
 def _rows_between_hosts(arguments: tuple[str, str], results: Sequence[Any], rate: float | None) -> list[Row]:

@@ -7,7 +7,6 @@ computed.
 """
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.comm.mpi import collectively, ranks_of_node
+from hpcasync.comm.shared_file import make_shared_file
 from hpcasync.errors import UserError
 
-_SHARED_MEMORY = Path("/dev/shm")
 _CURE = "use exchange.window=mpi"
 
 
@@ -112,8 +111,7 @@ class _HostMemory:
         self.memory = torch.empty(0, dtype=torch.uint8)
         if not num_bytes:
             return
-        directory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-        descriptor, self._path = tempfile.mkstemp(prefix="hpcasync-window-", dir=directory)
+        descriptor, self._path = make_shared_file("hpcasync-window-")
         try:
             os.posix_fallocate(descriptor, 0, num_bytes)
         except OSError as error:

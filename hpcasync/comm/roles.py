@@ -1,6 +1,6 @@
 """Which rank is a server and which a worker; arithmetic on host names only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +45,7 @@ class Roles:
             servers = [rank for rank in ranks if self.is_server(rank)]
             workers = [rank for rank in ranks if not self.is_server(rank)]
             parts = [
-                f"{name} on ranks {_ranges(group)}"
+                f"{name} on ranks {number_ranges(group)}"
                 for name, group in (("servers", servers), ("workers", workers))
                 if group
             ]
@@ -105,11 +105,12 @@ def assign_beside(hosts: Sequence[str], devices: Mapping[str, int]) -> Roles:
     return Roles(tuple(hosts), tuple(servers), tuple(rank for rank in range(len(hosts)) if rank not in servers))
 
 
-def _ranges(ranks: Sequence[int]) -> str:
+def number_ranges(numbers: Iterable[int]) -> str:
+    """For example 0-3,8."""
     runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
         else:
-            runs.append([rank, rank])
+            runs.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

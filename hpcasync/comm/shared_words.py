@@ -9,7 +9,6 @@ all stuck that want one of them.
 import contextlib
 import fcntl
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,8 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from hpcasync.comm.mpi import collectively
+from hpcasync.comm.shared_file import SHARED_MEMORY, make_shared_file
 from hpcasync.errors import UserError
-
-_SHARED_MEMORY = "/dev/shm"
 
 
 class SharedControlWindow:
@@ -95,9 +93,7 @@ def _open_together(comm: MPI.Intracomm) -> int:
     """A file without a name that all ranks have open."""
     path = ""
     if comm.rank == 0:
-        # Ranks that share memory see this directory; that of temporary files may be each rank's own.
-        directory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-        descriptor, path = tempfile.mkstemp(prefix="hpcasync-lock-", dir=directory)
+        descriptor, path = make_shared_file("hpcasync-lock-")
         os.close(descriptor)
     path = comm.bcast(path, root=0)
 
@@ -106,7 +102,7 @@ def _open_together(comm: MPI.Intracomm) -> int:
             return os.open(path, os.O_RDWR)
         except OSError as error:
             raise UserError(
-                f"all ranks of a host need {_SHARED_MEMORY}, or a directory for temporary files that they share: "
+                f"all ranks of a host need {SHARED_MEMORY}, or a directory for temporary files that they share: "
                 f"cannot open {path} ({error.strerror}); set TMPDIR to one"
             ) from error
 

@@ -54,8 +54,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_heads(self) -> "ModelConfig":
-        if self.architecture == "transformer" and self.dim % self.heads:
+        if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.architecture == "rnn" and self.dim % 2:
+            raise ValueError(f"dim {self.dim} must be even: the encoder's first layer has half of it each way")
         return self
 
 

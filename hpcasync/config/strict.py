@@ -104,6 +104,14 @@ def read_values(path: Path, schema: type[BaseModel], overrides: tuple[str, ...] 
     return values
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of nested sections."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...], schema: type[BaseModel]) -> None:
     """Set dotted keys, in place, to values of the types that `schema` says.
 

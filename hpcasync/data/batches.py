@@ -124,14 +124,9 @@ class BatchPlan:
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
         self._epoch_blocks: OrderedDict[tuple[int, int], _EpochBlock] = OrderedDict()
 
-    def num_batches(self, data_epoch: int = 0) -> int:
+    def num_batches(self) -> int:
         """Number of batches of a data epoch: the same for each. Reads all lengths, the first time."""
-        assert data_epoch >= 0
         return sum(self._count(block) for block in range(self._num_blocks))
-
-    def first_ticket(self, data_epoch: int) -> int:
-        """The ticket with which a data epoch begins."""
-        return data_epoch * self.num_batches() if data_epoch else 0
 
     def locate(self, ticket: int) -> tuple[int, int]:
         """Data epoch of a ticket, and its index there."""

@@ -86,24 +86,6 @@ class ParallelTokens:
     def __len__(self) -> int:
         return len(self.source_file)
 
-    @property
-    def source_lengths(self) -> NDArray[np.int32]:
-        """Lengths of all source sentences: 4 bytes each, computed anew; for large corpora see `source_file.lengths`."""
-        return self.source_file.lengths(0, len(self))
-
-    @property
-    def target_lengths(self) -> NDArray[np.int32]:
-        """Lengths of all target sentences: see `source_lengths`."""
-        return self.target_file.lengths(0, len(self))
-
-    def source(self, index: int) -> Tokens:
-        """The source side of a pair (a view of the file)."""
-        return self.source_file[index]
-
-    def target(self, index: int) -> Tokens:
-        """The target side of a pair (a view of the file)."""
-        return self.target_file[index]
-
 
 class PreparedCorpus:
     """A directory made by `hpcasync data prepare`."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hpcasync.complete_files import partial_of
 from hpcasync.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -116,7 +117,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     if not directory.is_dir():
-        partial = partial_directory(directory)
+        partial = partial_of(directory)
         hint = f"; {partial} is what an interrupted `data prepare` left: run it again" if partial.is_dir() else ""
         raise UserError(f"there is no prepared corpus {directory}{hint or '; make it with `hpcasync data prepare`'}")
     if not path.is_file():
@@ -132,11 +133,6 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(
             f"{path} is no manifest that this release reads ({where}: {first['msg']}); prepare the corpus again"
         ) from error
-
-
-def partial_directory(directory: Path) -> Path:
-    """Where `data prepare` writes until all is there."""
-    return directory.with_name(directory.name + ".partial")
 
 
 def train_file(side: str, kind: Literal["tokens", "offsets"]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from hpcasync.complete_files import partial_of, sync_path
 from hpcasync.data.manifest import (
     MANIFEST_NAME,
     SIDES,
     TEST_SETS,
     FileRecord,
     held_out_file,
-    partial_directory,
     read_manifest,
     train_file,
     vocabulary_file,
@@ -71,7 +71,7 @@ def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
             another process; the disk is full or read-only.
     """
     directory = directory.resolve()
-    partial = partial_directory(directory)
+    partial = partial_of(directory)
     try:
         _check_free(directory, overwrite=overwrite)
         with sole_writer(partial, "wait for it or name another --out", "name another --out"):
@@ -126,7 +126,7 @@ def _remove_directory(directory: Path) -> None:
 
 
 def _replace(partial: Path, directory: Path, *, overwrite: bool) -> None:
-    _flush_directory(partial)
+    sync_path(partial)
     _check_free(directory, overwrite=overwrite)
     old = directory.with_name(directory.name + ".replaced")
     if old.exists():  # of an earlier crash
@@ -136,14 +136,6 @@ def _replace(partial: Path, directory: Path, *, overwrite: bool) -> None:
         directory.rename(old)
     partial.rename(directory)  # with the lock: nobody else takes `partial` for left over
     (directory / LOCK_FILE).unlink()
-    _flush_directory(directory.parent)
+    sync_path(directory.parent)
     if old.exists():
         _remove_directory(old)
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

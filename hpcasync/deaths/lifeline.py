@@ -19,6 +19,8 @@ from hpcasync.exit_codes import RANK_LOST
 
 # In the environment of the ranks, from `address_text`.
 VARIABLE = "HPCASYNC_LIFELINE"
+# For the ranks of `hpcasync launch --survive-workers` (`deaths.policy`): asked for, not only possible.
+SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
 
 # For each address of the host of `launch`; those that cannot be reached mostly say so at once.
 _CONNECT_SECONDS = 3.0

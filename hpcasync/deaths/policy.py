@@ -14,9 +14,6 @@ from hpcasync.deaths.host_watch import LifeWatch, mpi_survives_deaths
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 
-# Set by `hpcasync launch --survive-workers`.
-SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
-
 
 class Deaths:
     """A rank's view of the deaths of others (built collectively).
@@ -38,7 +35,7 @@ class Deaths:
         if mpi_survives_deaths():
             self._watch = LifeWatch(comm, roles.hosts, _names(roles), RANK_LOST, coordinator=roles.coordinator_rank)
         obstacle = _obstacle(self._watch, roles, config)
-        if obstacle and os.environ.get(SURVIVE_VARIABLE):
+        if obstacle and os.environ.get(lifeline.SURVIVE_VARIABLE):
             raise UserError(
                 f"--survive-workers: {obstacle}; leave the option out, or use --max-restarts", everywhere=True
             )

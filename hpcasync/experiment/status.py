@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from hpcasync.complete_files import list_complete
+from hpcasync.config.strict import flatten
 from hpcasync.errors import UserError, describe
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.experiment.plan import PlannedRun
-from hpcasync.report.groups import flatten
 from hpcasync.runs.records import evaluation_file
 
 # What a machine or a person who watches may change between one start of a run and the next.
@@ -47,8 +48,7 @@ def status_of(run: PlannedRun, *, split: str = "none") -> Status:
     if exit_code not in (None, PREEMPTED):
         is_scored = split == "none" or (directory / evaluation_file(split)).is_file()
         return Status.FINISHED if is_scored or exit_code == DIVERGED else Status.UNSCORED
-    has_checkpoint = any(directory.glob("checkpoints/u*[0-9]/state.json"))
-    return Status.INTERRUPTED if has_checkpoint else Status.BROKEN_OFF
+    return Status.INTERRUPTED if list_complete(directory / "checkpoints") else Status.BROKEN_OFF
 
 
 def _exit_code(summary: Path) -> int | None:

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
+from hpcasync.complete_files import partial_of, publish
 from hpcasync.errors import UserError, describe
 from hpcasync.export.parts import ExportedModel, Format
 from hpcasync.nmt.load import TrainedModel
-from hpcasync.runs.files import partial_of, publish
 
 
 def export_model(trained: TrainedModel, form: Format, directory: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpcasync.deaths.lifeline import SURVIVE_VARIABLE
 from hpcasync.errors import UserError
 
 # "mpich" stands for all that start ranks with hydra: MPICH, Intel MPI, MVAPICH.
@@ -18,8 +19,6 @@ SMALL_SHARED_MEMORY_BYTES = 1 << 30
 _HOST_OPTIONS = {"host", "H", "hostfile", "machinefile", "default-hostfile", "f", "hosts"}
 _BINDING_OPTIONS = {"bind-to", "bind-to-core", "cpu-set", "cpu-list", "rankfile", "rf"}
 _MAPPING_OPTIONS = {"oversubscribe", "nooversubscribe", "map-by"}
-# For the ranks (`hpcasync.deaths.policy`): asked for, not only possible.
-SURVIVE_VARIABLE = "HPCASYNC_SURVIVE_WORKERS"
 # Set in every allocation of a resource manager: there mpirun knows hosts and slots.
 _ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 # What a remote rank needs of the caller's environment. Open MPI hands on its own variables only; hydra hands on all.

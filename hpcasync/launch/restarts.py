@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcasync.command_line import command_line, own_command
+from hpcasync.complete_files import list_complete
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 from hpcasync.launch.supervision import SupervisedJob
 
@@ -96,10 +97,8 @@ def arguments_to_go_on(command: Sequence[str], run_dir: Path | None, began: floa
 
 def newest_checkpoint(run_dir: Path | None) -> str:
     """Name of the newest complete checkpoint of a run; empty if there is none."""
-    if run_dir is None:
-        return ""
-    found = [path.parent.name for path in (run_dir / "checkpoints").glob("u*/state.json")]
-    return max((name for name in found if name[1:].isdecimal()), default="")
+    found = [] if run_dir is None else list_complete(run_dir / "checkpoints")
+    return found[-1].name if found else ""
 
 
 def _is_interrupted(job: SupervisedJob) -> bool:

@@ -3,6 +3,7 @@
 import torch
 
 from hpcasync.config.model import ModelConfig
+from hpcasync.errors import UserError
 from hpcasync.nmt.memory import limit_kernel_caches
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
@@ -16,6 +17,11 @@ def build_model(
     Raises:
         UserError: `tie: all` without a joint vocabulary.
     """
+    if config.tie == "all" and (num_source_pieces, source_pad_id) != (num_target_pieces, target_pad_id):
+        raise UserError(
+            f"model.tie=all needs one joint vocabulary, but source and target have {num_source_pieces} and "
+            f"{num_target_pieces} pieces: set model.tie=target, or prepare the corpus with a joint vocabulary"
+        )
     limit_kernel_caches()
     # It plans anew for each shape, which takes longer than many a step, and nearly every batch has its own.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -14,8 +14,9 @@ from hpcasync.data.vocabulary import Vocabulary
 from hpcasync.errors import UserError, describe
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
+from hpcasync.runs.files import PARAMETERS_FILE
 from hpcasync.runs.identity import check_parameters, identity_of_run
-from hpcasync.runs.snapshots import CONFIG_FILE, PARAMETERS_FILE, chosen_directory, find_run_dir, list_snapshots
+from hpcasync.runs.snapshots import CONFIG_FILE, chosen_directory, find_run_dir, list_snapshots
 
 _NUM_SHOWN = 3  # names of parameters in a message
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcasync.config.model import ModelConfig
-from hpcasync.errors import UserError
 from hpcasync.nmt.decoder_state import DecoderState
 from hpcasync.nmt.embedding import TokenEmbedding
 from hpcasync.nmt.loss import summed_cross_entropy
@@ -58,11 +57,7 @@ class RecurrentState:
 
 
 class RecurrentModel(TranslationModel):
-    """Deep recurrent encoder-decoder with attention.
-
-    Raises:
-        UserError: sizes that do not fit together, or embeddings tied over two vocabularies of different size.
-    """
+    """Deep recurrent encoder-decoder with attention."""
 
     def __init__(
         self,
@@ -73,7 +68,6 @@ class RecurrentModel(TranslationModel):
         target_pad_id: int,
     ) -> None:
         super().__init__()
-        _check(config, num_source_pieces, num_target_pieces)
         self.source_pad_id, self.target_pad_id = source_pad_id, target_pad_id
         self.source_embedding = TokenEmbedding(num_source_pieces, config.dim, source_pad_id)
         if config.tie == "all":
@@ -248,18 +242,6 @@ def reversal(lengths: Tensor, num_positions: int) -> Tensor:
 
 def _reorder(stream: Tensor, order: Tensor) -> Tensor:
     return stream.gather(1, order.expand_as(stream))
-
-
-def _check(config: ModelConfig, num_source_pieces: int, num_target_pieces: int) -> None:
-    if config.dim % 2:
-        raise UserError(f"model.dim {config.dim} must be even: the encoder's first layer has dim / 2 units each way")
-    if config.dim % config.heads:
-        raise UserError(f"model.dim {config.dim} is not a multiple of model.heads {config.heads}")
-    if config.tie == "all" and num_source_pieces != num_target_pieces:
-        raise UserError(
-            f"model.tie=all needs one vocabulary for both languages, but they have {num_source_pieces} and"
-            f" {num_target_pieces} pieces: set model.tie=target, or prepare the corpus with a joint vocabulary"
-        )
 
 
 def _initialise_(name: str, parameter: Tensor) -> None:

@@ -14,9 +14,10 @@ import torch
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
 from hpcasync.nmt.load import build_untrained, load_parameters_
+from hpcasync.runs.files import PARAMETERS_FILE
 from hpcasync.runs.identity import check_parameters, identity_of_run
 from hpcasync.runs.records import Record, evaluation_file, read_records
-from hpcasync.runs.snapshots import PARAMETERS_FILE, Snapshot
+from hpcasync.runs.snapshots import Snapshot
 
 logger = logging.getLogger(__name__)
 

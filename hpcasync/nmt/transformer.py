@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcasync.config.model import ModelConfig
-from hpcasync.errors import UserError
 from hpcasync.nmt.decoder_state import DecoderState
 from hpcasync.nmt.dropout import dropout
 from hpcasync.nmt.embedding import PositionTable, TokenEmbedding
@@ -77,11 +76,6 @@ class Transformer(TranslationModel):
         target_pad_id: int,
     ) -> None:
         super().__init__()
-        if config.tie == "all" and (num_source_pieces, source_pad_id) != (num_target_pieces, target_pad_id):
-            raise UserError(
-                f"model.tie all needs one joint vocabulary, but source and target have {num_source_pieces} and "
-                f"{num_target_pieces} pieces: prepare the data with a joint vocabulary or set model.tie=target"
-            )
         self.config = config
         self.source_pad_id, self.target_pad_id = source_pad_id, target_pad_id
         self.source_embedding = TokenEmbedding(num_source_pieces, config.dim, source_pad_id)

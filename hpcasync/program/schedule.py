@@ -77,24 +77,19 @@ class Schedule:
     def groups(self, flat: FlatParameters) -> list[ParameterGroup]:
         """The groups as the servers step them; `flat` holds parameters in the order of the groups."""
         starts = {id(parameter): start for parameter, start in flat.bounds}
-        firsts = [
-            min(starts[id(parameter)] for parameter in group["params"] if id(parameter) in starts)
-            for group in self._optimizer.param_groups
-            if any(id(parameter) in starts for parameter in group["params"])
-        ]
-        numbers = [
-            number
+        firsts = {
+            number: min(own)
             for number, group in enumerate(self._optimizer.param_groups)
-            if any(id(parameter) in starts for parameter in group["params"])
-        ]
-        stops = [*firsts[1:], flat.num_elements]
+            if (own := [starts[id(parameter)] for parameter in group["params"] if id(parameter) in starts])
+        }
+        stops = [*list(firsts.values())[1:], flat.num_elements]
         return [
             ParameterGroup(
                 stop,
                 partial(_same_kind, self._optimizer, number),
                 lambda _, version, number=number: self.settings(number, version),  # type: ignore[misc]
             )
-            for number, stop in zip(numbers, stops, strict=True)
+            for number, stop in zip(firsts, stops, strict=True)
         ]
 
 

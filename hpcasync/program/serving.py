@@ -62,8 +62,7 @@ class ProgramObserver(CoordinatorObserver):
         request = super().final_request()
         if self._supervisor.ending.exit_code or (request is not None and request.snapshot):
             return request
-        name = f"u{self._supervisor.counters.num_updates:08d}" if request is None else request.name
-        return SaveRequest(name, snapshot=True, checkpoint=request is not None and request.checkpoint)
+        return SaveRequest(self._supervisor.name, snapshot=True, checkpoint=request is not None and request.checkpoint)
 
     def after_finish(self, worker: int) -> None:
         """It tells nothing more then."""

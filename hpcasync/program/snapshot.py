@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from hpcasync.complete_files import list_complete
 from hpcasync.errors import UserError
-from hpcasync.runs.files import PARAMETERS_FILE, list_complete
+from hpcasync.runs.files import PARAMETERS_FILE
 
 
 def load_snapshot(model: torch.nn.Module, path: str | Path) -> Path:

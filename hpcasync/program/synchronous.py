@@ -48,8 +48,7 @@ class ProgramSynchronous(SynchronousPart):
         if self._supervisor is not None:
             heed(self._messages.rest(), self._supervisor)
         exit_code = super().end()
-        averaged = self._state.parameters if self._state.ema is None else self._state.ema
-        give_last_version(self._run, self._task, averaged.detach().cpu() if comm.rank == 0 else None, exit_code)
+        give_last_version(self._run, self._task, self._state.averaged.cpu() if comm.rank == 0 else None, exit_code)
         for buffer in self._task.model.buffers():
             values = buffer.cpu().contiguous()
             comm.Bcast(values.reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16

@@ -219,16 +219,21 @@ class Engine:
             survival: at the coordinator, with `may_lose_workers`: which workers have died, and what they leave undone.
         """
         assert self._state is not None and self._link.server_index is not None
-        options, clip_norm = self._options, self._options.clip_norm
+        options, version, clip_norm = self._options, self._setup.version, self._options.clip_norm
         compensation = None
         if options.compensation:
             assert options.staleness_limit is not None
             compensation = DelayCompensation(
-                options.compensation, options.staleness_limit, self._state.parameters, self._setup.version
+                options.compensation, options.staleness_limit, self._state.parameters, version
             )
         if self._link.server_index > 0:
             follower = Follower(
-                self._link, self._state, saver, clip_norm=clip_norm, version=self._setup.version, compensation=compensation
+                self._link,
+                self._state,
+                saver,
+                clip_norm=clip_norm,
+                version=version,
+                compensation=compensation,
             )
             follower.timeline = self._setup.timeline
             self.start()
@@ -242,7 +247,7 @@ class Engine:
             pull_applied=options.pull == "applied",
             fresh_updates=options.fresh_updates,
             staleness=make_policy(options.staleness_limit, options.staleness_policy),
-            version=self._setup.version,
+            version=version,
             counts=self.counts,
         )
         assert (survival is not None) == options.may_lose_workers

@@ -36,7 +36,7 @@ class MinimalObserver:
 
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
         """Note the loss."""
-        self.losses.append(sum(push.record.loss_sum for push in update.pushes) / max(1, update.num_tokens))
+        self.losses.append(update.loss_sum / max(1, update.num_tokens))
         return None
 
     def after_arrival(self, worker: int) -> None:

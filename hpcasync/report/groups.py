@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from hpcasync.config.schema import Mode
+from hpcasync.config.strict import flatten
 from hpcasync.report.run import Run
 from hpcasync.report.wording import setting_words
-from hpcasync.runs.records import Record
 
 # Where a run was put and how it was watched is no part of what it was.
 _NOT_COMPARED = ("name", "run_dir", "seed", "logging", "checkpoint", "roles.server_threads", "roles.worker_threads")
@@ -76,17 +76,6 @@ def setting(run: Run, key: str) -> str:
     """A setting as text; a dash where the run's mode ignores it."""
     value = compared_settings(run).get(key)
     return _ABSENT if value is None else str(value)
-
-
-def flatten(config: Record, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of nested sections."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _is_ignored_by_sync(key: str) -> bool:

@@ -1,14 +1,14 @@
 """Timelines of the ranks of a run (`hpcasync/timeline.py` writes them), on one time axis."""
 
-import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcasync.errors import UserError
+from hpcasync import timeline
 
 # The order in which they are named and coloured; the last stands for all that have no name here.
 ACTIVITIES = ("compute", "push", "wait", "pull", "allreduce", "accumulate", "read", "apply", "save", "drop", "other")
@@ -53,7 +53,7 @@ def read_timelines(run_dir: Path) -> list[Spans]:
     Raises:
         UserError: a file is damaged other than in its last line.
     """
-    read = [_read(path) for path in sorted(run_dir.glob("timeline-*.jsonl"))]
+    read = [_RankFile(values) for values in timeline.read_timelines(run_dir)]
     ranks = [rank for rank in read if rank.starts]
     if not ranks:
         return []
@@ -94,15 +94,17 @@ def totals(spans: Spans, seconds: float) -> dict[str, float]:
 class _RankFile:
     """The lines of a file, as they are read; times are of the system's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Iterable[Any]) -> None:
         self.facts: dict[str, Any] = {}
         self.starts: list[float] = []
         self._durations: list[float] = []
         self._activities: list[int] = []
         self._details: list[int] = []
         self._staleness: dict[int, Counter[int]] = {}
+        for value in values:
+            self._add(value)
 
-    def add(self, line: Any) -> None:
+    def _add(self, line: Any) -> None:
         if isinstance(line, dict):
             self.facts = line
             return
@@ -131,19 +133,3 @@ class _RankFile:
             detail=np.array(self._details, np.int32)[order],
             staleness=self._staleness,
         )
-
-
-def _read(path: Path) -> _RankFile:
-    rank = _RankFile()
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            rank.add(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            # Cut off by a crash: at the end, or before what a resumption appended after an empty line.
-            if number == len(lines) or not lines[number] or lines[number].startswith("{"):
-                continue
-            raise UserError(f"{path}, line {number} is no span of a timeline ({error}): remove the line") from error
-    return rank

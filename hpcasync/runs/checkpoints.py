@@ -18,23 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
 
 from hpcasync.comm.shards import Shard
+from hpcasync.complete_files import list_complete, partial_of, publish, remove_complete, sync_path
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError, describe
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.background_writer import BackgroundWriter
-from hpcasync.runs.files import (
-    WRITE_ERRORS,
-    explain,
-    list_complete,
-    partial_of,
-    permissions_of_new_files,
-    publish,
-    read_state,
-    remove_complete,
-    sync_path,
-    write_state,
-)
+from hpcasync.runs.files import WRITE_ERRORS, explain, permissions_of_new_files, read_state, write_state
 from hpcasync.runs.retention import superseded
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpcasync.complete_files import list_complete, partial_of, publish, sync_path, write_text_atomically
 from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError, describe
-from hpcasync.runs.files import list_complete, partial_of, publish, read_state, sync_path, write_text_atomically
+from hpcasync.runs.files import read_state
 from hpcasync.runs.records import METRICS_FILE, evaluation_file, read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore

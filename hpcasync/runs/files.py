@@ -1,12 +1,7 @@
-"""Directories of files in a run directory that are complete and on disk, or not there at all; and snapshots.
-
-A directory gets its final name by one rename, after its files and their names are on disk: a crash at any moment leaves
-what was there before. Nothing is ever loaded by pickle.
-"""
+"""Snapshots as files, and the JSON state that they and checkpoints have. Nothing is ever loaded by pickle."""
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,26 +13,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file as save_arrays
 
+from hpcasync.complete_files import STATE_FILE, partial_of, publish, sync_path, write_text_atomically
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError, describe
 
 PARAMETERS_FILE = "parameters.safetensors"
-STATE_FILE = "state.json"
 FILES_KEY = "files"
-PARTIAL = ".partial"
 # What a full disk, a quota or a read-only directory raise.
 WRITE_ERRORS = (OSError, SafetensorError)
 _DIGEST = "sha256"
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a crash, sees the old text or the new one."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextmanager
@@ -80,14 +64,6 @@ def write_snapshot(directory: Path, arrays: dict[str, np.ndarray], state: dict[s
     return SavedSnapshot(directory.name)
 
 
-def list_complete(directory: Path) -> list[Path]:
-    """Complete snapshots or checkpoints, oldest version first."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if (path / STATE_FILE).is_file() and not path.name.endswith(PARTIAL)]
-    return sorted(found, key=lambda path: path.name)
-
-
 def write_state(directory: Path, state: dict[str, Any]) -> None:
     """Write the JSON state of a snapshot or checkpoint, with a digest of what it says."""
     write_text_atomically(directory / STATE_FILE, json.dumps({_DIGEST: _state_digest(state), **state}, indent=1))
@@ -110,46 +86,6 @@ def read_state(directory: Path) -> dict[str, Any]:
     if digest is not None and digest != _state_digest(state):
         raise UserError(f"{path} was changed after it was written; remove {directory} to use an older one")
     return state
-
-
-def partial_of(directory: Path) -> Path:
-    """Where a directory is written before it is complete."""
-    return directory.with_name(directory.name + PARTIAL)
-
-
-def publish(directory: Path) -> None:
-    """Give a directory that was written as `partial_of(directory)` its name; replaces one of that name."""
-    partial = partial_of(directory)
-    sync_path(partial)
-    old = directory.with_name(f"{directory.name}.old{PARTIAL}")
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        directory.rename(old)
-    partial.rename(directory)
-    sync_path(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_complete(directory: Path) -> None:
-    """Remove a complete directory so that at no moment a part of it looks complete."""
-    partial = partial_of(directory)
-    directory.rename(partial)
-    shutil.rmtree(partial)
-
-
-def remove_partial(parent: Path) -> None:
-    """Remove what a crash left; nothing may be writing there."""
-    for path in parent.glob(f"*{PARTIAL}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _state_digest(state: dict[str, Any]) -> str:

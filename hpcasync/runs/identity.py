@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from hpcasync.complete_files import STATE_FILE
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.schema import load_config
 from hpcasync.data.digests import file_digest
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.errors import UserError, describe
-from hpcasync.runs.files import FILES_KEY, STATE_FILE, read_state
+from hpcasync.runs.files import FILES_KEY, read_state
 
 LAYOUT_KEY = "layout"
 _NUM_DIGITS = 16

@@ -1,16 +1,13 @@
 """Finding the snapshots of a run directory: RUN_DIR/snapshots/NAME/{parameters.safetensors, state.json}."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hpcasync.errors import UserError, describe
+from hpcasync.complete_files import STATE_FILE, list_complete
+from hpcasync.errors import UserError
+from hpcasync.runs.files import PARAMETERS_FILE, read_state
 
 CONFIG_FILE = "config.yaml"
-PARAMETERS_FILE = "parameters.safetensors"
-STATE_FILE = "state.json"
-SNAPSHOTS_DIR = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,8 @@ class Snapshot:
         Raises:
             UserError: state.json is missing, damaged or lacks a key.
         """
-        state_path = path / STATE_FILE
+        state = read_state(path)
         try:
-            state: dict[str, Any] = json.loads(state_path.read_text())
             return cls(
                 path=path,
                 version=int(state["version"]),
@@ -47,12 +43,8 @@ class Snapshot:
                 wall_seconds=float(state["wall_seconds"]),
                 corpus_digest=str(state.get("layout", {}).get("corpus", "")),
             )
-        except OSError as error:
-            raise UserError(
-                f"cannot read {state_path}: {describe(error, f'{path} is no complete snapshot')}"
-            ) from error
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{state_path} is damaged ({error!r}): remove {path} or restore it") from error
+            raise UserError(f"{path / STATE_FILE} is damaged ({error!r}): remove {path} or restore it") from error
 
 
 def find_run_dir(path: Path) -> Path:
@@ -72,14 +64,8 @@ def find_run_dir(path: Path) -> Path:
 
 def list_snapshots(run_dir: Path) -> list[Snapshot]:
     """The complete snapshots of a run, by version. One that is being written has no state.json under its name yet."""
-    directory = run_dir / SNAPSHOTS_DIR
-    candidates = directory.iterdir() if directory.is_dir() else ()
-    found = [
-        Snapshot.read(path)
-        for path in candidates
-        if not path.name.endswith(".partial") and (path / STATE_FILE).is_file() and (path / PARAMETERS_FILE).is_file()
-    ]
-    return sorted(found, key=lambda snapshot: (snapshot.version, snapshot.name))
+    complete = list_complete(run_dir / "snapshots")
+    return [Snapshot.read(path) for path in complete if (path / PARAMETERS_FILE).is_file()]
 
 
 def chosen_directory(run_dir: Path) -> Path:

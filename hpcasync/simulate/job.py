@@ -7,6 +7,7 @@ import torch
 
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.complete_files import write_text_atomically
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.nmt.load import choose_device
@@ -20,7 +21,6 @@ from hpcasync.runs.directory import (
     run_directory_locked,
     save_configuration,
 )
-from hpcasync.runs.files import write_text_atomically
 from hpcasync.runs.run_state import RunState
 from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig

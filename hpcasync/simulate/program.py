@@ -27,6 +27,9 @@ class Program(Protocol):
     def accumulate(self, record: PushRecord) -> None:
         """Add the gradient that was computed last, whose record this is, to the sum of the group."""
 
+    def discard(self) -> None:
+        """Forget what has been added since the last update."""
+
     def apply(self, update: Update) -> None:
         """Make the optimizer step of a group; `parameters` is of the new version then."""
 

@@ -1,11 +1,11 @@
 """What the timelines of a real run (`logging.timeline`) tell about the times on its cluster."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcasync import timeline
 from hpcasync.config.schema import load_config
 from hpcasync.errors import UserError
 
@@ -39,8 +39,7 @@ def read_timelines(run_dir: Path) -> list[RankTimes]:
         UserError: there are no timelines, or they cannot be read.
     """
     straggler = load_config(run_dir / "config.yaml").straggler
-    paths = sorted(run_dir.glob("timeline-*.jsonl"))
-    ranks = [rank for path in paths if (rank := _read(path)) is not None]
+    ranks = [rank for values in timeline.read_timelines(run_dir) if (rank := _times_of(values)) is not None]
     for rank in ranks:
         if rank.role == "worker" and rank.index == straggler.worker:
             rank.computed = [(tokens, seconds / straggler.slowdown) for tokens, seconds in rank.computed]
@@ -58,10 +57,10 @@ def seconds_per_token(ranks: Sequence[RankTimes]) -> list[list[float]]:
     return [[seconds / tokens for tokens, seconds in rank.computed] for rank in workers]
 
 
-def _read(path: Path) -> RankTimes | None:
+def _times_of(values: Iterable[Any]) -> RankTimes | None:
     rank = None
     num_left_out: dict[str, int] = {}
-    for value in _values(path):
+    for value in values:
         if isinstance(value, dict):
             rank = rank or RankTimes(value["role"], value["index"])
             num_left_out.clear()
@@ -83,15 +82,3 @@ def _add(rank: RankTimes, activity: str, duration: float, details: dict[str, Any
     rank.seconds.setdefault(activity, []).append(duration)
     if activity == "apply":
         rank.num_pushes.append(len(details.get("staleness", ())))
-
-
-def _values(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number == 1:
-                raise UserError(f"{path} is no timeline: {error}") from error
-            # half a line that a crash left

@@ -161,6 +161,10 @@ class Replay:
         if self._is_live:
             self._training.accumulate(record)
 
+    def discard(self) -> None:
+        if self._is_live:
+            self._training.discard()
+
     def apply(self, update: Update) -> None:
         """See `Program`."""
         if self._is_live:

@@ -1,10 +1,9 @@
 """The directory of a simulated run: that of a real one, with the description of its cluster."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hpcasync.config.schema import Config, load_config
+from hpcasync.config.strict import flatten
 from hpcasync.errors import UserError
 from hpcasync.simulate.cluster import MEASURED, ClusterConfig, load_cluster
 
@@ -54,9 +53,9 @@ def check_same_run(config: Config, cluster: ClusterConfig) -> None:
     run_dir = config.output_dir
     if not (run_dir / CLUSTER_FILE).is_file():
         raise UserError(f"--resume: {run_dir} holds a run that was not simulated: go on with `hpcasync train --resume`")
-    before = dict(_flatten(load_config(run_dir / "config.yaml").to_dict()))
-    before |= dict(_flatten(load_cluster(run_dir / CLUSTER_FILE).to_dict(), "cluster."))
-    now = dict(_flatten(config.to_dict())) | dict(_flatten(cluster.to_dict(), "cluster."))
+    before = flatten(load_config(run_dir / "config.yaml").to_dict())
+    before |= flatten(load_cluster(run_dir / CLUSTER_FILE).to_dict(), "cluster.")
+    now = flatten(config.to_dict()) | flatten(cluster.to_dict(), "cluster.")
     different = [key for key, value in now.items() if value != before.get(key) and not key.startswith(_MAY_DIFFER)]
     if different:
         key = different[0]
@@ -64,11 +63,3 @@ def check_same_run(config: Config, cluster: ClusterConfig) -> None:
             f"--resume: {run_dir} was simulated with {key}={before.get(key)}, now {now[key]}: go on with what it was "
             "started with, or start anew with --overwrite"
         )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

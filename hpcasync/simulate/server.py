@@ -45,11 +45,8 @@ class SimulatedServer:
         if not is_sync and staleness.compensation and staleness.limit is not None:
             self._compensation = DelayCompensation(staleness.compensation, staleness.limit, self.state.parameters, 0)
         self._group = ShardGroup(self.state, self._wires[0], self._compensation)
-
-    @property
-    def averaged(self) -> torch.Tensor:
-        """[size] float32 that snapshots hold."""
-        return self.state.parameters if self.state.ema is None else self.state.ema
+        self.squared_norm = self._group.squared_norm
+        self.discard = self._group.clear
 
     def published(self) -> torch.Tensor:
         """A copy of the parameters as workers get them, [size] float32."""
@@ -91,10 +88,6 @@ class SimulatedServer:
         if self._compensation is not None:
             for row, parameters in enumerate(self._compensation.versions):
                 parameters.copy_(memory[f"compensation.{row}"])
-
-    def squared_norm(self) -> float:
-        """Of the sum."""
-        return self._group.squared_norm()
 
     def apply(self, order: Order, clip_norm: float, squared_norm: Callable[[], float]) -> None:
         """Make the optimizer step and begin a new group."""

@@ -6,23 +6,21 @@ over workers in their order, so that random times do not change the result.
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.protocol.updates import Arrival, PushCounts, Update
+from hpcasync.ps.protocol.updates import Arrival, PushCounts, Update, is_sound
+from hpcasync.ps.worker.buckets import SUMMED_ELEMENTS
 from hpcasync.simulate.forced_staleness import forced_staleness
 from hpcasync.simulate.network import ring_allreduce_seconds
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import BACKWARD_SHARE, Costs, Usage
 from hpcasync.timeline import Timeline
 
-# `bucket_sums.BUCKET_ELEMENTS`, which cannot be imported without MPI.
-_BUCKET_ELEMENTS = 1 << 22
-
 
 def num_buckets(num_elements: int) -> int:
     """That a gradient of so many elements is summed in, if its tensors are small beside them."""
-    return max(1, -(-num_elements // _BUCKET_ELEMENTS))
+    return max(1, -(-num_elements // SUMMED_ELEMENTS))
 
 
 class SynchronousCluster:
@@ -86,29 +84,27 @@ class SynchronousCluster:
         self.usage.waiting += self._num_workers * slowest - sum(seconds)
         self.usage.moving += self._num_workers * moving
         self._num_rounds += 1
-        accepted = [
-            arrival
-            for worker, drawn in enumerate(tickets)
-            if drawn and (arrival := self._gradient(worker, drawn, seconds[worker])) is not None
-        ]
-        if accepted:
-            self._apply(tuple(accepted))
+        arrivals = [self._gradient(worker, drawn, seconds[worker]) for worker, drawn in enumerate(tickets) if drawn]
+        if is_sound(arrivals):
+            self._apply(tuple(arrivals))
+        else:
+            self._drop(arrivals)
         return any(tickets)
 
-    def _gradient(self, worker: int, tickets: tuple[int, ...], seconds: float) -> Arrival | None:
+    def _gradient(self, worker: int, tickets: tuple[int, ...], seconds: float) -> Arrival:
         staleness = min(forced_staleness(self._delay, self._version), len(self._versions) - 1)
         parameters = self._versions[-1 - staleness]
         record = self._program.gradient(worker, self._version - staleness, parameters, tickets, seconds)
         self._counts.num_pushed += 1
-        if not record.num_tokens:
-            self._reject(record)
-            return None
-        self._program.accumulate(record)
+        if record.num_tokens:
+            self._program.accumulate(record)
         return Arrival(worker, self._num_rounds, record)
 
-    def _reject(self, record: PushRecord) -> None:
-        self._counts.num_dropped += 1
-        self._program.after_drop(record, is_stale=False)
+    def _drop(self, arrivals: Sequence[Arrival]) -> None:
+        self._counts.num_dropped += len(arrivals)
+        self._program.discard()
+        for arrival in arrivals:
+            self._program.after_drop(replace(arrival.record, num_tokens=0), is_stale=False)
 
     def _apply(self, arrivals: tuple[Arrival, ...]) -> None:
         self._version += 1

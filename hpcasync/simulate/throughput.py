@@ -153,6 +153,9 @@ class _TokenCounter:
     def accumulate(self, record: PushRecord) -> None:
         pass
 
+    def discard(self) -> None:
+        pass
+
     def apply(self, update: Update) -> None:
         pass
 

@@ -11,10 +11,12 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.runs.checkpoints import ShardWriter
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
+from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.step import GradientStep
 from hpcasync.train.loop.task import Task
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -44,6 +46,7 @@ class Training:
     ) -> None:
         self._config = config = task.config
         self._plan = task.plan
+        self._order = BatchOrder(TicketSequence(), task.plan, config.stop.epochs)
         self._flat = flat = task.flat
         self._supervisor = supervisor
         self._writer = writer
@@ -67,9 +70,7 @@ class Training:
         return self._published
 
     def ticket(self, number: int) -> int | None:
-        """As the workers' exchanges do it."""
-        is_over = self._config.stop.epochs and self._plan.locate(number)[0] >= self._config.stop.epochs
-        return None if is_over else number
+        return self._order.ticket(number)
 
     def num_tokens(self, ticket: int) -> int:
         """From the lengths of the corpus."""
@@ -95,6 +96,10 @@ class Training:
         """As servers do it, each on its shard."""
         for server in self._servers:
             server.accumulate(record)
+
+    def discard(self) -> None:
+        for server in self._servers:
+            server.discard()
 
     def apply(self, update: Update) -> None:
         """As servers do it, each on its shard."""
@@ -132,7 +137,7 @@ class Training:
                 tensors = server.state.state_tensors() | self._moment.tensors(index, server.shard, self._rejected)
                 self._writer.save_shard(request.name, index, server.shard, tensors)
         if request.snapshot:
-            self._supervisor.save_snapshot(request, torch.cat([server.averaged for server in self._servers]))
+            self._supervisor.save_snapshot(request, torch.cat([server.state.averaged for server in self._servers]))
 
     def skip(self, update: Update) -> None:
         """An update of an interrupted run is replayed: its parameters are put in place later, if anybody needs them."""

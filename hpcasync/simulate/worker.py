@@ -11,14 +11,14 @@ from typing import Any
 import simpy
 
 from hpcasync.ps.protocol.working import Source, Wait, Working
+from hpcasync.ps.worker.buckets import PUSHED_ELEMENTS
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
 from hpcasync.simulate.timing import BACKWARD_SHARE, polling_delay
 from hpcasync.timeline import Timeline
 
 Answer = Generator[simpy.Event, Any, bool]
-# `bucketed_push.BUCKET_ELEMENTS`, which cannot be imported without MPI; of a large model a bucket here is several.
-_BUCKET_ELEMENTS = 1 << 20
+# Of a large model a bucket here is several.
 _MOST_BUCKETS = 16
 
 
@@ -194,7 +194,7 @@ class PushOverlappedWorker(SimulatedWorker):
         self._thread: simpy.Process | None = None
         self._stream: simpy.Process | None = None
         num_elements = exchange.costs.num_elements
-        self._num_buckets = max(1, min(_MOST_BUCKETS, -(-num_elements // _BUCKET_ELEMENTS)))
+        self._num_buckets = max(1, min(_MOST_BUCKETS, -(-num_elements // PUSHED_ELEMENTS)))
 
     def _expect_gradient(self, start: float, seconds: float) -> None:
         self._stream = self._in_thread(self._stream_gradient(start, seconds))

@@ -9,6 +9,7 @@ import torch
 
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.shards import Shard
+from hpcasync.complete_files import list_complete
 from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.lost_workers import LostWorkers
@@ -24,7 +25,6 @@ from hpcasync.runs.directory import (
     save_configuration,
     take_over,
 )
-from hpcasync.runs.files import list_complete
 from hpcasync.runs.run_state import RunState
 from hpcasync.timeline import Timeline
 from hpcasync.train.header import header_lines

@@ -25,9 +25,10 @@ from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus, make_tiny_corpus
 
 from hpcasync.comm.shards import Shard
+from hpcasync.complete_files import list_complete
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.runs.checkpoints import read_shard
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.files import read_state
 
 NUM_RANKS = 4
 VICTIMS = ("coordinator", "server", "worker", "mpirun")

@@ -77,7 +77,7 @@ def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus:
     assert first.summary["gradients_pushed"] == 12 + first.summary["gradients_dropped"]
     resumed = trainer(4, *overrides, "roles.servers=2", "stop={epochs: 2}", flags=["--resume"])
     plan = tiny_corpus.plan(resumed.config)
-    num_batches = plan.first_ticket(2)
+    num_batches = 2 * plan.num_batches()
     summary = resumed.summary
     assert summary["num_batches"] == num_batches
     assert summary["target_tokens"] == sum(plan.batch(ticket).num_target_tokens for ticket in range(num_batches))
@@ -97,7 +97,7 @@ def test_modes_take_over_from_each_other(trainer: Trainer, tiny_corpus: TinyCorp
     third = trainer(2, "mode=sync", "name=back", "stop={epochs: 2}", flags=flags)
     assert f"resuming from {second.path}/checkpoints/u00000008" in third.job.stdout
     assert files_of(first.path) == kept
-    num_batches = tiny_corpus.plan(third.config).first_ticket(2)
+    num_batches = 2 * tiny_corpus.plan(third.config).num_batches()
     assert third.summary["num_batches"] == num_batches
     assert third.state(f"u{third.summary['num_updates']:08d}")["tickets"] == {"low": num_batches, "above": []}
     assert [record["num_updates"] for record in third.records("update")] == list(

@@ -8,9 +8,10 @@ import yaml
 from running_job import RunningJob
 from tiny_training import CONFIG, TinyCorpus
 
+from hpcasync.complete_files import list_complete
 from hpcasync.exit_codes import PREEMPTED
 from hpcasync.ps.protocol.tickets import TicketLedger
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.files import read_state
 
 
 def write_config(directory: Path, corpus: TinyCorpus) -> Path:

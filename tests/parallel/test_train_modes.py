@@ -52,10 +52,10 @@ def check_every_run(run: Run, corpus: TinyCorpus, num_epochs: int) -> None:
 def check_coverage(run: Run, corpus: TinyCorpus, num_epochs: int) -> None:
     """Each epoch's batches have been applied once each, or rejected once."""
     plan = corpus.plan(run.config)
-    num_batches = plan.first_ticket(num_epochs)
+    num_batches = num_epochs * plan.num_batches()
     batches = [plan.batch(ticket) for ticket in range(num_batches)]
     for epoch in range(num_epochs):
-        first, last = plan.first_ticket(epoch), plan.first_ticket(epoch + 1)
+        first, last = epoch * plan.num_batches(), (epoch + 1) * plan.num_batches()
         covered = sorted(index for ticket in range(first, last) for index in plan.indices(ticket).tolist())
         assert covered == list(range(240))
     (state,) = [run.state(path.name) for path in (run.path / "checkpoints").iterdir()]
@@ -89,7 +89,7 @@ def test_sync(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
     check_every_run(run, tiny_corpus, 2)
     assert run.summary["roles"]["servers"] == 0 and run.summary["roles"]["workers"] == 2
     assert run.summary["staleness"]["max"] == 0 and run.summary["gradients_dropped"] == 0
-    assert tiny_corpus.plan(run.config).first_ticket(2) == NUM_BATCHES
+    assert 2 * tiny_corpus.plan(run.config).num_batches() == NUM_BATCHES
     # Rounds of 2 workers times 2 batches: 11.
     assert run.summary["num_updates"] == NUM_BATCHES // 4 and run.summary["gradients_pushed"] == NUM_BATCHES // 2
 

@@ -9,7 +9,7 @@ import pytest
 import hpcasync
 
 ROOT = Path(hpcasync.__file__).parent
-BASE = {"choices", "errors", "command_line", "config", "exit_codes", "sole_writer"}
+BASE = {"choices", "complete_files", "errors", "command_line", "config", "exit_codes", "sole_writer"}
 TRAIN = {"train", "train.loop", "train.machine", "train.modes", "train.records", "train.supervise"}
 PS = {"ps", "ps.protocol", "ps.transport", "ps.server", "ps.worker"}
 ALLOWED: dict[str, set[str]] = {
@@ -17,8 +17,9 @@ ALLOWED: dict[str, set[str]] = {
     "exit_codes": set(),
     "choices": set(),
     "command_line": set(),
+    "complete_files": set(),
     "extras": {"errors", "command_line"},
-    "timeline": set(),
+    "timeline": {"errors"},
     "device_kernels": set(),
     "live_line": set(),
     "config": {"choices", "errors"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "train.modes": BASE | PS - {"ps"} | {"comm", "deaths", "runs", "timeline", "train.loop", "train.supervise"},
     "train": BASE | PS | TRAIN - {"train"} | {"comm", "deaths", "runs", "slurm", "timeline"},
     "program": BASE | PS | TRAIN | {"comm", "deaths", "launch", "runs", "slurm", "timeline"},
-    "report": BASE | {"runs"},
+    "report": BASE | {"runs", "timeline"},
     "experiment": BASE | {"report", "runs", "simulate", "slurm"},
     "launch": BASE | {"deaths", "live_line"},
     "slurm": BASE | {"launch"},

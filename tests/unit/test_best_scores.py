@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from supervised_run import Run, Scores, end_of, names, scored
 
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.complete_files import list_complete
+from hpcasync.runs.files import read_state
 from hpcasync.runs.records import read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore

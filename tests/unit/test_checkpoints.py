@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.complete_files import list_complete
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.files import read_state
 
 NUM_ELEMENTS = 100
 VECTORS = {

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard
+from hpcasync.complete_files import list_complete
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
-from hpcasync.runs.files import list_complete, write_snapshot
+from hpcasync.runs.files import write_snapshot
 from hpcasync.train.records.console import Console
 from hpcasync.train.records.recorder import Recorder
 

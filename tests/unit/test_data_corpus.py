@@ -34,12 +34,12 @@ def test_tokens_are_mapped_not_read(prepared: Path) -> None:
     train = PreparedCorpus.open(prepared).train
     assert isinstance(train.source_file.tokens.base, np.memmap)
     assert isinstance(train.source_file.offsets.base, np.memmap)
-    assert train.source(1).dtype == np.dtype("<u2")
-    assert train.source(1).base is not None
-    assert train.source_lengths.tolist() == [len(train.source(i)) for i in range(len(train))]
-    assert train.source_file.lengths(1, 3).tolist() == train.source_lengths.tolist()[1:3]
+    assert train.source_file[1].dtype == np.dtype("<u2")
+    assert train.source_file[1].base is not None
+    assert train.source_file.lengths(0, len(train)).tolist() == [len(train.source_file[i]) for i in range(len(train))]
+    assert train.source_file.lengths(1, 3).tolist() == train.source_file.lengths(0, len(train)).tolist()[1:3]
     with pytest.raises(ValueError, match="read-only"):
-        train.source(1)[0] = 3
+        train.source_file[1][0] = 3
 
 
 def test_digest_follows_the_content(prepared: Path, copy: Path) -> None:

@@ -66,9 +66,9 @@ def test_corpus_holds_every_pair_in_order(tmp_path: Path, texts: tuple[Path, Pat
     assert (manifest.source_language, manifest.target_language, manifest.joint) == ("en", "de", True)
     assert len(corpus.train) == NUM_PAIRS == manifest.pairs.read == manifest.pairs.kept
     for index, (source, target) in enumerate(sentence_pairs()):
-        assert corpus.source_vocabulary.decode(corpus.train.source(index)) == source
-        assert corpus.target_vocabulary.decode(corpus.train.target(index)) == target
-    lengths = corpus.train.source_lengths
+        assert corpus.source_vocabulary.decode(corpus.train.source_file[index]) == source
+        assert corpus.target_vocabulary.decode(corpus.train.target_file[index]) == target
+    lengths = corpus.train.source_file.lengths(0, NUM_PAIRS)
     assert manifest.source.num_tokens == lengths.sum()
     assert manifest.source.max_length == lengths.max()
     assert manifest.source.num_pieces == len(corpus.source_vocabulary) == 60
@@ -117,15 +117,15 @@ def test_each_dropped_pair_is_counted_under_its_first_reason(tmp_path: Path) -> 
     counts = prepare(*write(tmp_path / "mixed", pairs), tmp_path / "out", limited).pairs
     assert (counts.read, counts.dropped_empty, counts.dropped_length, counts.dropped_ratio) == (11, 3, 3, 2)
     train = PreparedCorpus.open(tmp_path / "out").train
-    assert train.source_lengths.tolist() == [20, 8, 2]
-    assert train.target_lengths.tolist() == [20, 2, 8]
+    assert train.source_file.lengths(0, len(train)).tolist() == [20, 8, 2]
+    assert train.target_file.lengths(0, len(train)).tolist() == [20, 2, 8]
 
 
 def test_separate_vocabularies(tmp_path: Path, texts: tuple[Path, Path]) -> None:
     manifest = prepare(*texts, tmp_path / "out", options(joint=False))
     assert not manifest.joint
     corpus = PreparedCorpus.open(tmp_path / "out")
-    assert corpus.target_vocabulary.decode(corpus.train.target(0)) == sentence_pairs()[0][1]
+    assert corpus.target_vocabulary.decode(corpus.train.target_file[0]) == sentence_pairs()[0][1]
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
     assert source.unk_id in source.encode("grün") and target.unk_id not in target.encode("grün")
 
@@ -160,8 +160,8 @@ def test_large_vocabularies_take_four_bytes_a_piece(tmp_path: Path) -> None:
     )
     assert (manifest.source.dtype, manifest.source.num_tokens) == ("<u4", 300)
     corpus = PreparedCorpus.open(tmp_path / "out")
-    assert [corpus.source_vocabulary.decode(corpus.train.source(index)) for index in range(300)] == chosen
-    assert max(int(corpus.train.source(index)[0]) for index in range(300)) > 1 << 16
+    assert [corpus.source_vocabulary.decode(corpus.train.source_file[index]) for index in range(300)] == chosen
+    assert max(int(corpus.train.source_file[index][0]) for index in range(300)) > 1 << 16
 
 
 def test_held_out_text_is_kept_as_it_is(tmp_path: Path, texts: tuple[Path, Path]) -> None:

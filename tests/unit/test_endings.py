@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from supervised_run import Run, Scores, end_of, make_config, names, rejected, scored
 
+from hpcasync.complete_files import list_complete
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.files import read_state
 from hpcasync.runs.records import read_validations
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore

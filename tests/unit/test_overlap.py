@@ -71,7 +71,7 @@ class Tied(torch.nn.Module):
 
 @pytest.fixture
 def flat(monkeypatch: pytest.MonkeyPatch) -> FlatParameters:
-    monkeypatch.setattr(overlap, "BUCKET_ELEMENTS", 400)
+    monkeypatch.setattr(overlap, "PUSHED_ELEMENTS", 400)
     torch.manual_seed(0)
     module = Tied()
     flat = FlatParameters(module)

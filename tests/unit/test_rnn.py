@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
@@ -137,13 +138,13 @@ def test_learns_to_reverse() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model.dim 15 must be even"):
+    with pytest.raises(ValidationError, match=r"dim 15 must be even"):
         make_model(dim=15, heads=3)
-    with pytest.raises(UserError, match=r"model.dim 16 is not a multiple of model.heads 3"):
+    with pytest.raises(ValidationError, match=r"dim 16 is not a multiple of heads 3"):
         make_model(heads=3)
     config = ModelConfig.model_validate({"architecture": "rnn", "dim": 16, "heads": 2, "tie": "all"})
     with pytest.raises(UserError, match=r"20 and 30 pieces: set model.tie=target"):
-        RecurrentModel(config, 20, 30, PAD, PAD)
+        build_model(config, 20, 30, PAD, PAD)
 
 
 def test_parameters_may_live_in_one_vector() -> None:

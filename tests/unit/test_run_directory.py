@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from hpcasync.complete_files import list_complete
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.runs.directory import find_checkpoint_of, take_over
-from hpcasync.runs.files import list_complete, write_state
+from hpcasync.runs.files import write_state
 
 
 def make_run(run_dir: Path, *updates: int) -> Path:

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from hpcasync.complete_files import remove_partial, write_text_atomically
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError
-from hpcasync.runs.files import (
-    SavedSnapshot,
-    read_state,
-    remove_partial,
-    write_snapshot,
-    write_text_atomically,
-)
+from hpcasync.runs.files import SavedSnapshot, read_state, write_snapshot
 from hpcasync.runs.retention import superseded
 
 

@@ -15,6 +15,7 @@ from hpcasync.simulate.compute_time import ModelledTimes
 from hpcasync.simulate.exchange import ExchangeOptions
 from hpcasync.simulate.result import Throughput, bottleneck
 from hpcasync.simulate.sweep import compare_sizes, search_servers
+from hpcasync.simulate.synchronous import SynchronousCluster
 from hpcasync.simulate.throughput import fewest_servers, make_decisions, measure_throughput
 from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.workload import Workload, push_and_pull_bytes
@@ -235,6 +236,9 @@ class Observed:
     def accumulate(self, record: PushRecord) -> None:
         self.num_accumulated += 1
 
+    def discard(self) -> None:
+        self.num_accumulated = 0
+
     def apply(self, update: Update) -> None:
         assert len(update.pushes) <= self.num_accumulated
         self.num_accumulated -= len(update.pushes)
@@ -272,6 +276,16 @@ def test_every_batch_of_the_corpus_is_applied_once(mode: str, pull: str, slots: 
     assert sum(counts.staleness.values()) == counts.num_applied
     if pull == "applied" and overlap != "full":
         assert set(counts.staleness) == {0} or mode in ("async", "async-local", "async-combined")
+
+
+def test_a_round_of_sync_is_dropped_as_a_whole() -> None:
+    """As `AllreduceExchange` does it: the sum is spoilt."""
+    program, cluster, counts = Observed(num_tickets=101, stop_after=10**9, rejected=33), cluster_of(4), PushCounts()
+    costs = Costs(cluster, ModelledTimes(cluster), 1, 1000, *push_and_pull_bytes(config_of("sync"), 1000))
+    SynchronousCluster(costs, program, counts, num_local=1).run()
+    assert program.dropped == [32, 33, 34, 35]
+    assert sorted(program.applied + program.dropped) == list(range(101))
+    assert (counts.num_pushed, counts.num_applied, counts.num_dropped) == (101, 97, 4)
 
 
 @pytest.mark.parametrize("mode", ["async", "async-global", "async-combined"])

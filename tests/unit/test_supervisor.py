@@ -8,8 +8,9 @@ import pytest
 import torch
 from supervised_run import Run, names, rejected, update_of
 
+from hpcasync.complete_files import list_complete
 from hpcasync.ps.protocol.updates import PushCounts
-from hpcasync.runs.files import list_complete, read_state
+from hpcasync.runs.files import read_state
 from hpcasync.runs.run_state import RunState
 from hpcasync.runs.scores import BestScore
 

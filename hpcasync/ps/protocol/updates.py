@@ -7,6 +7,7 @@ Method: Aji & Heafield 2019 (D19-5608): the sum of several asynchronous gradient
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,11 @@ class Update:
     def staleness(self) -> list[int]:
         """For each push, version at apply minus version that it was computed from, in updates."""
         return [self.version - 1 - push.record.version for push in self.pushes]
+
+
+def is_sound(round_: Sequence[Arrival]) -> bool:
+    """Whether an update is made of what all workers of `sync` have summed: one bad gradient spoils the sum."""
+    return bool(round_) and all(push.record.num_tokens for push in round_)
 
 
 @dataclass

@@ -143,8 +143,7 @@ class ShardServer:
         if request.checkpoint:
             self._saver.save_shard(request.name, self._index, self._shard, self._state.state_tensors())
         if request.snapshot:
-            averaged = self._state.parameters if self._state.ema is None else self._state.ema
-            vector = self._gather(averaged.detach())
+            vector = self._gather(self._state.averaged)
             if vector is not None:
                 self._keep_snapshot(request, vector)
 

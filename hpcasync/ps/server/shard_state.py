@@ -66,6 +66,11 @@ class ShardState:
         self._is_fused = fused and fused_apply.is_available(parameters.device)
 
     @property
+    def averaged(self) -> torch.Tensor:
+        """What snapshots hold: the averaged parameters, where there are some."""
+        return (self.parameters if self.ema is None else self.ema).detach()
+
+    @property
     def whole(self) -> Shard:
         """This state's vector as a shard that starts at zero."""
         return Shard(0, self.parameters.numel())

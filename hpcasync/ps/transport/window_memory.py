@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from mpi4py import MPI
@@ -11,10 +10,8 @@ from mpi4py import MPI
 from hpcasync.comm.free_memory import free_memory
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
+from hpcasync.comm.shared_file import SHARED_MEMORY
 from hpcasync.errors import UserError
-
-# Open MPI and MPICH back shared windows by files here.
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[int], private_bytes: list[int]) -> None:
@@ -91,14 +88,14 @@ def describe_shortage(
         return f"{host}: {what} do not fit {_gib(free_memory)} of free memory: {remedy}"
     if free_shared is not None and needed > free_shared:
         return (
-            f"{host}: windows of {_gib(needed)} do not fit {_gib(free_shared)} free in {_SHARED_MEMORY}: enlarge it "
-            f"(`mount -o remount,size=… {_SHARED_MEMORY}`), remove what dead jobs left there, or {remedy}"
+            f"{host}: windows of {_gib(needed)} do not fit {_gib(free_shared)} free in {SHARED_MEMORY}: enlarge it "
+            f"(`mount -o remount,size=… {SHARED_MEMORY}`), remove what dead jobs left there, or {remedy}"
         )
     return None
 
 
 def _require(host: str, needed: int, private: int) -> None:
-    free_shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None
+    free_shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
     shortage = describe_shortage(host, needed, free_memory(), free_shared, private)
     if shortage is not None:
         raise UserError(shortage)

@@ -4,12 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from hpcasync.comm.shards import Shard
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.worker.buckets import GradientBuckets
+from hpcasync.ps.worker.buckets import PUSHED_ELEMENTS, GradientBuckets
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-
-# Large enough that a bucket's Put reaches the line's speed, small enough that many leave before backward ends.
-BUCKET_ELEMENTS = 1 << 20
 
 
 class GradientStream:
@@ -26,7 +23,7 @@ class GradientStream:
         self._client = client
         self._flat = flat
         self._executor = executor
-        self._buckets = GradientBuckets(flat, BUCKET_ELEMENTS, self._complete)
+        self._buckets = GradientBuckets(flat, PUSHED_ELEMENTS, self._complete)
         self._begun: Future[bool] | None = None
         self._gradient = flat.gradient  # of this push: it is checked when it is read
         self._written: list[Future[None]] = []

@@ -8,6 +8,11 @@ import torch
 from hpcasync.comm.shards import Shard
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
+# Of what is pushed: a bucket's Put reaches the line's speed, and many leave before backward ends.
+PUSHED_ELEMENTS = 1 << 20
+# Of what is summed over all workers: 16 MiB come near the line's speed, and most have left when backward ends.
+SUMMED_ELEMENTS = 1 << 22
+
 
 class GradientBuckets:
     """Tells when the gradient of a bucket is complete.

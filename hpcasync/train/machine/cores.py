@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hpcasync.comm.roles import Roles
+from hpcasync.comm.roles import Roles, number_ranges
 
 Cores = frozenset[int]
 # NUMA node of each core: near to it is the memory of that node.
@@ -103,17 +103,6 @@ def describe_cores(roles: Roles, cores_of_ranks: Sequence[Cores]) -> list[str]:
         else:
             lines.append(f"cores of {host}: {len(cores_of_ranks[ranks[0]])}, shared by its {len(ranks)} ranks")
     return lines
-
-
-def number_ranges(numbers: Cores) -> str:
-    """For example 0-3,8."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _sizes(roles: Roles, ranks: Sequence[int], threads: Sequence[int], num_cores: int) -> dict[int, int]:

@@ -9,7 +9,7 @@ import torch
 from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
-from hpcasync.ps.protocol.updates import Arrival, Update
+from hpcasync.ps.protocol.updates import Arrival, Update, is_sound
 from hpcasync.ps.server.apply_group import apply_group
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.ps.transport.record_codec import decode_record, encode_record, record_bytes
@@ -109,10 +109,8 @@ class AllreduceExchange:
         self._num_rounds += 1
         self._num_drawn = 0
         pushes = [Arrival(rank, self._num_rounds, other) for rank, other in enumerate(records) if other.tickets]
-        # One gradient that is not finite spoils the sum: the round is dropped, as with torch's data parallelism.
-        is_sound = bool(pushes) and all(push.record.num_tokens for push in pushes)
         self._counts.num_pushed += len(pushes)
-        if not is_sound or not self._apply(gradient, Update(self.version + 1, tuple(pushes))):
+        if not is_sound(pushes) or not self._apply(gradient, Update(self.version + 1, tuple(pushes))):
             self._drop(pushes)
         self._is_finished = not pushes or is_last or self._limits.ending is not None
         if self._supervisor is not None:

@@ -7,12 +7,10 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.config.schema import SyncCompression
-from hpcasync.ps.worker.buckets import GradientBuckets
+from hpcasync.ps.worker.buckets import SUMMED_ELEMENTS, GradientBuckets
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.modes.collectives import Collectives, PendingSum
 
-# 16 MiB: long enough to come near the line's speed, short enough that most have left when backward ends.
-BUCKET_ELEMENTS = 1 << 22
 _TRAVELS_AS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,7 +48,7 @@ class BucketSums:
         during_backward: bool = True,
         compression: SyncCompression = "none",
         scale: float = 1.0,
-        bucket_elements: int = BUCKET_ELEMENTS,
+        bucket_elements: int = SUMMED_ELEMENTS,
     ) -> None:
         self._collectives = collectives
         self._flat = flat

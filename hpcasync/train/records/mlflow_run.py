@@ -9,6 +9,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from hpcasync.config.strict import flatten
 from hpcasync.train.records.trackers import identity_of
 
 _LONGEST_VALUE = 500  # characters of a parameter that MLflow takes
@@ -43,7 +44,7 @@ class MlflowRun:
         known = self._client.get_experiment_by_name(experiment)
         number = known.experiment_id if known is not None else self._client.create_experiment(experiment)
         identity: str = self._client.create_run(number, run_name=run_dir.name).info.run_id
-        parameters = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in _flat(configuration).items()]
+        parameters = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in flatten(configuration).items()]
         self._client.log_batch(identity, params=parameters)
         return identity
 
@@ -61,10 +62,3 @@ class MlflowRun:
             self._client.set_terminated(self._identity)
         except MlflowException as error:
             raise OSError(str(error)) from error
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from hpcasync.complete_files import write_text_atomically
 from hpcasync.config.schema import RunConfig
 from hpcasync.extras import lack_of
-from hpcasync.runs.files import explain, write_text_atomically
+from hpcasync.runs.files import explain
 
 IDENTITIES_FILE = "trackers.json"
 

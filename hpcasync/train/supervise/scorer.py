@@ -18,6 +18,9 @@ class Scorer:
 
     The process runs at low priority and ends with its parent. Should it fail, training goes on; the snapshots stay and
     can be scored later by `hpcasync evaluate RUN_DIR --all`.
+
+    Attributes:
+        num_pending: snapshots that have been submitted and not been scored yet.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -25,19 +28,14 @@ class Scorer:
         self._process: subprocess.Popen[str] | None = None
         self._results: deque[dict[str, Any]] = deque()
         self._reader: threading.Thread | None = None
-        self._num_pending = 0
-
-    @property
-    def num_pending(self) -> int:
-        """Snapshots that have been submitted and not been scored yet."""
-        return self._num_pending
+        self.num_pending = 0
 
     def submit(self, name: str) -> None:
         """Have a complete snapshot scored."""
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
-        self._num_pending += 1
+        self.num_pending += 1
         try:
             self._process.stdin.write(name + "\n")
             self._process.stdin.flush()
@@ -49,12 +47,12 @@ class Scorer:
         results = []
         while self._results:
             results.append(self._results.popleft())
-        self._num_pending -= len(results)
-        if self._num_pending and self._reader is not None and not self._reader.is_alive() and not self._results:
+        self.num_pending -= len(results)
+        if self.num_pending and self._reader is not None and not self._reader.is_alive() and not self._results:
             assert self._process is not None
             code = self._process.wait()
-            results.append({"error": f"the scoring process ended with code {code}", "num_unscored": self._num_pending})
-            self._num_pending = 0
+            results.append({"error": f"the scoring process ended with code {code}", "num_unscored": self.num_pending})
+            self.num_pending = 0
             self._process = None
         return results
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hpcasync.comm.roles import Roles
+from hpcasync.complete_files import remove_partial, write_text_atomically
 from hpcasync.config.schema import RunConfig
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.record import PushRecord
@@ -19,7 +20,7 @@ from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter
 from hpcasync.runs.counters import Counters
-from hpcasync.runs.files import explain, remove_partial, write_text_atomically
+from hpcasync.runs.files import explain
 from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState
@@ -82,13 +83,18 @@ class Supervisor:
         self._started = clock() - state.counters.wall_seconds
         # The newest of each that has been asked for, or that a resumed run has already.
         self._snapshot, self._checkpoint = (
-            self._name() if (run_dir / kind / self._name()).is_dir() else "" for kind in ("snapshots", "checkpoints")
+            self.name if (run_dir / kind / self.name).is_dir() else "" for kind in ("snapshots", "checkpoints")
         )
 
     @property
     def counters(self) -> Counters:
         """Progress so far."""
         return self._state.counters
+
+    @property
+    def name(self) -> str:
+        """Of the newest version's snapshot and checkpoint."""
+        return f"u{self.counters.num_updates:08d}"
 
     @property
     def ending(self) -> Ending:
@@ -103,7 +109,7 @@ class Supervisor:
     @property
     def exit_code(self) -> int:
         """Of all ranks (hpcasync.exit_codes): also not 0 where the last version could not be saved."""
-        is_lost = self._name() in self._failed_checkpoints | self._snapshots.failed
+        is_lost = self.name in self._failed_checkpoints | self._snapshots.failed
         return self.ending.exit_code or int(is_lost)
 
     def start(self) -> None:
@@ -187,7 +193,7 @@ class Supervisor:
         """
         if self.ending.is_diverged:
             return None
-        name = self._name()
+        name = self.name
         snapshot = name != self._snapshot and not self.ending.is_preempted
         checkpoint = name != self._checkpoint
         return self._request(name, snapshot=snapshot, checkpoint=checkpoint) if snapshot or checkpoint else None
@@ -206,8 +212,7 @@ class Supervisor:
         if request.checkpoint:
             self._writer.save_shard(request.name, 0, state.whole, state.state_tensors())
         if request.snapshot:
-            averaged = state.parameters if state.ema is None else state.ema
-            self.save_snapshot(request, averaged.detach().to("cpu", copy=True))  # training goes on while it is written
+            self.save_snapshot(request, state.averaged.to("cpu", copy=True))  # training goes on while it is written
 
     def collect_shards(self) -> None:
         """Complete the checkpoints whose file has been written (sync; else the coordinator hears of them)."""
@@ -225,7 +230,7 @@ class Supervisor:
         self._recorder.checkpoint(checkpoint.name)
         if checkpoint.warning:
             self._recorder.note(checkpoint.warning)
-        return checkpoint.name == self._name()
+        return checkpoint.name == self.name
 
     def finish(self) -> None:
         """Wait for files and scores (collects this rank's own shard files in sync); a signal ends the wait for scores.
@@ -289,7 +294,7 @@ class Supervisor:
         number = self.counters.num_updates
         snapshot = bool(every_snapshot) and number % every_snapshot == 0
         checkpoint = number % every_checkpoint == 0 if every_checkpoint else snapshot
-        return self._request(self._name(), snapshot=snapshot, checkpoint=checkpoint) if snapshot or checkpoint else None
+        return self._request(self.name, snapshot=snapshot, checkpoint=checkpoint) if snapshot or checkpoint else None
 
     def _request(self, name: str, *, snapshot: bool, checkpoint: bool) -> SaveRequest | None:
         if snapshot:
@@ -312,6 +317,3 @@ class Supervisor:
     def _newest_checkpoint(self) -> str:
         newest = self._checkpoints.newest
         return f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
-
-    def _name(self) -> str:
-        return f"u{self.counters.num_updates:08d}"

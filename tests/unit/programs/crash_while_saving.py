@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.complete_files import list_complete, remove_partial, write_text_atomically
 from hpcasync.config.schema import CheckpointConfig
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
-from hpcasync.runs.files import list_complete, read_state, remove_partial, write_text_atomically
+from hpcasync.runs.files import read_state
 
 NUM_ELEMENTS = 100
 NUM_SHARDS = 2
