@@ -13,11 +13,7 @@ _DEFAULT_SIZE = (80, 24)
 
 
 class LiveLine:
-    """The last line of a terminal; threads may share it.
-
-    Args:
-        terminal: where it is shown.
-    """
+    """The last line of a terminal; threads may share it."""
 
     def __init__(self, terminal: BinaryIO) -> None:
         self._terminal = terminal

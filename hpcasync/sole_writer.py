@@ -60,7 +60,6 @@ class Writer:
 
     @classmethod
     def this_process(cls) -> "Writer":
-        """For the file."""
         job = next((f"{kind} {os.environ[name]}" for name, kind in _JOB_VARIABLES.items() if os.environ.get(name)), "")
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         command = shlex.join(["hpcasync", *sys.argv[1:]])
@@ -75,7 +74,6 @@ class Writer:
             return None
 
     def to_bytes(self) -> bytes:
-        """The content of the file."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
     def __str__(self) -> str:
@@ -91,9 +89,6 @@ def sole_writer(directory: Path, cure: str, elsewhere: str = "name another place
         directory: of a run, say.
         cure: what to do where somebody else writes, for the message.
         elsewhere: what to do where it cannot be written.
-
-    Raises:
-        UserError: somebody else does, or the directory cannot be written.
     """
     made: list[Path] = []
     path, writer = directory / LOCK_FILE, Writer.this_process()
@@ -136,7 +131,6 @@ def judge(
 
     Args:
         is_granted: whether the lock was; None: this file system has none.
-        is_empty: it names nobody.
         is_near: whom it names runs, or ran, on this kernel, which tells of locks without fail.
         is_touched: since the first look.
         waited_seconds: since the first look.

@@ -38,11 +38,6 @@ class TimelineFile(Timeline):
     Where the file cannot be written, a warning says so and recording ends; training goes on.
 
     Args:
-        run_dir: the run directory, which exists.
-        rank: world rank.
-        role: "server" or "worker".
-        index: server_index or worker_index.
-        host: its name.
         clock: seconds from any origin; never set.
         opened: system time in seconds at this moment; default: now.
     """
@@ -82,7 +77,6 @@ class TimelineFile(Timeline):
             self.add(activity, started, self._clock() - started, **details)
 
     def add(self, activity: str, start: float, seconds: float, **details: object) -> None:
-        """Record what was done from `start` on, by the timeline's clock."""
         values = [activity, round(start - self._origin, 6), round(seconds, 6)]
         self._lines.append(json.dumps([*values, details] if details else values, separators=(",", ":")))
         if start + seconds - self._written > _WRITE_SECONDS:
@@ -90,7 +84,6 @@ class TimelineFile(Timeline):
             self._written = start + seconds
 
     def close(self) -> None:
-        """Write what has not been written."""
         self._write()
 
     def _write(self) -> None:

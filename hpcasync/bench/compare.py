@@ -30,11 +30,7 @@ _OURS = ("-m", "hpcasync.bench.updates_ranks")
 def bench_compare(
     num_elements: int, num_rounds: int, num_updates: int, corpus: str | None, seconds: float
 ) -> Iterator[Row]:
-    """Measure ours and a peer in turn, `num_rounds` times, then the next peer; rows come as they are complete.
-
-    Raises:
-        UserError: the peers' programs are not there (they are part of a checkout), or one failed.
-    """
+    """Measure ours and a peer in turn, `num_rounds` times, then the next peer; rows come as they are complete."""
     directory = Path(__file__).parents[2] / "benchmarks" / "peers"
     if not directory.is_dir():
         raise UserError(

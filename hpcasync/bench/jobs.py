@@ -28,14 +28,10 @@ def run_ranks(
     """Start `python *program` on ranks and return what one of them printed behind `RESULT`.
 
     Args:
-        num_ranks: ranks to start.
         program: arguments of this Python, for example ("-m", "package.module", "60000000").
         options: mpirun options, such as hosts.
         variables: environment beside the caller's.
         hosts: that ranks are spread over; default: this one.
-
-    Raises:
-        UserError: the job failed, with the end of what it printed.
     """
     line, job = start_ranks(num_ranks, program, options=options, variables=variables, hosts=hosts)
     if job.returncode or job.timed_out:
@@ -64,11 +60,7 @@ def start_ranks(
 
 
 def result_of(line: JobLine, job: FinishedJob) -> Any:
-    """What a rank printed behind `RESULT`.
-
-    Raises:
-        UserError: none did, or several.
-    """
+    """What a rank printed behind `RESULT`."""
     results = [text.removeprefix(RESULT) for text in job.stdout.splitlines() if text.startswith(RESULT)]
     if len(results) != 1:
         raise UserError(

@@ -7,18 +7,13 @@ import torch
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 class Memcpy:
-    """Copies between two private arrays of the size that is compared.
-
-    Args:
-        num_elements: float32 elements.
-    """
+    """Copies between two private arrays of the size that is compared."""
 
     def __init__(self, num_elements: int) -> None:
         self._source = torch.ones(num_elements)

@@ -46,7 +46,6 @@ class NetworkHosts:
     """A context manager; the hosts are named n0, n1, ….
 
     Args:
-        num_hosts: how many.
         rate: of every host's link in each direction, as `tc` writes it ("1gbit"); default: as fast as it goes.
 
     Attributes:
@@ -106,7 +105,6 @@ class NetworkHosts:
         _run("ip", "link", "set", self._link(name), "down")
 
     def connect(self, name: str) -> None:
-        """Undo `disconnect`."""
         _run("ip", "link", "set", self._link(name), "up")
 
     def _link(self, name: str) -> str:
@@ -140,11 +138,7 @@ class NetworkHosts:
 
 @contextmanager
 def linked_hosts(link: str) -> Iterator[NetworkHosts]:
-    """Two hosts that a link of this speed joins.
-
-    Raises:
-        UserError: that is no speed, or no hosts can be made here.
-    """
+    """Two hosts that a link of this speed joins."""
     bytes_per_second(link)
     if reason := reason_to_skip():
         raise UserError(f"--link makes two hosts on this machine: {reason}")
@@ -153,11 +147,7 @@ def linked_hosts(link: str) -> Iterator[NetworkHosts]:
 
 
 def bytes_per_second(rate: str) -> float:
-    """The speed of a link from tc's way of writing it: "1gbit", "500mbit".
-
-    Raises:
-        UserError: it is written in another way.
-    """
+    """The speed of a link from tc's way of writing it: "1gbit", "500mbit"."""
     units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
     number, unit = rate[:-4], rate[-4:].lower()
     try:

@@ -17,8 +17,6 @@ def bench_memory(corpus: str, num_updates: int, overrides: Sequence[str]) -> Ite
     """Train with one server and two workers; rows of the server, then of the workers, with what is known of each.
 
     Args:
-        corpus: to train on.
-        num_updates: length of the run.
         overrides: `key=value` settings of the run.
 
     Raises:

@@ -35,12 +35,10 @@ class Sampler(threading.Thread):
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Sample."""
         while not self._stopping.wait(_EVERY_SECONDS):
             self.most = max(self.most, resident(), key=lambda kinds: sum(kinds.values()))
 
     def stop(self) -> dict[str, float]:
-        """The largest."""
         self._stopping.set()
         self.join()
         return self.most

@@ -41,7 +41,6 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached."""
         return None if self.goal is None or self.ratio is None else self.ratio >= self.goal
 
 

@@ -25,11 +25,7 @@ def write_configuration(directory: Path, corpus: str) -> Path:
 
 
 def run_training_job(directory: Path, corpus: str, overrides: Sequence[str], *, num_ranks: int) -> Path:
-    """Train in `directory` and return the run directory.
-
-    Raises:
-        UserError: the job failed, with the end of what it printed.
-    """
+    """Train in `directory` and return the run directory."""
     config = write_configuration(directory, corpus)
     runs = directory / "runs"
     train = ("train", str(config), *overrides, f"run_dir={runs}", "--overwrite")

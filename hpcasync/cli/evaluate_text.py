@@ -32,7 +32,6 @@ def score_lines(scores: Sequence[Score]) -> list[str]:
 
 
 def bleu_parts(precisions: Sequence[float], brevity_penalty: float, length_ratio: float) -> str:
-    """What BLEU is made of."""
     shown = " / ".join(f"{precision:.1f}" for precision in precisions)
     return f"precisions {shown}, brevity penalty {brevity_penalty:.3f}, length ratio {length_ratio:.3f}"
 
@@ -57,13 +56,11 @@ _COMET = ("COMET", "comet", 8, 2)
 
 
 def record_titles(*, has_comet: bool) -> str:
-    """The head of a table of snapshots."""
     columns = (*_COLUMNS, _COMET) if has_comet else _COLUMNS
     return f"{'snapshot':{_NAME_WIDTH}}" + "".join(f"{title:>{width}}" for title, _, width, _ in columns)
 
 
 def record_line(record: Mapping[str, Any]) -> str:
-    """A snapshot's line of the table."""
     columns = (*_COLUMNS, _COMET) if "comet" in record else _COLUMNS
     cells = [_cell(record[key], width, decimals) for _, key, width, decimals in columns]
     return f"{record['snapshot']:{_NAME_WIDTH}}" + "".join(cells)

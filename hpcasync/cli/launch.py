@@ -141,11 +141,7 @@ def _run_dir(arguments: list[str]) -> Path | None:
 
 
 def _resolve(words: list[str]) -> tuple[list[str], list[str] | None]:
-    """The command of hpcasync that `words` are, and for any other program what each rank starts.
-
-    Raises:
-        UserError: they are neither.
-    """
+    """The command of hpcasync that `words` are, and for any other program what each rank starts."""
     from hpcasync.cli.main import COMMANDS
     from hpcasync.launch.program import command_of_ranks
 

@@ -35,11 +35,9 @@ class LazyGroup(click.Group):
     """A group whose subcommands are imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All subcommands, by name."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a subcommand; None if there is no such one."""
         if cmd_name not in COMMANDS:
             return None
         if cmd_name in _SHARING_COMMANDS:
@@ -61,7 +59,6 @@ class LazyGroup(click.Group):
             raise lack_of(error) or error from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 

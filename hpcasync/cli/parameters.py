@@ -26,7 +26,6 @@ class FilePath(click.Path):
     """A path with ~ and ~user expanded, also in `--out=~/x`, where no shell does so."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, or a usage error."""
         try:
             return super().convert(usable_path(Path(value)), param, ctx)
         except ValueError as error:
@@ -41,7 +40,6 @@ class Count(click.IntRange):
         super().__init__(min, None if max == MOST else max)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or a usage error."""
         number = super().convert(_shortened(value), param, ctx)
         if number > self.most:
             self.fail(f"{_shortened(value)} is more than {self.most}, the most that is possible.", param, ctx)
@@ -56,7 +54,6 @@ class Number(click.FloatRange):
         super().__init__(min, max)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or a usage error."""
         number = super().convert(_shortened(value), param, ctx)
         if math.isnan(number) or (math.isinf(number) and not self.can_be_unlimited):
             self.fail(f"{_shortened(value)} is not a finite number.", param, ctx)
@@ -69,7 +66,6 @@ class Split(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The name, or a usage error."""
         if not re.match(HELD_OUT, str(value)):
             self.fail(f"{_shortened(value)!r}: choose from valid, test, test2, test3 and so on.", param, ctx)
         return value

@@ -124,11 +124,7 @@ def translate(
 
 
 def parse_average(values: Sequence[str]) -> tuple[int, list[Path]]:
-    """What --average asks for: how many snapshots of the run, and paths of others.
-
-    Raises:
-        UserError: a number beside another value.
-    """
+    """What --average asks for: how many snapshots of the run, and paths of others."""
     numbers = [value for value in values if _is_count(value)]
     if not numbers:
         return 1, [FILE.convert(value, None, None) for value in values]

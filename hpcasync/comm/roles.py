@@ -34,7 +34,6 @@ class Roles:
         return world_rank in self.server_ranks
 
     def ranks_on_host(self, host: str) -> list[int]:
-        """World ranks on one host, ascending."""
         return [rank for rank, name in enumerate(self.hosts) if name == host]
 
     def describe(self) -> list[str]:
@@ -57,7 +56,6 @@ def assign_roles(hosts: Sequence[str], num_servers: int, placement: Placement = 
     """Give the servers to the hosts in turn, the first rank of each host first, so that their links share the load.
 
     Args:
-        hosts: host name of each world rank.
         num_servers: 0 for synchronous training, where every rank is a worker.
         placement: "first": the first ranks are the servers, wherever they are. That is for jobs which start some ranks
             on hosts for servers alone.
@@ -85,10 +83,6 @@ def assign_roles(hosts: Sequence[str], num_servers: int, placement: Placement = 
 
 def assign_beside(hosts: Sequence[str], devices: Mapping[str, int]) -> Roles:
     """Make the first ranks of each host servers, one for each of its devices, and the others workers.
-
-    Args:
-        hosts: host name of each world rank.
-        devices: of each host.
 
     Raises:
         UserError: a host has no rank left to be a worker.

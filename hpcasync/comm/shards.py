@@ -16,7 +16,6 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
         return self.stop - self.start
 
     def overlap(self, part: "Shard") -> "Shard":
@@ -25,11 +24,7 @@ class Shard:
 
 
 def cut_shards(num_elements: int, num_servers: int) -> list[Shard]:
-    """Cut `num_elements` into one shard per server, sizes equal up to the 64-byte alignment.
-
-    Raises:
-        ValueError: there are fewer aligned pieces than servers, so that a shard would be empty.
-    """
+    """Cut `num_elements` into one shard per server, sizes equal up to the 64-byte alignment."""
     num_pieces = -(-num_elements // ALIGNMENT)
     if num_pieces < num_servers:
         raise ValueError(f"{num_elements} parameters cannot be cut into {num_servers} shards of {ALIGNMENT} or more")

@@ -27,7 +27,6 @@ class SharedControlWindow:
 
     Args:
         comm: all ranks of the job, which share one host's memory (collective).
-        num_words: words on this rank; may differ between ranks.
 
     Raises:
         UserError: on every rank, if the ranks do not share a directory for temporary files.
@@ -54,7 +53,6 @@ class SharedControlWindow:
         return value
 
     def add(self, rank: int, word: int, amount: int) -> int:
-        """Atomic addition; returns the value before it."""
         with self._alone():
             before = self.read(rank, word)
             self.store(rank, word, before + amount)
@@ -67,12 +65,10 @@ class SharedControlWindow:
         self._window.Sync()
 
     def local(self) -> NDArray[np.int64]:
-        """This rank's own words as memory, after making other ranks' atomic writes visible. Read only."""
         self._window.Sync()
         return self._local
 
     def free(self) -> None:
-        """Free the window (collective)."""
         os.close(self._file)
         self._words.clear()
         self._window.Unlock_all()

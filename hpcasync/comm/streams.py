@@ -19,10 +19,6 @@ class OutgoingStream:
     """Sends `num_bytes` to a rank.
 
     Args:
-        comm: that both sides use for streams.
-        rank: who receives.
-        tag: of the messages.
-        num_bytes: how many.
         piece: gives bytes [start, stop) as contiguous uint8 memory, which must be computed and stay as it is from then
             on; of a GPU only where MPI takes that (`comm.gpu_memory`).
     """

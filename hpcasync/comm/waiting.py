@@ -23,13 +23,7 @@ _PART_OF_WAIT = 0.01
 
 
 class Backoff:
-    """Turns given away, then sleeps that grow while nothing happens: to a millisecond, later a hundredth of the wait.
-
-    Args:
-        longest_seconds: of a sleep.
-        quick_seconds: sleeps grow to it step by step.
-        part_of_wait: beyond that a sleep is such a part of the wait.
-    """
+    """Turns given away, then sleeps that grow while nothing happens: to a millisecond, then to 1% of the wait."""
 
     # Of this process: waits that are to begin with a sleep, for something computes on its core.
     _num_shy_waits = 0
@@ -53,11 +47,7 @@ class Backoff:
         self._num_idle = 0
 
     def wait(self, longest_seconds: float | None = None) -> None:
-        """Wait a moment, longer each time since the last `reset`.
-
-        Args:
-            longest_seconds: of a sleep, this time.
-        """
+        """Wait a moment, longer each time since the last `reset`."""
         if self._num_idle == 0:
             self._begin()
         self._num_idle += 1

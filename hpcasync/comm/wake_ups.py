@@ -18,11 +18,7 @@ _NUM_WORDS = 16
 
 
 class WakeUps:
-    """A word on every rank that it sleeps on.
-
-    Args:
-        comm: all ranks of the job, which share one host's memory (collective).
-    """
+    """A word on every rank that it sleeps on."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._window = MPI.Win.Allocate_shared(4 * _NUM_WORDS, 4, comm=comm)
@@ -69,19 +65,13 @@ class WakeUps:
         return self.newest()
 
     def free(self) -> None:
-        """Free the window (collective)."""
         self._words.clear()
         self._window.Unlock_all()
         self._window.Free()
 
 
 class WakeUpWait:
-    """Waits in a loop of looks, as `comm.waiting.Backoff`; to be made before the first look.
-
-    Args:
-        wake_ups: of all ranks.
-        topic: what is waited for.
-    """
+    """Waits in a loop of looks, as `comm.waiting.Backoff`; to be made before the first look."""
 
     def __init__(self, wake_ups: WakeUps, topic: int = ANYTHING) -> None:
         self._wake_ups = wake_ups

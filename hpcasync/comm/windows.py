@@ -28,7 +28,6 @@ class ControlWindow:
     """64-bit integer words on every rank, read and changed atomically by all.
 
     Args:
-        comm: all ranks of the job (collective).
         num_words: words on this rank; may differ between ranks.
     """
 
@@ -46,7 +45,6 @@ class ControlWindow:
         comm.Barrier()
 
     def read(self, rank: int, word: int) -> int:
-        """Atomic read."""
         return self._fetch(rank, word, 0, MPI.NO_OP)
 
     def add(self, rank: int, word: int, amount: int) -> int:
@@ -63,7 +61,6 @@ class ControlWindow:
         return self._local
 
     def free(self) -> None:
-        """Free the window (collective)."""
         self._window.Unlock_all()
         self._window.Free()
 
@@ -79,7 +76,6 @@ class DataWindow:
     """Bytes on every rank: shared memory within a node, and an RMA window where the job spans several nodes.
 
     Args:
-        comm: all ranks of the job (collective).
         node_comm: the ranks of `comm` that share this node's memory.
         num_bytes: bytes exposed by this rank; may be 0.
 

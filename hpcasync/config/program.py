@@ -57,7 +57,6 @@ class ProgramConfig(RunConfig):
 
     @property
     def output_dir(self) -> Path:
-        """The directory of this run."""
         return self.run
 
 

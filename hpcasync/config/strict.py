@@ -28,11 +28,7 @@ _NAME_BYTES, _PATH_BYTES = 255, 4095
 
 
 def usable_path(path: Path) -> Path:
-    """A path as a user writes it, with ~ and ~user expanded.
-
-    Raises:
-        ValueError: no file can have such a name.
-    """
+    """A path as a user writes it, with ~ and ~user expanded."""
     with contextlib.suppress(RuntimeError):  # there is no such user: a name that begins with ~
         path = path.expanduser()
     encoded = os.fsencode(path)
@@ -78,11 +74,7 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path, what: str, schema: Any = Any) -> Any:
-    """What a YAML file holds, values by the types of `schema`; `what` it is, for messages.
-
-    Raises:
-        UserError: the file cannot be read, or is no valid YAML.
-    """
+    """What a YAML file holds, values by the types of `schema`; `what` it is, for messages."""
     try:
         return _parse(path.read_text("utf-8-sig"), schema)
     except OSError as error:
@@ -128,9 +120,6 @@ def validate(
     """A mapping as a `schema`; errors name the override that a value comes from, or else `source`.
 
     Users write `prefix` before the keys of overrides.
-
-    Raises:
-        UserError: naming the key, its value and, for an unknown key, the nearest valid one.
     """
     try:
         return schema.model_validate(values)

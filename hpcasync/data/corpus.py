@@ -37,11 +37,7 @@ class TokenFile:
 
     @classmethod
     def open(cls, directory: Path, side: str, record: SideRecord) -> "TokenFile":
-        """Map the files of one side, "source" or "target".
-
-        Raises:
-            UserError: the offsets do not fit the tokens.
-        """
+        """Map the files of one side, "source" or "target"."""
         tokens = np.memmap(directory / train_file(side, "tokens"), dtype=record.dtype, mode="r")
         offsets = np.memmap(directory / train_file(side, "offsets"), dtype="<u8", mode="r")
         if offsets[0] != 0 or offsets[-1] != len(tokens):
@@ -134,11 +130,7 @@ class PreparedCorpus:
         return name == "train" or name in self.manifest.held_out
 
     def raw(self, name: str) -> tuple[list[str], list[str]]:
-        """The untokenised sentences of "valid", "test", "test2" …: sources and targets.
-
-        Raises:
-            UserError: the corpus was prepared without them, or they have changed since.
-        """
+        """The untokenised sentences of "valid", "test", "test2" …: sources and targets."""
         if name not in self.manifest.held_out:
             option = "--valid SRC TGT" if name == "valid" else "--test SRC TGT, once for each test set,"
             raise UserError(
@@ -155,11 +147,7 @@ class PreparedCorpus:
         return self.manifest.digest
 
     def verify(self, names: Iterable[str] | None = None) -> None:
-        """Compare the digests of files with the manifest; of all, which reads all of the corpus, unless some are named.
-
-        Raises:
-            UserError: naming the files that differ.
-        """
+        """Compare files' digests with the manifest; of all (which reads the whole corpus) unless some are named."""
         recorded = self.manifest.files
         wrong = [
             name

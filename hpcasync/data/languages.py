@@ -26,11 +26,7 @@ def choose_tokenizer(name: str, language: str | None) -> str:
 
 
 def check_tokenizer(name: str) -> None:
-    """Refuse a tokeniser whose packages are missing.
-
-    Raises:
-        UserError: naming them, and the cure.
-    """
+    """Refuse a tokeniser whose packages are missing."""
     modules, extra = _NEEDED.get(name, ((), ""))
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
         raise UserError(

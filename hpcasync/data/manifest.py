@@ -100,7 +100,6 @@ class Manifest(_Record):
         return self
 
     def to_bytes(self) -> bytes:
-        """The content of the file."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
     @property
@@ -110,11 +109,7 @@ class Manifest(_Record):
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and validate the manifest of a directory.
-
-    Raises:
-        UserError: there is no such directory, it was not made by `data prepare`, or by a release that differs.
-    """
+    """Read and validate the manifest of a directory."""
     path = directory / MANIFEST_NAME
     if not directory.is_dir():
         partial = partial_of(directory)
@@ -136,7 +131,6 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def train_file(side: str, kind: Literal["tokens", "offsets"]) -> str:
-    """Name of a file of the training pairs."""
     return f"train.{side}.{kind}"
 
 
@@ -146,5 +140,4 @@ def vocabulary_file(side: str) -> str:
 
 
 def held_out_file(name: str, side: str) -> str:
-    """Name of a file of untokenised text."""
     return f"{name}.{side}.txt"

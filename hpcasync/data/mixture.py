@@ -44,7 +44,6 @@ class MixedFile:
         return int(self._bounds[-1])
 
     def lengths(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Lengths of the sentences [start, stop), in pieces."""
         first, last = np.searchsorted(self._bounds, [start, stop - 1], side="right") - 1
         parts = []
         for chunk in range(int(first), int(last) + 1):
@@ -54,7 +53,6 @@ class MixedFile:
         return np.concatenate(parts)
 
     def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """See `TokenFile.gather`."""
         chunks = np.searchsorted(self._bounds, indices, side="right") - 1
         owners = self._owners[chunks]
         within = indices - self._bounds[chunks] + self._starts[chunks]

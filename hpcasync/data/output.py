@@ -49,14 +49,12 @@ class HashedFile:
         self._stream.close()
 
     def write(self, content: bytes | memoryview) -> None:
-        """Append bytes."""
         self._stream.write(content)
         self._digest.update(content)
         self._size += memoryview(content).nbytes
 
     @property
     def record(self) -> FileRecord:
-        """Size and digest of what has been written."""
         return FileRecord(size=self._size, sha256=self._digest.hexdigest())
 
 
@@ -65,10 +63,6 @@ def complete_directory(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a directory to write into, which becomes `directory` when the context ends without an exception.
 
     What an earlier crash left beside it is removed first, file by file and only what `data prepare` writes.
-
-    Raises:
-        UserError: `directory` is a corpus and `overwrite` is false, or holds something else; it is being written by
-            another process; the disk is full or read-only.
     """
     directory = directory.resolve()
     partial = partial_of(directory)

@@ -49,11 +49,7 @@ class SubwordOptions:
 
 
 def train_subwords(paths: list[Path], num_lines: int, options: SubwordOptions) -> bytes:
-    """Train one model on a sample of all `paths` together, each of `num_lines` lines; returns the serialised model.
-
-    Raises:
-        UserError: the vocabulary is too large or too small for the text, or there is no text.
-    """
+    """Train one model on a sample of all `paths` together, each of `num_lines` lines; returns the serialised model."""
     share = max(options.sample_sentences // len(paths), 1)
     left_out = _LeftOut()
     sentences = chain.from_iterable(left_out.without(_sample(path, num_lines, share)) for path in paths)

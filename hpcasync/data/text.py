@@ -78,11 +78,7 @@ def _standard_input() -> io.BufferedReader:
 
 @contextmanager
 def regular_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """The paths, with a copy in place of each that can be read only once: "-" (standard input), pipes.
-
-    Raises:
-        UserError: standard input is given twice, or the copy cannot be written.
-    """
+    """The paths, with a copy in place of each that can be read only once: "-" (standard input), pipes."""
     if sum(str(path) == "-" for path in paths) > 1:
         raise UserError("standard input (-) can be given once only")
     with TemporaryDirectory(prefix="hpcasync-") as directory:

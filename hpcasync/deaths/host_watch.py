@@ -38,7 +38,6 @@ class Process:
 
     @classmethod
     def own(cls) -> "Process":
-        """This process."""
         return cls(os.getpid(), psutil.Process().create_time(), _pid_namespace())
 
     def is_alive(self) -> bool:
@@ -60,8 +59,6 @@ class LifeWatch:
     """Watches the ranks of this host from a thread (built collectively).
 
     Args:
-        comm: all ranks of the job, COMM_WORLD.
-        hosts: host name of each rank.
         names: what each rank is to people, for example "server 0".
         exit_code: of a job that is ended because of a death.
         coordinator: the rank that deals with deaths.

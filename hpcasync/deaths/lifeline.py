@@ -50,12 +50,10 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        """For the environment."""
         return ":".join([self.token, str(self.port), *self.hosts])
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """The inverse of str()."""
         try:
             token, port, *hosts = text.split(":")
             return cls(token, tuple(hosts), int(port))
@@ -64,11 +62,7 @@ class Address:
 
 
 def hold(rank: int) -> None:
-    """Take hold of the lifeline that the environment names, if it names one; processes that this one starts do not.
-
-    Args:
-        rank: this process's world rank.
-    """
+    """Take hold of the lifeline that the environment names, if it names one; processes that this one starts do not."""
     global _held
     text = os.environ.pop(VARIABLE, "")
     if not text:

@@ -78,7 +78,6 @@ class Lifelines:
     """Where the ranks of one job take hold of their lines.
 
     Args:
-        num_ranks: of the job.
         is_local: all ranks run on this host.
 
     Attributes:

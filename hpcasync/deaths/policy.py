@@ -18,11 +18,6 @@ from hpcasync.exit_codes import RANK_LOST
 class Deaths:
     """A rank's view of the deaths of others (built collectively).
 
-    Args:
-        comm: all ranks.
-        roles: who is who.
-        config: of the run.
-
     Raises:
         UserError: on every rank, where the job was asked to survive the deaths of workers and cannot.
     """

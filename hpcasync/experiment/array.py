@@ -19,7 +19,6 @@ def make_chains(experiment: Experiment, work: Work, directory: Path) -> list[tup
     """Arrays for runs that are to be done, each with what is to begin when it has ended.
 
     Args:
-        experiment: of the runs.
         work: the runs with where they stand.
         directory: of the experiment, on a file system that the nodes share.
 

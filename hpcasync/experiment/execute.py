@@ -68,8 +68,6 @@ def commands(experiment: Experiment, run: PlannedRun, status: Status, num_thread
     """Arguments of `hpcasync` for a run: training or simulation, then scoring if asked for.
 
     Args:
-        experiment: of the run.
-        run: the plan.
         status: where it stands.
         num_threads: roles.worker_threads where the configuration does not say, and several runs share the machine.
     """
@@ -142,9 +140,6 @@ class Executor:
 
         At SIGINT, SIGTERM or SIGUSR1 the runs that are under way save a checkpoint and end, and no other is started; at
         a second one they end at once.
-
-        Raises:
-            UserError: the logs cannot be written.
         """
         try:
             self._logs.mkdir(parents=True, exist_ok=True)

@@ -50,11 +50,7 @@ class PlannedRun:
 
 
 def plan_runs(experiment: Experiment) -> list[PlannedRun]:
-    """All runs, in the order of the axes, included ones last.
-
-    Raises:
-        UserError: a run's configuration is not valid, or two runs would share a directory.
-    """
+    """All runs, in the order of the axes, included ones last."""
     runs = [_plan(experiment, coordinates, settings) for coordinates, settings in _combinations(experiment)]
     if not runs:
         raise UserError(f"experiment {experiment.name} has no runs: exclude leaves none of the axes' combinations")

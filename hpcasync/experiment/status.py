@@ -34,7 +34,6 @@ def status_of(run: PlannedRun, *, split: str = "none") -> Status:
     """Look at the run directory.
 
     Args:
-        run: the plan.
         split: text on which its best snapshot is to be scored in the end, or "none".
 
     Raises:

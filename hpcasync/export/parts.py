@@ -37,11 +37,7 @@ class ExportedModel:
 
     @classmethod
     def of(cls, trained: TrainedModel) -> "ExportedModel":
-        """Take a model apart.
-
-        Raises:
-            UserError: it is no Transformer, or two pieces of a vocabulary have one name.
-        """
+        """Take a model apart."""
         model = trained.model
         if not isinstance(model, Transformer):
             raise UserError(

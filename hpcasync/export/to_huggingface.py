@@ -16,11 +16,7 @@ _FEED_FORWARD = {"inner": "fc1", "outer": "fc2", "norm": "final_layer_norm"}
 
 
 def write(exported: ExportedModel, directory: Path) -> None:
-    """Write a directory for `MarianMTModel.from_pretrained` and `MarianTokenizer.from_pretrained`.
-
-    Raises:
-        UserError: the model has what MarianMTModel has not.
-    """
+    """Write a directory for `MarianMTModel.from_pretrained` and `MarianTokenizer.from_pretrained`."""
     if exported.is_pre_norm:
         raise UserError(
             f"{exported.trained.run_dir}: transformers' MarianMTModel normalises after each sub-layer, this model "

@@ -36,7 +36,6 @@ def end_process(error: BaseException, *, aborts_on_exit: bool = False) -> NoRetu
     failed. A UserError raised everywhere is reported by rank 0, and MPI is finalised.
 
     Args:
-        error: what nothing caught.
         aborts_on_exit: sys.exit with another code than 0 on one rank ends all, which may be waiting for it.
     """
     error = as_user_error(error)

@@ -36,11 +36,7 @@ class Library:
 
 
 def find_launcher() -> Launcher:
-    """Find mpirun: beside this Python, then beside the MPI library, then on PATH.
-
-    Raises:
-        UserError: mpi4py finds no MPI library, or no mpirun belongs to it.
-    """
+    """Find mpirun: beside this Python, then beside the MPI library, then on PATH."""
     library = find_library()
     rejected: dict[Path, str] = {}
     for path in _candidates(library.flavour):
@@ -59,11 +55,7 @@ def find_launcher() -> Launcher:
 
 
 def find_library() -> Library:
-    """The MPI library that mpi4py loads, without starting it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The MPI library that mpi4py loads, without starting it."""
     # In a process of its own: a loaded MPI library would stay in the launcher for the whole job.
     text = _run([sys.executable, "-m", "mpi4py", "--mpi-lib-version"])
     library = identify(text)

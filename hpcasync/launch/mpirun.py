@@ -63,17 +63,10 @@ def job_line(
     What one machine needs is added unless the user's `options` or `environment` say otherwise.
 
     Args:
-        launcher: the mpirun.
-        num_ranks: ranks to start.
-        program: command of every rank.
-        environment: the caller's environment.
         is_root: whether the caller is root, which Open MPI refuses unless told.
         shared_memory_bytes: free space of /dev/shm; None: not known.
         options: mpirun options of the user.
         survive_workers: the other ranks live on when one is killed, and training goes on without a worker.
-
-    Raises:
-        UserError: `survive_workers` with an MPI that cannot do that.
     """
     added: list[str] = []
     variables: dict[str, str] = {}

@@ -119,9 +119,6 @@ class ParentGuard:
 
     Not by Linux's parent death signal: that comes again for each thread of a parent that is killed, and mpirun takes a
     second SIGTERM for an order to end at once, without its ranks.
-
-    Args:
-        pid: of the process.
     """
 
     def __init__(self, pid: int) -> None:

@@ -50,7 +50,6 @@ def supervise(
     """Run a job on this terminal and hand signals on to mpirun. The death of a rank ends the job.
 
     Args:
-        line: the job.
         environment: of the ranks, beside what the line needs.
         lifelines: what the ranks hold on to.
         saves_on_usr1: the job saves and ends on USR1, whether its ranks say so or not. The first INT or TERM is then

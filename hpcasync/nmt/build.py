@@ -12,11 +12,7 @@ from hpcasync.nmt.transformer import Transformer
 def build_model(
     config: ModelConfig, num_source_pieces: int, num_target_pieces: int, source_pad_id: int, target_pad_id: int
 ) -> TranslationModel:
-    """A freshly initialised model (by torch's global generator), on the CPU in float32, in training mode.
-
-    Raises:
-        UserError: `tie: all` without a joint vocabulary.
-    """
+    """A freshly initialised model (by torch's global generator), on the CPU in float32, in training mode."""
     if config.tie == "all" and (num_source_pieces, source_pad_id) != (num_target_pieces, target_pad_id):
         raise UserError(
             f"model.tie=all needs one joint vocabulary, but source and target have {num_source_pieces} and "

@@ -22,11 +22,7 @@ _DIGEST_DIGITS = 16
 
 
 def find_comet(path: Path) -> Path:
-    """The checkpoint of a COMET model: a file, or that in a directory as Hugging Face's hub has them.
-
-    Raises:
-        UserError: it is not there, or COMET's package is not installed.
-    """
+    """The checkpoint of a COMET model: a file, or that in a directory as Hugging Face's hub has them."""
     try:
         metadata.version(_PACKAGE)
     except metadata.PackageNotFoundError as error:
@@ -63,9 +59,6 @@ class Comet:
     Args:
         path: see `find_comet`.
         device: where it computes.
-
-    Raises:
-        UserError: it cannot be loaded.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:

@@ -33,11 +33,7 @@ class PositionTable(nn.Module):
         self.register_buffer("table", sinusoidal_positions(max_length, dim), persistent=False)
 
     def forward(self, start: int, stop: int) -> Tensor:
-        """Positions [stop - start, dim].
-
-        Raises:
-            UserError: `stop` is beyond the model's max_length.
-        """
+        """Positions [stop - start, dim]."""
         if stop > len(self.table):
             raise UserError(
                 f"a sequence of {stop} tokens is longer than model.max_length {len(self.table)}: "

@@ -39,7 +39,6 @@ class EvaluationSettings:
     comet: Path | None = None
 
     def search_settings(self) -> SearchSettings:
-        """For hpcasync.nmt.search.Searcher."""
         return SearchSettings(beam=self.beam, length_penalty=self.length_penalty, batch_tokens=self.batch_tokens)
 
     def for_corpus(self, corpus: PreparedCorpus) -> "EvaluationSettings":

@@ -39,7 +39,6 @@ class FeedForward(nn.Module):
         self.outer = Linear(config.ffn_dim, config.dim)
 
     def forward(self, stream: Tensor) -> Tensor:
-        """[n, dim] -> [n, dim]"""
         hidden = self.inner(self.residual.before(stream), relu=True)
         return self.residual.after(stream, self.outer(hidden))
 
@@ -56,7 +55,6 @@ class SelfAttention(nn.Module):
         self.outer = Linear(config.dim, config.dim)
 
     def forward(self, stream: Tensor, packing: Packing, *, causal: bool) -> Tensor:
-        """[n, dim] -> [n, dim]"""
         projected = packing.pad(self.project(self.residual.before(stream)))
         # Padding is on the right: causality alone hides it from all tokens.
         mask = None if causal else packing.mask
@@ -99,7 +97,6 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(self, stream: Tensor, packing: Packing) -> Tensor:
-        """[n, dim] -> [n, dim]"""
         output: Tensor = self.feed_forward(self.self_attention(stream, packing, causal=False))
         return output
 

@@ -57,11 +57,7 @@ def format_translation(number: int, hypotheses: Sequence[Hypothesis], output_for
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open a file for writing, or take standard output (None or "-").
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Open a file for writing, or take standard output (None or "-")."""
     if path is None or str(path) == "-":
         yield sys.stdout.buffer
         return

@@ -42,11 +42,9 @@ class RecurrentState:
 
     @property
     def num_rows(self) -> int:
-        """Number of hypotheses N."""
         return len(self.source_rows)
 
     def select_(self, rows: Tensor) -> None:
-        """Gather rows in place; `rows` is int64 [M], with repetitions and omissions as the search needs."""
         self.layers = [(hidden.index_select(1, rows), cell.index_select(1, rows)) for hidden, cell in self.layers]
         source_rows = self.source_rows.index_select(0, rows)
         # Hypotheses of one sentence share its memory: reordering them moves nothing of it.
@@ -95,7 +93,6 @@ class RecurrentModel(TranslationModel):
         label_smoothing: float,
         target_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See TranslationModel.summed_loss; sentences may be of any length."""
         targets = target_output.view(-1)
         rows = (targets != self.target_pad_id).nonzero().view(-1) if target_rows is None else target_rows
         stream = self.decoder(self._embed(self.target_embedding, target_input), self.start(source))
@@ -103,7 +100,6 @@ class RecurrentModel(TranslationModel):
         return summed_cross_entropy(hidden, self.output_weight, targets.index_select(0, rows), label_smoothing)
 
     def start(self, source: Tensor) -> RecurrentState:
-        """See TranslationModel.start."""
         present = source != self.source_pad_id
         lengths = present.sum(1)
         encoded = self.encoder(self._embed(self.source_embedding, source), lengths)
@@ -118,7 +114,6 @@ class RecurrentModel(TranslationModel):
         return RecurrentState(layers, self.decoder.attention.remember(encoded), present, rows)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """See TranslationModel.step."""
         assert isinstance(state, RecurrentState)
         stream = self.decoder(self._embed(self.target_embedding, tokens[:, None]), state)
         return functional.linear(self.decoder.norm(stream[:, 0]), self.output_weight).float()

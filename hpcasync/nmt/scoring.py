@@ -180,7 +180,6 @@ def corpus_loss(
     """Negative log likelihood of untokenised targets given their sources, on the device that the model is on.
 
     Args:
-        pairs: sources and targets.
         vocabularies: of the source and of the target language.
         max_length: tokens, end of sentence included, that a side is cut to (the model's limit).
         batch_tokens: padded tokens of the longer side of a batch at most.

@@ -41,11 +41,9 @@ class TransformerState:
 
     @property
     def num_rows(self) -> int:
-        """Number of hypotheses N."""
         return len(self.source_rows)
 
     def select_(self, rows: Tensor) -> None:
-        """Replace the state by the given rows [M] int64 of it."""
         source_rows = self.source_rows.index_select(0, rows)
         if not torch.equal(source_rows, self.source_rows):
             # Reordering within the beams of a sentence keeps its memory: the usual case copies no memory at all.
@@ -117,7 +115,6 @@ class Transformer(TranslationModel):
         label_smoothing: float,
         target_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See TranslationModel.summed_loss."""
         memory, memory_mask = self._encode(source)
         packing = self._packing_of(target_output, self.target_pad_id)
         tokens = packing.pack(target_input)
@@ -133,14 +130,12 @@ class Transformer(TranslationModel):
         return summed_cross_entropy(self.decoder_norm(stream), self.output_weight, targets, label_smoothing)
 
     def start(self, source: Tensor) -> TransformerState:
-        """See TranslationModel.start."""
         memory, memory_mask = self._encode(source)
         num_rows, _, layers, _, heads, head_dim = memory.shape
         cache = memory.new_zeros(num_rows, layers, 2, 0, heads, head_dim)
         return TransformerState(memory, memory_mask, cache, 0, torch.arange(num_rows, device=source.device))
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """See TranslationModel.step."""
         assert isinstance(state, TransformerState)
         state.reserve_()
         position = self.positions(state.position, state.position + 1)

@@ -15,12 +15,7 @@ from hpcasync.train.supervise.supervisor import Supervisor
 
 
 class ProgramServer(ServerPart):
-    """A server: it has no batches, and serves until training ends.
-
-    Args:
-        run, engine, task: of the job.
-        messages: from the workers.
-    """
+    """A server: it has no batches, and serves until training ends."""
 
     def __init__(self, run: Run, engine: Engine, task: ProgramTask, messages: Messages) -> None:
         super().__init__(run, engine)
@@ -41,13 +36,7 @@ class ProgramServer(ServerPart):
 
 
 class ProgramWorker(WorkerPart):
-    """A worker: pulls, is dealt batches, pushes.
-
-    Args:
-        run, engine, task: of the job.
-        messages: to the coordinator.
-        worker: what the program's steps do.
-    """
+    """A worker: pulls, is dealt batches, pushes."""
 
     def __init__(self, run: Run, engine: Engine, task: ProgramTask, messages: Messages, worker: Worker) -> None:
         super().__init__(run, engine)

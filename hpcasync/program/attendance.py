@@ -17,10 +17,6 @@ class Attendance:
 
     A program that ends before the loop on all ranks just ends; on some of them it ends the job, which would wait for
     them. One that ends in the loop (`sys.exit`) has left it, as with a break.
-
-    Args:
-        comm: all ranks.
-        roles: who is who.
     """
 
     def __init__(self, comm: MPI.Intracomm, roles: Roles) -> None:

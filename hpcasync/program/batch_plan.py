@@ -24,10 +24,6 @@ class BatchPlan:
 
     Args:
         loader: of the program; its dataset has to have a length.
-        seed: of the order.
-
-    Raises:
-        UserError: the loader has no batches that could be dealt out.
     """
 
     is_split = False
@@ -50,11 +46,9 @@ class BatchPlan:
         return len(self.batch(0))
 
     def num_batches(self) -> int:
-        """Batches of a data epoch."""
         return self._num_batches
 
     def locate(self, ticket: int) -> tuple[int, int]:
-        """The data epoch of a ticket, and which of its batches it is."""
         return divmod(ticket, self._num_batches)
 
     def batch(self, ticket: int) -> list[int]:
@@ -67,15 +61,12 @@ class BatchPlan:
         return self._indices(epoch)[number]
 
     def describe(self) -> str:
-        """For people."""
         return f"{self._num_batches:,} batches per epoch"
 
     def order(self, ledger: TicketLedger, num_epochs: int) -> BatchOrder:
-        """What a number that is drawn stands for, where these tickets have been applied."""
         return BatchOrder(ledger.remaining(), self, num_epochs)
 
     def dealt(self, draw: Draw) -> Iterator[Dealt]:
-        """The batches of the tickets that are drawn."""
         tickets = Tickets(self, draw)
         for batch in dealt_out(self._loader, tickets):
             ticket, num_samples = tickets.next()

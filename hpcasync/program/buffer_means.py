@@ -64,11 +64,7 @@ def to_json(arrays: Arrays) -> dict[str, Any]:
 
 
 def load_into(module: torch.nn.Module, told: dict[str, Any], where: str) -> None:
-    """Set buffers to what `to_json` made of them.
-
-    Raises:
-        UserError: the module has no such buffer.
-    """
+    """Set buffers to what `to_json` made of them."""
     buffers = dict(module.named_buffers())
     for name, values in told.items():
         array = np.array(values["values"], dtype=values["dtype"]).reshape(values["shape"])

@@ -13,9 +13,7 @@ def give_last_version(run: Run, task: ProgramTask, vector: torch.Tensor | None, 
     Where workers may have died nothing is collective: ranks, which are on one host then, read the last snapshot.
 
     Args:
-        run, task: of the job.
         vector: at the coordinator, which has written a snapshot of it.
-        exit_code: of the job.
     """
     if exit_code:
         return

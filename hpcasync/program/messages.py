@@ -19,9 +19,6 @@ class Messages:
     """A rank's end of the messages to the coordinator (built collectively). Nobody waits for the other to be read.
 
     Nor for the dead: each worker is listened to alone, and what one has sent in part is let go with it.
-
-    Args:
-        ranks: of the job.
     """
 
     def __init__(self, ranks: Ranks) -> None:

@@ -27,9 +27,6 @@ class Schedule:
 
     Attributes:
         batches_per_update, batches_per_step: of training, and from one step of the schedulers to the next.
-
-    Raises:
-        UserError: a scheduler needs more than the number of steps.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Sequence[LRScheduler]) -> None:
@@ -94,11 +91,7 @@ class Schedule:
 
 
 def parameters_in_order(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """The trainable parameters of a module, group after group.
-
-    Raises:
-        UserError: the optimizer has other parameters than the module, or lacks some.
-    """
+    """The trainable parameters of a module, group after group."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if foreign := [parameter for parameter in order if id(parameter) not in names]:

@@ -22,12 +22,6 @@ _LISTEN_SECONDS = 0.1
 class ProgramObserver(CoordinatorObserver):
     """The coordinator's view of a run, with what its workers tell.
 
-    Args:
-        supervisor: counts, logs, saves and decides.
-        roles, deaths: of the job.
-        task: of the program.
-        messages: from the workers.
-
     Attributes:
         final: [num_elements] parameters of the last version, averaged where there is an average; None where the run is
             to go on later.
@@ -107,7 +101,6 @@ class BufferTeller:
         self._told = -math.inf
 
     def after_step(self) -> None:
-        """A gradient has been pushed."""
         if time.monotonic() - self._told >= self._SECONDS:
             self.now()
 

@@ -27,11 +27,8 @@ class StreamPlan:
     that goes on reads again what it has been trained on, and leaves it out.
 
     Args:
-        loader: of the program.
-        seed: of what the dataset draws.
         num_epochs: passes over the stream; 0: endless.
         worker: index of this worker; None: this rank is none.
-        num_workers: of the job.
     """
 
     def __init__(
@@ -48,15 +45,12 @@ class StreamPlan:
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch."""
         return self._loader.batch_size or 1
 
     def num_batches(self) -> int:
-        """Nobody knows."""
         return 0
 
     def describe(self) -> str:
-        """For people."""
         return "a stream, " + ("of which each worker reads its part" if self.is_split else "read by every worker")
 
     @property
@@ -70,7 +64,6 @@ class StreamPlan:
         return SplitOrder(ledger, self._num_workers) if self.is_split else ledger.remaining()
 
     def dealt(self, draw: Draw) -> Iterator[Dealt]:
-        """The batches of the tickets that are drawn, which ascend."""
         ticket = draw()
         for number, (epoch, num_samples, batch) in enumerate(self._read()):
             if ticket is None:
@@ -101,12 +94,7 @@ class StreamPlan:
 
 
 class SplitOrder:
-    """What numbers stand for where each worker has a part: worker w has numbers w, w + num_workers, … for its own.
-
-    Args:
-        ledger: of tickets that have been applied.
-        num_workers: of the job.
-    """
+    """What numbers stand for where each worker has a part: worker w has numbers w, w + num_workers, … for its own."""
 
     def __init__(self, ledger: TicketLedger, num_workers: int) -> None:
         self._parts: list[TicketSequence] = [
@@ -118,7 +106,6 @@ class SplitOrder:
         ]
 
     def ticket(self, number: int) -> int:
-        """The ticket."""
         number, worker = divmod(number, len(self._parts))
         return self._parts[worker].ticket(number) * len(self._parts) + worker
 

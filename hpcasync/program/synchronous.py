@@ -16,13 +16,7 @@ from hpcasync.train.run import Run
 
 
 class ProgramSynchronous(SynchronousPart):
-    """A worker of a synchronous job; rank 0 supervises.
-
-    Args:
-        run, collectives, task: of the job.
-        messages: to rank 0.
-        worker: what the program's steps do.
-    """
+    """A worker of a synchronous job; rank 0 supervises."""
 
     def __init__(
         self, run: Run, collectives: Collectives, task: ProgramTask, messages: Messages, worker: Worker

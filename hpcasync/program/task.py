@@ -48,31 +48,25 @@ class ProgramTask:
 
     @property
     def layout(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it."""
         return {"model": self.flat.digest, "order of batches": self.plan.digest}
 
     @property
     def optimizers(self) -> Sequence[ParameterGroup]:
-        """Copies of the program's own."""
         return self.schedule.groups(self.flat)
 
     @property
     def rate(self) -> Callable[[Counters], float]:
-        """Of the first group."""
         return lambda counters: self.schedule.rate(counters.num_updates)
 
     @property
     def batch_weight(self) -> int:
-        """Samples."""
         return self.plan.batch_size
 
     @property
     def knows_last_backward(self) -> bool:
-        """If the program says so."""
         return self.config.sums_during_backward
 
     def fresh_updates(self, num_workers: int) -> int:
-        """First updates that workers wait for."""
         config = self.config
         if config.fresh_updates is not None:
             return config.fresh_updates
@@ -83,7 +77,6 @@ class ProgramTask:
         return round(_FRESH_PART * (config.stop.updates or config.stop.epochs * per_epoch))
 
     def describe(self, num_workers: int) -> Iterator[str]:
-        """Sizes of the model and of updates."""
         flat, per_update = self.flat, self.config.pushes_per_update(num_workers) * self.config.accumulate.local
         yield (
             f"  model: {type(self.model).__name__}, {flat.num_trainable:,} parameters on {flat.parameters.device.type}"
@@ -97,15 +90,10 @@ class ProgramTask:
             )
 
     def order(self, state: RunState) -> TicketOrder:
-        """What the numbers that workers draw stand for."""
         return self.plan.order(state.ledger, self.config.stop.epochs)
 
     def go_on(self, checkpoint: Path, state: RunState) -> None:
-        """Buffers, and where the schedulers are.
-
-        Raises:
-            UserError: there is nothing left to train, in another mode.
-        """
+        """Buffers, and where the schedulers are."""
         saved = read_state(checkpoint)
         mode, self.ending = saved.get("mode", self.config.mode), self._ending(state)
         if self.ending and mode != self.config.mode:

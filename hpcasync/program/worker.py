@@ -38,11 +38,6 @@ class _Batch:
 class Worker:
     """Deals batches to the program, and does what its `optimizer.step()` stands for.
 
-    Args:
-        config: of the run.
-        flat: the module's parameters and gradient.
-        is_synchronous: all workers make their steps together.
-
     Attributes:
         timeline: records the computation.
         slowdown: how many times as long each computation is made to take, for experiments.
@@ -122,11 +117,7 @@ class Worker:
             self.zero_grad()
 
     def weigh(self, weight: int) -> None:
-        """What the newest batch weighs, in place of its samples.
-
-        Raises:
-            UserError: there is no batch, or the weight is no positive number.
-        """
+        """What the newest batch weighs, in place of its samples."""
         if not self._open:
             raise UserError("job.weigh() before the first batch of job.share()")
         if self._leaving:
@@ -136,11 +127,7 @@ class Worker:
         self._open[-1].weight = int(weight)
 
     def note_loss(self, loss: float | torch.Tensor) -> None:
-        """The newest batch's loss; read when it is pushed.
-
-        Raises:
-            UserError: there is no batch that has not been pushed.
-        """
+        """The newest batch's loss; read when it is pushed."""
         if not self._open:
             raise UserError("job.log() without a batch: call it before optimizer.step()")
         self._open[-1].loss = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
@@ -153,11 +140,7 @@ class Worker:
         self._has_old_gradient = False
 
     def step(self) -> None:
-        """Push the gradient of all batches since the last step, wait as configured, and pull.
-
-        Raises:
-            UserError: there is no such batch, there are too many, or the gradient before is still in this one.
-        """
+        """Push the gradient of all batches since the last step, wait as configured, and pull."""
         if self._exchange is None or not self._open:
             raise UserError("optimizer.step() without a batch of job.share() since the last one")
         if self._has_old_gradient:

@@ -13,7 +13,6 @@ class MinimalObserver:
     """An `Observer` and `ShardSaver` for runs that keep nothing but the final parameters.
 
     Args:
-        learning_rate: of every update.
         num_updates: training ends after so many; 0: when the workers finish.
 
     Attributes:
@@ -31,11 +30,9 @@ class MinimalObserver:
         """Nothing."""
 
     def learning_rate(self, update: Update) -> float:
-        """Always the same."""
         return self._learning_rate
 
     def after_update(self, update: Update, learning_rate: float) -> SaveRequest | None:
-        """Note the loss."""
         self.losses.append(update.loss_sum / max(1, update.num_tokens))
         return None
 
@@ -52,27 +49,22 @@ class MinimalObserver:
         """Nothing."""
 
     def final_request(self) -> SaveRequest | None:
-        """The final parameters are wanted."""
         return SaveRequest("final", snapshot=True, checkpoint=False)
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
-        """Keep it in memory."""
         self.final = vector
 
     def shard_saved(self, saved: SavedShard) -> None:
         """Nothing."""
 
     def should_stop(self) -> bool:
-        """After the given number of updates."""
         return bool(self._num_updates) and len(self.losses) >= self._num_updates
 
     def save_shard(self, name: str, server_index: int, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
         """Nothing is saved by shards."""
 
     def poll(self) -> list[SavedShard]:
-        """Nothing is being saved."""
         return []
 
     def wait(self) -> list[SavedShard]:
-        """Nothing is being saved."""
         return []

@@ -38,7 +38,6 @@ def render_page(report: Report, *, timeline_from: float = 0.0, timeline_to: floa
     """The page as HTML.
 
     Args:
-        report: what to show.
         timeline_from, timeline_to: the seconds of each timeline whose spans are put into the page.
 
     Raises:

@@ -32,7 +32,6 @@ OUTSIDE_COLOUR = "#f1efec"
 
 
 def group_colours(groups: Sequence[Group]) -> list[str]:
-    """A colour per group."""
     seen: Counter[str] = Counter()
     colours = []
     for group in groups:

@@ -33,12 +33,8 @@ def make_report(paths: Sequence[Path], *, title: str = "", thresholds: Sequence[
     """Read run directories and compare them.
 
     Args:
-        paths: run directories.
         title: default: the runs' common name.
         thresholds: BLEU scores to tell times for; default: round ones below the best score.
-
-    Raises:
-        UserError: a path is no run directory, or is given twice.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:

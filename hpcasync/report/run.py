@@ -45,12 +45,10 @@ class Run:
 
     @property
     def mode(self) -> str:
-        """How gradients were combined."""
         return str(self.config["mode"])
 
     @property
     def seed(self) -> int:
-        """Of the run."""
         return int(self.config["seed"])
 
     @property
@@ -83,7 +81,6 @@ class Run:
 
     @property
     def num_servers(self) -> int:
-        """Servers; none in sync."""
         return 0 if self.mode == "sync" else int(self.config["roles"]["servers"])
 
 

@@ -66,7 +66,6 @@ def activity_shares(spans: Spans, edges: np.ndarray) -> np.ndarray:
     """Share of time in each activity, per bin.
 
     Args:
-        spans: of a rank.
         edges: [bins + 1] ascending bin edges in seconds.
 
     Returns:

@@ -18,8 +18,6 @@ def pack_timeline(name: str, ranks: Sequence[Spans], begin: float, end: float | 
     """What the script needs of one run.
 
     Args:
-        name: of the run.
-        ranks: its spans.
         begin, end: seconds between which spans are packed; no end: as many as a page bears.
 
     Returns:

@@ -17,8 +17,6 @@ def write_trace(report: Report, path: Path, *, begin: float = 0.0, end: float | 
     """Write the timelines of all runs that have one: a run is a process, a rank is a thread.
 
     Args:
-        report: its runs.
-        path: the file.
         begin, end: seconds between which spans are written; no end: to the last.
 
     Raises:

@@ -25,7 +25,6 @@ def as_markdown(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Everything that the tables hold, unrounded."""
     return json.dumps({"title": report.title, **to_json(report.results)}, indent=1) + "\n"
 
 
@@ -35,8 +34,6 @@ def write_report(
     """Write a file.
 
     Args:
-        report: what to write.
-        path: the file.
         form: what to write it as.
         timeline_from, timeline_to: as in `page.render_page`; html and trace only.
 

@@ -67,7 +67,6 @@ class CheckpointDirectory:
     """The coordinator's view of RUN_DIR/checkpoints: completes a checkpoint with its last shard, removes old ones.
 
     Args:
-        checkpoints: the directory.
         num_shards: shard files of a checkpoint.
         config: which ones are kept.
     """
@@ -81,7 +80,6 @@ class CheckpointDirectory:
 
     @property
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
         complete = list_complete(self._checkpoints)
         return complete[-1] if complete else None
 
@@ -89,8 +87,6 @@ class CheckpointDirectory:
         """Announce a checkpoint: its state is written when its last shard is there.
 
         Args:
-            name: such as "u00000400".
-            state: JSON.
             estimated_bytes: space that it takes, where none has been written yet.
 
         Returns:
@@ -113,7 +109,6 @@ class CheckpointDirectory:
         """One more server has done its part; says what became of the checkpoint if that was the last one.
 
         Args:
-            saved: the server's part.
             protected: names of checkpoints that are kept whatever their age.
         """
         pending = self._pending[saved.name]

@@ -27,7 +27,6 @@ class Counters:
     wall_seconds: float = 0.0
 
     def add(self, update: Update) -> None:
-        """Count an update."""
         self.num_updates += 1
         self.num_steps += len(update.pushes)
         self.num_batches += len(update.tickets)
@@ -35,5 +34,4 @@ class Counters:
         self.source_tokens += update.num_source_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)

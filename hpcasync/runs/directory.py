@@ -31,11 +31,7 @@ def run_directory_locked(config: RunConfig, *, must_exist: bool) -> Iterator[Non
 
 
 def create_run_directory(config: RunConfig, files: Iterable[Path], *, overwrite: bool) -> None:
-    """Make the directory with the resolved configuration and copies of the files that the run is to keep.
-
-    Raises:
-        UserError: it holds a run already, or cannot be written.
-    """
+    """Make the directory with the resolved configuration and copies of the files that the run is to keep."""
     run_dir = config.output_dir
     try:
         if (run_dir / "config.yaml").exists():
@@ -57,11 +53,7 @@ def create_run_directory(config: RunConfig, files: Iterable[Path], *, overwrite:
 
 
 def save_configuration(config: RunConfig) -> None:
-    """Replace the resolved configuration of a run that goes on; metrics.jsonl keeps that of each start.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Replace the resolved configuration of a run that goes on; metrics.jsonl keeps that of each start."""
     try:
         write_text_atomically(config.output_dir / "config.yaml", config.to_yaml())
     except OSError as error:
@@ -72,11 +64,7 @@ def find_checkpoint(run_dir: Path, option: str = "--resume") -> Path:
     """The newest complete checkpoint of a run.
 
     Args:
-        run_dir: its directory.
         option: that asked for it, for messages.
-
-    Raises:
-        UserError: there is no run, or none was saved.
     """
     _check_holds_run(run_dir, option)
     complete = list_complete(run_dir / "checkpoints")
@@ -89,12 +77,7 @@ def find_checkpoint_of(config: RunConfig, *, resume: bool, resume_from: Path | N
     """The checkpoint that a run goes on from: its own, or that of another run; None where it begins anew.
 
     Args:
-        config: of the run.
         resume: to go on from its own, if there is one or there is no other to go on from.
-        resume_from: directory of the other run.
-
-    Raises:
-        UserError: there is none where there should be.
     """
     own = config.output_dir
     if resume and (resume_from is None or list_complete(own / "checkpoints")):
@@ -107,11 +90,7 @@ def find_checkpoint_of(config: RunConfig, *, resume: bool, resume_from: Path | N
 
 
 def take_over(checkpoint: Path, run_dir: Path) -> None:
-    """Copy a checkpoint of another run, and its records, scores and snapshots; that run stays as it is.
-
-    Raises:
-        UserError: they cannot be read or written.
-    """
+    """Copy a checkpoint of another run, and its records, scores and snapshots; that run stays as it is."""
     source = checkpoint.parent.parent
     try:
         for path in (source / METRICS_FILE, *source.glob(evaluation_file("*"))):

@@ -18,7 +18,6 @@ def identity(config: ModelConfig, vocabularies: dict[str, str]) -> dict[str, str
     """What shapes of parameters do not tell.
 
     Args:
-        config: of the model.
         vocabularies: side -> SHA-256 of its SentencePiece model, which holds the normalisation of text, too.
     """
     is_transformer = config.architecture == "transformer"
@@ -30,11 +29,7 @@ def identity(config: ModelConfig, vocabularies: dict[str, str]) -> dict[str, str
 
 
 def identity_of_run(run_dir: Path) -> dict[str, str]:
-    """By the configuration and the vocabularies in a run directory.
-
-    Raises:
-        UserError: one of them cannot be read.
-    """
+    """By the configuration and the vocabularies in a run directory."""
     config = load_config(run_dir / "config.yaml")
     try:
         digests = {side: file_digest(run_dir / vocabulary_file(side)) for side in SIDES}
@@ -47,13 +42,9 @@ def check_parameters(path: Path, run_dir: Path, expected: dict[str, str], user_d
     """Refuse parameters that are not what their snapshot was written with, or do not belong to a model.
 
     Args:
-        path: of the parameters.
         run_dir: of the run that they lie in, which tells what they are where their snapshot is too old to.
         expected: identity of the model.
         user_dir: of the run that the model is of, for messages.
-
-    Raises:
-        UserError: naming what differs.
     """
     state = read_state(path.parent) if (path.parent / STATE_FILE).is_file() else {}
     recorded = state.get(FILES_KEY, {}).get(path.name, {}).get("sha256")

@@ -19,9 +19,6 @@ def read_records(path: Path) -> list[Record]:
     """The records of a file, oldest first; none if it does not exist.
 
     A last line without its end is what a crash left, and is no record.
-
-    Raises:
-        UserError: another line is no JSON object, or the file cannot be read.
     """
     if not path.is_file():
         return []

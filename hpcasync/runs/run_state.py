@@ -35,7 +35,6 @@ class RunState:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         tickets = {"low": self.ledger.low, "above": list(self.ledger.above)}
         return {
             "counters": self.counters.to_dict(),

@@ -44,7 +44,6 @@ class BestScore:
 
     @property
     def value(self) -> float:
-        """Its score."""
         return self._best.value
 
     def update(self, scores: Mapping[str, Any]) -> bool:

@@ -23,7 +23,6 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
         return self.path.name
 
     @classmethod
@@ -48,11 +47,7 @@ class Snapshot:
 
 
 def find_run_dir(path: Path) -> Path:
-    """The run directory that `path` is, or lies in.
-
-    Raises:
-        UserError: `path` does not exist, or no directory above it has a config.yaml.
-    """
+    """The run directory that `path` is, or lies in."""
     if not path.exists():
         raise UserError(f"{path} does not exist: give a run directory, a snapshot in it, or its {PARAMETERS_FILE}")
     absolute = path.absolute()
@@ -69,11 +64,7 @@ def list_snapshots(run_dir: Path) -> list[Snapshot]:
 
 
 def chosen_directory(run_dir: Path) -> Path:
-    """The directory that RUN_DIR/best names, or where there is none, RUN_DIR/last.
-
-    Raises:
-        UserError: neither is there, or the directory that is named is gone.
-    """
+    """The directory that RUN_DIR/best names, or where there is none, RUN_DIR/last."""
     for name in ("best", "last"):
         pointer = run_dir / name
         if pointer.is_file():

@@ -21,10 +21,6 @@ class AsynchronousCluster:
     """Workers that push to servers until the corpus or the program ends.
 
     Args:
-        costs: how long everything takes.
-        program: what is computed.
-        decisions: of the coordinator.
-        options: of the exchange.
         stop_seconds: virtual time at which the program is asked whether to stop, whatever happens then; 0: none.
     """
 
@@ -43,12 +39,10 @@ class AsynchronousCluster:
 
     @property
     def now(self) -> float:
-        """Virtual seconds since the start."""
         return self._exchange.now
 
     @property
     def usage(self) -> Usage:
-        """Busy times so far."""
         usage, network = self._exchange.usage, self._exchange.network
         usage.to_server = network.to_server.busy_seconds
         usage.from_server = network.from_server.busy_seconds
@@ -56,11 +50,7 @@ class AsynchronousCluster:
         return usage
 
     def run(self, timelines: Sequence[Timeline] | None = None) -> None:
-        """Run until every worker has finished.
-
-        Args:
-            timelines: of the coordinator, then of each worker; default: nothing is recorded.
-        """
+        """Run until every worker has finished."""
         exchange = self._exchange
         num_workers = exchange.costs.cluster.workers
         of_coordinator, *of_workers = timelines or [Timeline()] * (1 + num_workers)

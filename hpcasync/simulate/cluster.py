@@ -140,11 +140,9 @@ class ClusterConfig(Section):
         return validate(ClusterConfig, {**self.model_dump(), **values}, "the cluster")
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved description with YAML's types."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The resolved description as a YAML file."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 

@@ -31,7 +31,6 @@ class ModelledTimes:
         self._stalls = _Stalls(compute.stalls, cluster)
 
     def seconds(self, worker: int, num_tokens: int, now: float) -> float:
-        """See `ComputeTimes`."""
         busy = (self._per_batch + self._per_token * num_tokens) * self._factors[worker].draw() / self._speeds[worker]
         return self._stalls.lengthen(worker, busy, now)
 
@@ -50,7 +49,6 @@ class RecordedTimes:
         self._stalls = _Stalls(cluster.compute.stalls, cluster)
 
     def seconds(self, worker: int, num_tokens: int, now: float) -> float:
-        """See `ComputeTimes`."""
         recorded = self._per_token[worker]
         drawn = float(recorded[self._generators[worker].integers(len(recorded))])
         return self._stalls.lengthen(worker, drawn * num_tokens, now)

@@ -23,13 +23,7 @@ from hpcasync.timeline import Timeline
 
 
 class SimulatedCoordinator:
-    """Takes pushes in order, and does what `Coordination` and `SlotLedger` say.
-
-    Args:
-        exchange: shared with the workers.
-        coordination: decides.
-        timeline: records what it does.
-    """
+    """Takes pushes in order, and does what `Coordination` and `SlotLedger` say."""
 
     def __init__(self, exchange: Exchange, coordination: Coordination, timeline: Timeline) -> None:
         self._exchange = exchange
@@ -42,7 +36,6 @@ class SimulatedCoordinator:
         self._taken: PushRecord
 
     def run(self) -> Waiting:
-        """Serve until every worker has finished."""
         coordination = self._coordination
         yield from self.stop_if_over()
         while not coordination.is_finished:
@@ -56,7 +49,6 @@ class SimulatedCoordinator:
             yield from self._carry_out(coordination.advance())
 
     def stop_if_over(self) -> Waiting:
-        """End training if the program says so."""
         if not self._coordination.updates.is_stopping and self._program.should_stop():
             yield from self._carry_out(self._coordination.stop())
 

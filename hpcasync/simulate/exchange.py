@@ -38,11 +38,7 @@ class ExchangeOptions:
 
     @classmethod
     def of(cls, config: Config) -> "ExchangeOptions":
-        """As configured.
-
-        Raises:
-            UserError: that is not simulated.
-        """
+        """As configured."""
         exchange = config.exchange
         if exchange.host_sums:
             raise UserError("exchange.host_sums is not simulated: every push travels; set it to false")
@@ -99,12 +95,6 @@ class Goodbye:
 class Exchange:
     """The state that workers and the server share, and the virtual clock.
 
-    Args:
-        costs: how long everything takes.
-        program: what is computed.
-        options: of the exchange.
-        version: of the first parameters.
-
     Attributes:
         published: newest version that workers may pull.
         writing: version that the servers are writing, or have written.
@@ -130,7 +120,6 @@ class Exchange:
 
     @property
     def now(self) -> float:
-        """Virtual seconds since the start."""
         return float(self.env.now)
 
     @property
@@ -139,7 +128,6 @@ class Exchange:
         return not self._inbox
 
     def send(self, message: Push | Goodbye) -> None:
-        """Tell the coordinator something."""
         self._inbox.append(message)
         if self._idle is not None:
             self._idle.succeed()

@@ -33,7 +33,6 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
     one that of pushes and pulls and the servers' speed.
 
     Args:
-        run_dir: the run.
         overrides: `key=value` on what was fitted.
 
     Raises:

@@ -83,15 +83,11 @@ def run_simulated_training(
     """Train in virtual time into config.output_dir; returns the exit code.
 
     Args:
-        config: of the run.
         cluster: none of its times "measured".
         make_times: of the workers' computation.
         num_threads: intra-op threads; default: torch's.
         overwrite: remove an earlier simulated run.
         resume: go on from the newest checkpoint of an earlier simulated run.
-
-    Raises:
-        UserError: for anything that a user can cause.
     """
     _check(config, cluster)
     if num_threads is not None:

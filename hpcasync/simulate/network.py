@@ -36,11 +36,6 @@ class Network:
 
     All servers are alike and get an equal share of every push and pull at the same time, so the links of one of them
     stand for all.
-
-    Args:
-        env: the virtual clock.
-        network: latency and bandwidths.
-        num_workers, num_servers: of the cluster.
     """
 
     def __init__(self, env: simpy.Environment, network: NetworkConfig, num_workers: int, num_servers: int) -> None:

@@ -33,11 +33,7 @@ class RankTimes:
 
 
 def read_timelines(run_dir: Path) -> list[RankTimes]:
-    """The ranks of a run, in order; a straggler's times as they would be without its being slowed down.
-
-    Raises:
-        UserError: there are no timelines, or they cannot be read.
-    """
+    """The ranks of a run, in order; a straggler's times as they would be without its being slowed down."""
     straggler = load_config(run_dir / "config.yaml").straggler
     ranks = [rank for values in timeline.read_timelines(run_dir) if (rank := _times_of(values)) is not None]
     for rank in ranks:

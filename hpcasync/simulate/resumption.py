@@ -85,11 +85,7 @@ class SavedSimulation:
     shards: Sequence[Tensors]
 
     def check(self) -> None:
-        """Refuse what no simulation of this version has written.
-
-        Raises:
-            UserError: it has not.
-        """
+        """Refuse what no simulation of this version has written."""
         if not {_PREFIX + _REJECTED, _PREFIX + _FRESH} <= self.shards[0].keys():
             raise UserError(
                 f"--resume: {self.name} was not written by `hpcasync simulate` of this version: go on with "
@@ -106,7 +102,6 @@ class SavedSimulation:
         return int(self.shards[0][_PREFIX + _FRESH])
 
     def memory(self, server: int) -> Tensors:
-        """What `SimulatedServer.memory` gave."""
         prefix = _PREFIX + _MEMORY
         return {key.removeprefix(prefix): value for key, value in self.shards[server].items() if key.startswith(prefix)}
 
@@ -120,7 +115,6 @@ class Replay:
 
     Args:
         training: makes the rest of the run.
-        saved: the checkpoint.
         ledger: empty; the batches that are done with are added.
     """
 
@@ -139,11 +133,9 @@ class Replay:
         return self._training.parameters
 
     def ticket(self, number: int) -> int | None:
-        """See `Program`."""
         return self._training.ticket(number)
 
     def num_tokens(self, ticket: int) -> int:
-        """See `Program`."""
         return self._training.num_tokens(ticket)
 
     def gradient(
@@ -157,7 +149,6 @@ class Replay:
         return PushRecord(version, num_tokens, 0.0, 0, compute_seconds, tickets)
 
     def accumulate(self, record: PushRecord) -> None:
-        """See `Program`."""
         if self._is_live:
             self._training.accumulate(record)
 
@@ -166,7 +157,6 @@ class Replay:
             self._training.discard()
 
     def apply(self, update: Update) -> None:
-        """See `Program`."""
         if self._is_live:
             self._training.apply(update)
         else:
@@ -183,12 +173,10 @@ class Replay:
             self._training.resume(self._saved)
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
-        """See `Program`."""
         if self._is_live:
             self._training.after_drop(record, is_stale=is_stale)
         elif is_stale or not record.num_tokens:
             self._ledger.add(record.tickets)
 
     def should_stop(self) -> bool:
-        """See `Program`."""
         return self._is_live and self._training.should_stop()

@@ -17,11 +17,7 @@ _MAY_DIFFER = (
 
 
 def check_overwrite(run_dir: Path, *, overwrite: bool) -> None:
-    """Refuse to remove a real run.
-
-    Raises:
-        UserError: there is one.
-    """
+    """Refuse to remove a real run."""
     if overwrite and (run_dir / "config.yaml").exists() and not (run_dir / CLUSTER_FILE).exists():
         raise UserError(
             f"{run_dir} holds a run that was not simulated, which --overwrite does not remove here: set name or run_dir"
@@ -29,11 +25,7 @@ def check_overwrite(run_dir: Path, *, overwrite: bool) -> None:
 
 
 def cluster_of_run(run_dir: Path, cluster_file: Path | None, overrides: tuple[str, ...]) -> ClusterConfig:
-    """The cluster for going on with a run: as given, else as in the run; what was measured then is not measured again.
-
-    Raises:
-        UserError: the description is not valid, or there is none in the run's directory.
-    """
+    """The cluster for going on with a run: as given, else as in the run; what was measured then stays."""
     described = run_dir / CLUSTER_FILE
     if not described.is_file():
         raise UserError(f"--resume: {run_dir} holds no simulated run: leave --resume out to start one")
@@ -45,11 +37,7 @@ def cluster_of_run(run_dir: Path, cluster_file: Path | None, overrides: tuple[st
 
 
 def check_same_run(config: Config, cluster: ClusterConfig) -> None:
-    """Refuse to go on with a run on another cluster, or with settings that would have made it another run.
-
-    Raises:
-        UserError: the run was not simulated, or differs.
-    """
+    """Refuse to go on with a run on another cluster, or with settings that would have made it another run."""
     run_dir = config.output_dir
     if not (run_dir / CLUSTER_FILE).is_file():
         raise UserError(f"--resume: {run_dir} holds a run that was not simulated: go on with `hpcasync train --resume`")

@@ -19,9 +19,7 @@ class SimulatedServer:
     """A server without windows. In sync it holds the whole vector and stands for all workers.
 
     Args:
-        config: of the run.
         vector: [num_elements] float32 initial parameters.
-        shard: of this server.
         num_workers: each has a wire of its own, which may keep a residual.
     """
 

@@ -27,10 +27,7 @@ class SynchronousCluster:
     """Workers that make every step together.
 
     Args:
-        costs: how long everything takes.
-        program: what is computed.
         counts: of gradients; kept up to date.
-        num_local: accumulate.local.
         during_backward: whether buckets leave before the whole gradient is known.
     """
 
@@ -62,11 +59,7 @@ class SynchronousCluster:
         self.usage = Usage()
 
     def run(self, timelines: Sequence[Timeline] = ()) -> None:
-        """Run until the corpus or the program ends.
-
-        Args:
-            timelines: of the workers; default: nothing is recorded.
-        """
+        """Run until the corpus or the program ends."""
         self._timelines = timelines
         while not self._program.should_stop() and self._round():
             pass

@@ -42,10 +42,6 @@ def measure_throughput(
     """Simulate until each worker has pushed `num_steps` times on average; the first quarter is not counted.
 
     Args:
-        config: mode, accumulate, exchange and number of servers.
-        cluster: the rest of the times; none of it "measured".
-        workload: sizes.
-        make_times: of the workers' computation.
         num_steps: default: enough for the number of workers.
     """
     num_servers = max(1, config.num_servers)
@@ -86,12 +82,7 @@ def make_decisions(
 
 
 def fewest_servers(measure: Callable[[int], Throughput], most: int) -> Throughput:
-    """The result with the fewest servers beyond which more bring less than 2 % of throughput.
-
-    Args:
-        measure: simulates with so many servers.
-        most: servers at most.
-    """
+    """The result with the fewest servers beyond which more bring less than 2 % of throughput."""
     results = {1: measure(1)}
 
     def rate(num_servers: int) -> float:
@@ -136,7 +127,6 @@ class _TokenCounter:
         self._last: _Reading | None = None
 
     def watch(self, cluster: AsynchronousCluster | SynchronousCluster) -> None:
-        """Read the busy times of this cluster."""
         self._cluster = cluster
 
     def ticket(self, number: int) -> int:

@@ -12,11 +12,7 @@ MakeTimes = Callable[[ClusterConfig], ComputeTimes]
 
 
 def times_of(cluster: ClusterConfig, straggler: StragglerConfig) -> MakeTimes:
-    """A function that makes fresh times, the same again and again, for this cluster or one of another size.
-
-    Raises:
-        UserError: recorded times cannot be read, or the straggler is no worker of the cluster.
-    """
+    """A function that makes fresh times, the same again and again, for this cluster or one of another size."""
     if straggler.worker is not None and straggler.worker >= cluster.workers:
         raise UserError(f"straggler.worker={straggler.worker}, but workers are 0 to {cluster.workers - 1}")
     recorded = cluster.compute.recorded
@@ -38,6 +34,5 @@ class _Straggling:
         self._slowdown = slowdown
 
     def seconds(self, worker: int, num_tokens: int, now: float) -> float:
-        """See `ComputeTimes`."""
         seconds = self._times.seconds(worker, num_tokens, now)
         return seconds * self._slowdown if worker == self._worker else seconds

@@ -29,8 +29,6 @@ class Training:
         task: corpus and model, which computes the gradients of all workers, one after the other.
         shards: of the servers; one of the whole vector in sync.
         supervisor: counts, logs, saves and decides; its clock is the virtual one.
-        writer: the supervisor's.
-        num_workers: of the cluster.
         fresh_updates: of the fresh start, kept in checkpoints.
     """
 
@@ -66,14 +64,12 @@ class Training:
 
     @property
     def parameters(self) -> Version:
-        """The newest version as workers get it."""
         return self._published
 
     def ticket(self, number: int) -> int | None:
         return self._order.ticket(number)
 
     def num_tokens(self, ticket: int) -> int:
-        """From the lengths of the corpus."""
         return self._plan.num_target_tokens(ticket)
 
     def gradient(
@@ -93,7 +89,6 @@ class Training:
         return replace(record, compute_seconds=compute_seconds)
 
     def accumulate(self, record: PushRecord) -> None:
-        """As servers do it, each on its shard."""
         for server in self._servers:
             server.accumulate(record)
 
@@ -102,7 +97,6 @@ class Training:
             server.discard()
 
     def apply(self, update: Update) -> None:
-        """As servers do it, each on its shard."""
         config = self._config
         order = Order.to_apply(update, self._supervisor.learning_rate(update), config.staleness.lookahead)
         self._learning_rate = order.learning_rate
@@ -112,7 +106,6 @@ class Training:
         self._published = self._new_version(update.version, self._assemble())
 
     def after_update(self, update: Update, now: float) -> None:
-        """Count, log and save."""
         request = self._supervisor.after_update(update, self._learning_rate)
         self._moment = self._keep_moment()
         if request is not None:
@@ -121,16 +114,13 @@ class Training:
                 self._supervisor.wait_for_scores()  # in no virtual time: the end depends on them
 
     def after_drop(self, record: PushRecord, *, is_stale: bool) -> None:
-        """As the coordinator does it."""
         self._supervisor.after_drop(record, is_stale=is_stale)
 
     def should_stop(self) -> bool:
-        """By the configuration."""
         self._supervisor.collect_shards()
         return self._supervisor.should_stop()
 
     def save(self, request: SaveRequest) -> None:
-        """Save the newest version as a snapshot, a checkpoint, or both."""
         if request.checkpoint:
             assert self._moment is not None
             for index, server in enumerate(self._servers):

@@ -23,13 +23,7 @@ _MOST_BUCKETS = 16
 
 
 class SimulatedWorker:
-    """A worker that pushes, waits and pulls between two computations.
-
-    Args:
-        index: worker_index.
-        exchange: shared with the others and the coordinator.
-        timeline: records what it does.
-    """
+    """A worker that pushes, waits and pulls between two computations."""
 
     def __init__(self, index: int, exchange: Exchange, timeline: Timeline) -> None:
         self._index = index
@@ -47,7 +41,6 @@ class SimulatedWorker:
         self._ahead: list[int | None] = []
 
     def run(self) -> Waiting:
-        """Train until the corpus or the program ends."""
         yield from self._pull()
         while not self._is_finished:
             tokens: list[int] = []

@@ -39,9 +39,6 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
         config: of the training run.
         num_parameters: of an imagined model instead of the configured one. Then the corpus may be missing: every batch
             has data.batch_tokens target tokens.
-
-    Raises:
-        UserError: there is no corpus, and no number of parameters to do without.
     """
     if num_parameters is not None and not config.data.path.exists():
         tokens = config.data.batch_tokens

@@ -36,21 +36,15 @@ class Allocation:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes of the job."""
         return len(self.tasks_per_node)
 
     @property
     def num_tasks(self) -> int:
-        """Tasks of the job on all nodes."""
         return sum(self.tasks_per_node)
 
 
 def read_allocation(environment: Mapping[str, str] = os.environ) -> tuple[Allocation, ...]:
-    """The allocation of a batch script, by component of the job: one, unless the job is heterogeneous.
-
-    Raises:
-        UserError: this is no batch script of SLURM.
-    """
+    """The allocation of a batch script, by component of the job: one, unless the job is heterogeneous."""
     if "SLURM_JOB_ID" not in environment:
         raise UserError("this is no job of SLURM (SLURM_JOB_ID is not set): start the script with sbatch")
     size = environment.get("SLURM_HET_SIZE", "")
@@ -91,13 +85,6 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
     Started by an mpirun or srun that the MPI library does not understand, each process is alone in its MPI_COMM_WORLD
     and would train by itself, all of them writing the same files. What the innermost launcher announced counts: ranks
     of an mpirun inside an allocation are as many as it was told, however many tasks the job has.
-
-    Args:
-        world_size: size of MPI_COMM_WORLD.
-        environment: of this process.
-
-    Raises:
-        UserError: the launcher started more processes than MPI sees.
     """
     for name, (launcher, cure) in _LAUNCHERS.items():
         value = environment.get(name, "")

@@ -54,16 +54,11 @@ class Request:
 
     @property
     def num_cpus(self) -> int:
-        """CPUs of a task."""
         return self.cpus_per_task or (CPUS_PER_GPU_WORKER if self.gpus_per_node else 1)
 
 
 def plan_jobs(path: Path, overrides: tuple[str, ...], request: Request) -> tuple[BatchJob, ...]:
     """The jobs of a chain, in order.
-
-    Args:
-        path, overrides: of the configuration.
-        request: what else was asked for.
 
     Raises:
         UserError: the configuration is not valid, or does not fit the ranks.

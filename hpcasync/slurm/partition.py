@@ -36,11 +36,7 @@ class Partition:
 
 
 def parse_sinfo(text: str) -> list[Partition]:
-    """Read the output of `SINFO`.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Read the output of `SINFO`."""
     nodes: dict[tuple[str, str], list[Node]] = {}
     for line in text.splitlines():
         fields = line.strip().split("|")
@@ -56,11 +52,7 @@ def parse_sinfo(text: str) -> list[Partition]:
 
 
 def check_fit(resources: Resources, time: str, partitions: Sequence[Partition]) -> None:
-    """Refuse what the partition can never start: SLURM itself may let it wait for ever.
-
-    Raises:
-        UserError: there is no such partition, or it lacks time, nodes, CPUs or GPUs for this.
-    """
+    """Refuse what the partition can never start: SLURM itself may let it wait for ever."""
     partition = _find(resources.partition, partitions)
     limit = parse_time(time) if time else None
     if time and partition.limit_seconds is not None and (limit is None or limit > partition.limit_seconds):

@@ -34,7 +34,6 @@ class JobPlan:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks on all nodes."""
         return sum(self.ranks_per_node)
 
 
@@ -48,9 +47,7 @@ def plan_job(config: Config, groups: Sequence[Allocation], kind: Kind) -> JobPla
     compute on GPUs, they get a few, and the servers beside them the rest.
 
     Args:
-        config: the resolved configuration.
         groups: what SLURM gave, by component of the job.
-        kind: modes that the script is for.
 
     Raises:
         UserError: the mode is another script's, or the ranks do not suffice.

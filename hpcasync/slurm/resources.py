@@ -38,16 +38,13 @@ class Resources:
 
     @property
     def cpus_per_node(self) -> int:
-        """CPUs of each node."""
         return self.tasks_per_node * self.cpus_per_task
 
     @property
     def num_tasks(self) -> int:
-        """Tasks on all nodes."""
         return self.nodes * self.tasks_per_node
 
     def options(self) -> Iterator[str]:
-        """Options of sbatch."""
         yield f"--nodes={self.nodes}"
         yield f"--ntasks-per-node={self.tasks_per_node}"
         yield f"--cpus-per-task={self.cpus_per_task}"
@@ -67,11 +64,7 @@ class Resources:
 
 
 def whole_options(words: Sequence[str]) -> tuple[str, ...]:
-    """Options of sbatch, each with its value.
-
-    Raises:
-        UserError: the words do not begin with an option.
-    """
+    """Options of sbatch, each with its value."""
     options: list[str] = []
     for word in words:
         if word.startswith("-"):

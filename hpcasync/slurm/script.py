@@ -41,11 +41,7 @@ class BatchJob:
 
 
 def scripts_directory() -> Path:
-    """Where common.sh and site.sh are: in a checkout.
-
-    Raises:
-        UserError: this is an installation without one.
-    """
+    """Where common.sh and site.sh are: in a checkout."""
     scripts = Path(__file__).resolve().parents[2] / "slurm"
     if not (scripts / "common.sh").is_file():
         raise UserError(

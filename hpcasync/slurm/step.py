@@ -15,10 +15,7 @@ def step_command(plan: JobPlan, flavour: Flavour, hosts: Sequence[Sequence[str]]
     hosts, and reaches them through srun.
 
     Args:
-        plan: of the job.
-        flavour: of the MPI library.
         hosts: the nodes of each component.
-        scripts: the directory of srun-agent.
     """
     if flavour == "mpich":
         # No binding: ranks choose their cores themselves.

@@ -18,11 +18,7 @@ _EARLY_SECONDS = 60
 
 
 def check_jobs(jobs: Sequence[BatchJob], environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse jobs that the cluster can never start, going by its `sinfo` and by SBATCH_* of the environment.
-
-    Raises:
-        UserError: a job does not fit, or there is no SLURM here.
-    """
+    """Refuse jobs that the cluster can never start, going by its `sinfo` and by SBATCH_* of the environment."""
     partitions = parse_sinfo(_run(SINFO))
     for job in jobs:
         for component in job.components:
@@ -48,11 +44,7 @@ def _check_warning(job: BatchJob, environment: Mapping[str, str]) -> None:
 
 
 def submit_jobs(jobs: Sequence[BatchJob], scripts: Path) -> list[str]:
-    """Submit each job to begin when the one before it has ended well; returns their ids.
-
-    Raises:
-        UserError: sbatch refuses one; those before it are cancelled.
-    """
+    """Submit each job to begin when the one before it has ended well; returns their ids."""
     ids: list[str] = []
     before: BatchJob | None = None
     for job in jobs:

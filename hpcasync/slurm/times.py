@@ -14,11 +14,7 @@ _UNLIMITED = ("infinite", "UNLIMITED")
 
 
 def parse_time(text: str) -> int | None:
-    """A time limit in seconds; None for no limit.
-
-    Raises:
-        UserError: `text` has none of SLURM's forms.
-    """
+    """A time limit in seconds; None for no limit."""
     if text in _UNLIMITED:
         return None
     for form in _FORMS:

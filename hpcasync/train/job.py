@@ -26,8 +26,6 @@ def run_training(
     """Train on all ranks of a communicator (collective); returns the exit code of all ranks (hpcasync.exit_codes).
 
     Args:
-        config: of the run.
-        comm: whose ranks train.
         resume: go on from the newest checkpoint of the run.
         resume_from: directory of another run to go on from, unless `resume` finds a checkpoint of this one.
         overwrite: remove what the run has left before, if it begins anew or from another one.

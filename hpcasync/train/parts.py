@@ -53,10 +53,6 @@ def begin(
 ) -> P:
     """Make this rank's part of a run whose directory is held (collective).
 
-    Args:
-        run: the run.
-        server, worker, synchronous: the kinds of parts.
-
     Raises:
         UserError: on every rank, for anything that a user can cause.
     """
@@ -104,7 +100,6 @@ class ServerPart:
         self._exit_code = 0
 
     def start(self) -> None:
-        """Serve until training ends."""
         run, engine = self._run, self._engine
         writer = run.shard_writer(run.config.num_servers)
         if not engine.is_coordinator:
@@ -119,7 +114,6 @@ class ServerPart:
         run.ranks.deaths.ended(self._exit_code)
 
     def end(self) -> int:
-        """Take part until all have ended."""
         return self._engine.close(self._exit_code)
 
     def _observer(self, supervisor: Supervisor) -> CoordinatorObserver:
@@ -138,22 +132,15 @@ class WorkerPart:
         self.exchange = _EXCHANGES[overlap](engine.client, run.task.flat, run.task.order(run.state), run.timeline)
 
     def start(self) -> None:
-        """Wait until all are ready."""
         self._engine.start()
 
     def end(self) -> int:
-        """Say goodbye, and take part until all have ended."""
         self.exchange.close()
         return self._engine.close()
 
 
 class SynchronousPart:
-    """A worker of a synchronous job, or the only one; rank 0 supervises.
-
-    Args:
-        run: the run.
-        collectives: what sums gradients.
-    """
+    """A worker of a synchronous job, or the only one; rank 0 supervises."""
 
     def __init__(self, run: Run, collectives: Collectives) -> None:
         comm, config, flat = run.ranks.comm, run.config, run.task.flat
@@ -191,7 +178,6 @@ class SynchronousPart:
             self.exchange.finish()
 
     def end(self) -> int:
-        """Save, and take part until all have ended."""
         comm, supervisor = self._run.ranks.comm, self._supervisor
         if supervisor is not None:
             request = supervisor.final_request()

@@ -34,17 +34,14 @@ class Ranks:
 
     @property
     def is_server(self) -> bool:
-        """Whether this rank owns parameters, and computes no gradients."""
         return self.roles.is_server(self.comm.rank)
 
     @property
     def num_workers(self) -> int:
-        """Ranks that compute gradients."""
         return len(self.roles.worker_ranks)
 
     @property
     def worker(self) -> int:
-        """Which of the workers this rank is."""
         return self.roles.worker_ranks.index(self.comm.rank)
 
 
@@ -52,8 +49,6 @@ def settle_ranks(config: Settings, comm: MPI.Intracomm, *, may_be_alone: bool = 
     """The ranks of a job, and the configuration with the number of servers that there are (collective).
 
     Args:
-        config: of the job, the same on all ranks.
-        comm: all ranks.
         may_be_alone: a single rank is a worker without servers, whatever the mode.
 
     Raises:

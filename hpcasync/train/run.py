@@ -99,11 +99,6 @@ class RunTask(Protocol):
 class Run:
     """A run of training on the ranks of a job.
 
-    Args:
-        config: of the run.
-        ranks: all of them.
-        task: what is trained.
-
     Attributes:
         state: where the run stands.
         checkpoint: that it goes on from; None: it begins.
@@ -167,7 +162,6 @@ class Run:
         self._on_coordinator(lambda: save_configuration(self.config))
 
     def shard_writer(self, num_shards: int) -> ShardWriter:
-        """Writes this rank's shards of the run's checkpoints."""
         return ShardWriter(self.config.output_dir / "checkpoints", num_shards)
 
     def supervise(self, writer: ShardWriter, windows: str = "") -> Supervisor:

@@ -44,7 +44,6 @@ class Words:
         self._texts = {"en": en, "de": de, "fr": fr}
 
     def render(self, language: Language, form: str) -> str:
-        """See `Slot`."""
         del form
         return self._texts[language]
 
@@ -56,7 +55,6 @@ class Forms:
         self._texts = {"en": en, "de": de, "fr": fr}
 
     def render(self, language: Language, form: str) -> str:
-        """See `Slot`."""
         return self._texts[language][form]
 
 

@@ -53,11 +53,7 @@ Fetch = Callable[[Path, FetchOptions], FetchedCorpus]
 
 @contextmanager
 def in_place_when_complete(directory: Path) -> Iterator[Path]:
-    """Give a directory to write files into, which are moved to `directory` when the context ends without an exception.
-
-    Raises:
-        UserError: `directory` has a file of that name with other content, or cannot be written.
-    """
+    """Give a directory to write files into, moved to `directory` when the context ends without an exception."""
     partial = directory / _PARTIAL_NAME
     is_new = not directory.exists()
     try:

@@ -17,9 +17,6 @@ def download(file: RemoteFile, directory: Path, mirror: Mirror, retry_seconds: S
     """Fetch a file into a directory, unless the right one is there; returns its path.
 
     A file without a published digest gets `NAME.sha256` beside it when it is fetched, and is checked by that later.
-
-    Raises:
-        UserError: it cannot be fetched, has another digest than published, or another file is in its place.
     """
     path = directory / file.name
     try:

@@ -8,11 +8,7 @@ from hpcasync.errors import UserError
 
 
 def fetch_embedded(directory: Path, options: FetchOptions) -> FetchedCorpus:
-    """Generate the embedded corpus; needs no network.
-
-    Raises:
-        UserError: the target language is not one of its own, or the files cannot be written.
-    """
+    """Generate the embedded corpus; needs no network."""
     target = options.target or TARGET_LANGUAGES[0]
     if target not in TARGET_LANGUAGES:
         raise UserError(f"--target {target}: the embedded corpus has {' and '.join(TARGET_LANGUAGES)}")

@@ -32,11 +32,7 @@ class Mirror:
 
     @classmethod
     def parse(cls, text: str | None) -> "Mirror":
-        """Understand `--mirror`: a directory, a file:// or an http(s):// URL.
-
-        Raises:
-            UserError: it is none of these.
-        """
+        """Understand `--mirror`: a directory, a file:// or an http(s):// URL."""
         if text is None:
             return cls()
         try:
@@ -51,11 +47,7 @@ class Mirror:
         return cls(directory=directory)
 
     def locate(self, file: RemoteFile) -> Path | str:
-        """The path or the URL of a file.
-
-        Raises:
-            UserError: the mirror is a directory without that file.
-        """
+        """The path or the URL of a file."""
         if self.base_url is not None:
             return f"{self.base_url}/{quote(file.name)}"
         if self.directory is None:

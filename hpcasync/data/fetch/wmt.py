@@ -115,11 +115,7 @@ def _pair(directory: Path, name: str, target: str) -> Pair:
 
 
 def _entry(identifier: str) -> Any:
-    """The entry of mtdata's index.
-
-    Raises:
-        UserError: this release of mtdata does not know the data set.
-    """
+    """The entry of mtdata's index."""
     import mtdata
 
     logging.getLogger().setLevel(logging.WARNING)  # it has made the whole program talk

@@ -27,7 +27,6 @@ class LostWork:
     A worker that finds no more batches rests, and is woken where one is left to do, until `is_exhausted`.
 
     Args:
-        num_workers: of the job.
         tickets: the order in which batches are handed out.
         end: the first ticket that is not handed out any more; None: there is none.
 
@@ -51,7 +50,6 @@ class LostWork:
 
     @property
     def num_live(self) -> int:
-        """Workers that have not died."""
         return len(self._live)
 
     @property
@@ -85,7 +83,6 @@ class LostWork:
         return True
 
     def finished(self, worker: int) -> None:
-        """The worker draws and pushes nothing more."""
         self._finished.add(worker)
         self._resting.discard(worker)
 

@@ -41,12 +41,6 @@ class Order(NamedTuple):
 
     @classmethod
     def to_apply(cls, update: Update, learning_rate: float, lookahead: float) -> "Order":
-        """The order to make an update.
-
-        Args:
-            update: which it is.
-            learning_rate: of the schedule.
-            lookahead: staleness.lookahead.
-        """
+        """The order to make an update; `learning_rate` is the schedule's, `lookahead` staleness.lookahead."""
         steps = lookahead_steps(lookahead, update.staleness)
         return cls(Kind.APPLY, 0, 0, update.version, update.num_tokens, learning_rate * update.rate_factor, steps)

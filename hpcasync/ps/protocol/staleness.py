@@ -44,7 +44,6 @@ class Wait(Unbounded):
         self._limit = limit
 
     def may_advance(self, behind: Iterable[int]) -> bool:
-        """Whether no worker would fall too far behind."""
         return all(staleness <= self._limit for staleness in behind)
 
 
@@ -59,7 +58,6 @@ class Drop(Unbounded):
         self._limit = limit
 
     def accepts(self, staleness: int) -> bool:
-        """Whether it is fresh enough."""
         return staleness <= self._limit
 
 
@@ -74,7 +72,6 @@ class Scale(Unbounded):
         self._limit = max(1, limit)
 
     def rate_factor(self, weighted: Collection[tuple[int, int]]) -> float:
-        """Mean of limit / staleness."""
         total = sum(tokens for _, tokens in weighted)
         return sum(tokens * min(1.0, self._limit / max(1, staleness)) for staleness, tokens in weighted) / total
 

@@ -46,7 +46,6 @@ class TicketLedger:
         self._above = set(above)
 
     def add(self, tickets: Iterable[int]) -> None:
-        """Record tickets as applied."""
         for ticket in tickets:
             assert ticket >= self._low and ticket not in self._above, f"ticket {ticket} was applied twice"
             self._above.add(ticket)

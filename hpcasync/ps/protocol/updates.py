@@ -45,7 +45,6 @@ class Update:
 
     @property
     def num_source_tokens(self) -> int:
-        """Source tokens of the group."""
         return sum(push.record.num_source_tokens for push in self.pushes)
 
     @property
@@ -55,7 +54,6 @@ class Update:
 
     @property
     def tickets(self) -> tuple[int, ...]:
-        """Batches of the group."""
         return tuple(ticket for push in self.pushes for ticket in push.record.tickets)
 
     @property
@@ -85,7 +83,6 @@ class PushCounts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PushCounts":
-        """The inverse of `to_dict`."""
         applied, dropped = int(values["num_applied"]), int(values["num_dropped"])
         staleness = Counter({int(updates): int(number) for updates, number in values["staleness"].items()})
         return cls(applied + dropped, applied, dropped, staleness)
@@ -95,8 +92,6 @@ class UpdateState:
     """Which pushes form the next update, and when training is over.
 
     Args:
-        num_workers: workers that push.
-        pushes_per_update: accumulate.global.
         pull_applied: workers wait until their push has been applied, so that a group can be complete before it is full.
         fresh_updates: up to this version a worker whose push is in the group waits for the update, while others still
             compute: gradients are fresh where learning is fastest.
@@ -133,16 +128,13 @@ class UpdateState:
 
     @property
     def version(self) -> int:
-        """The newest version."""
         return self._version
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the workers have been told to stop."""
         return self._is_stopping
 
     def num_received(self, worker: int) -> int:
-        """Pushes of this worker seen so far."""
         return self._num_received[worker]
 
     def is_settled(self, worker: int) -> bool:

@@ -18,7 +18,6 @@ class ShardGroup:
     """The gradients of a group on one shard, until an update is made of them.
 
     Args:
-        state: of the shard.
         wire: how gradients lie in slots.
         compensation: corrects each for the versions between; None: they are summed as they are.
     """
@@ -34,13 +33,7 @@ class ShardGroup:
         self.squared_norm = self._sum.squared_norm
 
     def take(self, slot: torch.Tensor, num_tokens: int, version: int) -> None:
-        """Add the gradient in a slot (uint8), which must stay as it is until `fold`, `clear` or `apply`.
-
-        Args:
-            slot: of the push.
-            num_tokens: of the gradient.
-            version: that it was computed from.
-        """
+        """Add the gradient in a slot (uint8), which must stay as it is until `fold`, `clear` or `apply`."""
         if self._compensation is None:
             self._sum.add_slot(slot)
             return
@@ -75,9 +68,6 @@ def apply_group(
     """Make an update of a summed gradient.
 
     Args:
-        state: to be stepped.
-        gradient: the sum of a group.
-        order: says what update it is.
         clip_norm: greatest norm of the gradient per token; 0: no clipping.
         squared_norm: gives the sum of squares of the whole gradient; asked only where it matters.
         begin: called before the first element changes; returns where the new parameters are copied to.

@@ -16,9 +16,6 @@ class BlockThreads:
 
     A block is computed by one thread, so the results do not depend on how many there are. Torch's own threads should be
     one then (`torch.set_num_threads`).
-
-    Args:
-        num_threads: with the caller's.
     """
 
     def __init__(self, num_threads: int = 1) -> None:
@@ -55,12 +52,7 @@ class BlockThreads:
 
 
 class ThreadBlock:
-    """A block of float32 for each thread that asks for one.
-
-    Args:
-        size: elements of the largest block.
-        device: of the blocks.
-    """
+    """A block of float32 for each thread that asks for one."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size = size

@@ -13,10 +13,8 @@ class DelayCompensation:
     is still accepted can come from.
 
     Args:
-        strength: lambda.
         limit: most staleness, in updates.
         parameters: [size] float32 of the first version.
-        version: its number.
 
     Attributes:
         versions: [limit + 1, size] float32, version v in row v mod (limit + 1).
@@ -29,7 +27,6 @@ class DelayCompensation:
 
     @staticmethod
     def num_copies(limit: int) -> int:
-        """Copies of the shard that are kept."""
         return limit + 1
 
     def remember(self, version: int, parameters: torch.Tensor) -> None:

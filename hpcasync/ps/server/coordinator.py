@@ -78,7 +78,6 @@ class Coordinator(ShardServer):
                 self._polling.wait()
 
     def save(self, request: SaveRequest) -> None:
-        """Save the newest version."""
         self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0
         self._order(Order(Kind.SAVE), request)
 

@@ -12,7 +12,6 @@ class Follower(ShardServer):
     """A server other than the coordinator."""
 
     def run(self) -> None:
-        """Execute orders until the coordinator ends the run."""
         orders = OrderReceiver(self._link.server_comm)
         while True:
             self._report_saves(self._saver.poll())

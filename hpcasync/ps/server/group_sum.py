@@ -18,10 +18,8 @@ class GroupSum:
     """Gradients added so far, some still in their slots.
 
     Args:
-        size: elements of the shard.
         wire: how gradients lie in slots.
         device: of the sum; slots are in host memory, or on this device too.
-        threads: that share the blocks; default: the caller's alone.
         fused: sum by `fused_apply` where it can.
     """
 
@@ -72,7 +70,6 @@ class GroupSum:
         return self._vector
 
     def clear(self) -> None:
-        """Begin a new group."""
         self._slots.clear()
         self._has_vector = False
 

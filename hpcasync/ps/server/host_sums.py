@@ -14,13 +14,7 @@ from hpcasync.ps.transport.link import Link
 
 
 class HostSums:
-    """One server's part in it.
-
-    Args:
-        link: the windows.
-        device: of this server's sums.
-        threads: that share the blocks.
-    """
+    """One server's part in it."""
 
     def __init__(self, link: Link, device: torch.device, threads: BlockThreads) -> None:
         self._link = link
@@ -42,12 +36,10 @@ class HostSums:
             total.add_slot(self._link.slot(worker, sequence, server))
 
     def fold(self) -> None:
-        """Read all gradients: they are not needed any more."""
         for total in self._sums.values():
             total.fold()
 
     def clear(self) -> None:
-        """Begin a new group."""
         for total in self._sums.values():
             total.clear()
         self._is_empty = True

@@ -39,7 +39,6 @@ Optimizers = OptimizerFactory | Sequence[ParameterGroup]
 
 
 def groups_of(optimizers: Optimizers, num_elements: int) -> Sequence[ParameterGroup]:
-    """The groups of a vector of this length."""
     return [ParameterGroup(num_elements, optimizers)] if callable(optimizers) else optimizers
 
 

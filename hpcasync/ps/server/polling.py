@@ -17,9 +17,6 @@ class Polling:
 
     Between hosts over TCP, data moves only while the server looks, and nobody says so but the worker: it writes a word
     before its push (`ControlWords.begun`), which is late by one sleep.
-
-    Args:
-        link: the windows.
     """
 
     def __init__(self, link: Link) -> None:
@@ -31,15 +28,12 @@ class Polling:
         self._is_moving = False
 
     def arrived(self, worker: int, sequence: int) -> None:
-        """All of a push is here."""
         self._arrived[worker] = sequence
 
     def reset(self) -> None:
-        """Something happened: be quick again."""
         self._waiting.reset()
 
     def wait(self) -> None:
-        """Wait a moment."""
         is_moving = self._link.spans_nodes and self._is_data_moving()
         if is_moving and not self._is_moving:
             self._waiting.reset()

@@ -28,12 +28,10 @@ class ShardState:
     """A shard with its optimizer. The optimizer must work element by element (Adam, SGD, …; not LAMB).
 
     Args:
-        parameters: [size] float32; updated in place.
         optimizers: build the optimizer of a list of parameters, called once per block; or groups, each with its own.
         start: where the shard begins in the whole vector.
         ema_decay: decay of the averaged parameters per update; 0 for none.
         between_blocks: called between blocks of an update.
-        threads: that share the blocks; default: the caller's alone.
         fused: step by `fused_apply` where it can.
     """
 
@@ -90,7 +88,6 @@ class ShardState:
         Args:
             gradient: gives the summed gradient, block by block; in order, but called by all threads.
             scale: factor on the gradient (one over the target tokens, times clipping).
-            learning_rate: of this update.
             version: number of updates, this one included.
             publish: [size] where the new parameters are copied to, or None.
             lookahead: what is published lies so many steps like this one further on (`ps.protocol.lookahead`).
@@ -162,7 +159,6 @@ def block_elements(vector: torch.Tensor) -> int:
 
 
 def blocks_of(vector: torch.Tensor) -> GradientBlocks:
-    """The blocks of a [size] gradient."""
     return lambda start, stop: [vector[start:stop]]
 
 

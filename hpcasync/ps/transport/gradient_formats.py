@@ -63,7 +63,6 @@ class Wire(Protocol):
 
 
 def make_wire(gradient_format: GradientFormat, fraction: float) -> Wire:
-    """The wire of a configuration."""
     return TopKWire(fraction) if gradient_format == "topk" else DenseWire(_DTYPES[gradient_format])
 
 
@@ -77,7 +76,6 @@ class DenseWire:
         self._staged: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def slot_bytes(self, num_elements: int) -> int:
-        """One element each."""
         return num_elements * self._dtype.itemsize
 
     def write(self, address: SlotAddress, gradient: torch.Tensor, shard: Shard, part: Shard | None = None) -> None:
@@ -100,15 +98,12 @@ class DenseWire:
             window.write(rank, offset + self.slot_bytes(start), piece)
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        """Element by element."""
         total.add_(self._part(slot, start, total.numel()).to(total.device))
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        """Element by element."""
         total.copy_(self._part(slot, start, total.numel()))
 
     def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
-        """Those of a float32 gradient."""
         return self._part(slot, start, num_elements) if self._dtype == torch.float32 else None
 
     def _part(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor:
@@ -154,7 +149,6 @@ class TopKWire:
         address.window.write(address.rank, address.offset, staged)
 
     def add(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        """Only what was sent is touched."""
         assert start == 0
         num_sent = int(slot[:8].view(torch.int64))
         positions = slot[_HEADER_BYTES : _HEADER_BYTES + 4 * num_sent].view(torch.int32)
@@ -162,11 +156,9 @@ class TopKWire:
         total.index_add_(0, positions.to(total.device), values.to(total.device))
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        """Zero, then add."""
         self.add(total.zero_(), slot, start)
 
     def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
-        """Not what lies there."""
         return None
 
     def _capacity(self, num_elements: int) -> int:

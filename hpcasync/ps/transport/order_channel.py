@@ -43,16 +43,11 @@ class OrderSender:
             self._under_way = []
 
     def wait(self) -> None:
-        """Wait until everything has left."""
         MPI.Request.Waitall(self._under_way)
 
 
 class OrderReceiver:
-    """A follower's side.
-
-    Args:
-        comm: of the servers, the coordinator first.
-    """
+    """A follower's side."""
 
     def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm

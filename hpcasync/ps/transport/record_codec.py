@@ -14,11 +14,7 @@ def record_bytes(max_tickets: int) -> int:
 
 
 def encode_record(record: PushRecord, max_tickets: int) -> torch.Tensor:
-    """The record as float64 words; integers stay exact up to 2**53.
-
-    Raises:
-        ValueError: more tickets than the windows were made for.
-    """
+    """The record as float64 words; integers stay exact up to 2**53."""
     if len(record.tickets) > max_tickets:
         raise ValueError(
             f"a push covers {len(record.tickets)} batches, but the windows have room for {max_tickets}: "
@@ -34,7 +30,6 @@ def encode_record(record: PushRecord, max_tickets: int) -> torch.Tensor:
 
 
 def decode_record(words: torch.Tensor) -> PushRecord:
-    """The inverse of `encode_record`."""
     values = words.tolist()
     version, num_tokens, loss_sum, num_source_tokens, compute_seconds, num_tickets = values[:6]
     tickets = values[_NUM_FIXED : _NUM_FIXED + int(num_tickets)]

@@ -134,7 +134,6 @@ class ParameterReceiver:
     """A worker's part: one pull at a time.
 
     Args:
-        comm: as the servers'.
         dtype: of the parameters on the way.
     """
 

@@ -17,9 +17,6 @@ class SumMessages:
     Sums on a GPU leave it as they are where MPI takes that; else they are staged in page-locked memory of the host.
 
     Args:
-        comm: of all ranks, for messages between hosts.
-        dtype: as sums travel.
-        device: of the sums.
         is_direct: MPI takes memory of the device.
     """
 
@@ -38,7 +35,6 @@ class SumMessages:
         Args:
             outgoing: by rank.
             sources: ranks that send a sum of this server's shard now.
-            size: elements of it.
             make_progress: called while this waits.
 
         Returns:

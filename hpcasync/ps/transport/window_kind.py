@@ -10,11 +10,7 @@ def is_mapped(wanted: WindowKind, device_types: Sequence[str]) -> bool:
     """Whether windows are mapped: if that is wanted; with `auto` where all ranks are on GPUs.
 
     Args:
-        wanted: by the configuration.
         device_types: where each rank computes, or holds its shard.
-
-    Raises:
-        UserError: mapped windows are wanted, and there cannot be any.
     """
     if wanted != "mapped":
         return wanted == "auto" and set(device_types) == {"cuda"}

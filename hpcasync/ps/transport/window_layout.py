@@ -33,12 +33,9 @@ class Layout:
     """Offsets in bytes, the same on all ranks.
 
     Attributes:
-        roles: of all ranks.
         nodes: of all ranks: those of the same one reach each other's memory.
-        shards: of the servers.
         num_slots: pushes of a worker that not all servers have read yet, at most.
         num_spare: gradients of a worker that are being computed or pushed, where they lie with it.
-        record_bytes: size of the record of a push.
         parameter_bytes: size of a published parameter.
         slot_bytes: size of a server's slot, for each server.
         is_in_place: gradients lie with the workers for servers of their node, float32.
@@ -82,11 +79,9 @@ class Layout:
         return [other for other in range(len(self.shards)) if self.summing_server(other, node) == server]
 
     def node_of(self, worker: int) -> int:
-        """Of a worker."""
         return self.nodes[self.roles.worker_ranks[worker]]
 
     def num_far_workers(self, server: int) -> int:
-        """Workers on other nodes than a server."""
         return sum(not self._is_near(server, worker) for worker in self._workers)
 
     def window_bytes(self, rank: int) -> int:
@@ -167,11 +162,7 @@ class Layout:
 
 
 def require_servers(roles: Roles, nodes: Sequence[int]) -> None:
-    """Whether a host's gradients can be summed there.
-
-    Raises:
-        UserError: a host with workers has no server.
-    """
+    """Whether a host's gradients can be summed there."""
     with_servers = {nodes[rank] for rank in roles.server_ranks}
     if alone := [rank for rank in roles.worker_ranks if nodes[rank] not in with_servers]:
         raise UserError(

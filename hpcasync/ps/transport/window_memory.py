@@ -18,9 +18,6 @@ def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[
     """Check on every host that the windows of its ranks fit (collective).
 
     Args:
-        comm: all ranks.
-        roles: of all ranks.
-        window_bytes: size of each rank's data window.
         private_bytes: what each rank needs beside it.
 
     Raises:

@@ -15,8 +15,6 @@ class GradientStream:
     Args:
         client: of this worker; between `begin` and the end of the future of `end` only the thread may push with it.
             Its link should be `is_overlapped`.
-        flat: the module's parameters and gradient.
-        executor: of one thread.
     """
 
     def __init__(self, client: Client, flat: FlatParameters, executor: ThreadPoolExecutor) -> None:

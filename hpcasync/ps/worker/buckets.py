@@ -21,7 +21,6 @@ class GradientBuckets:
     backward pass, tied ones too.
 
     Args:
-        flat: the module's parameters and gradient.
         least_elements: of a bucket; the last one may be smaller.
         on_complete: takes the number of a bucket, during a backward pass that was announced by `arm`.
 
@@ -48,7 +47,6 @@ class GradientBuckets:
 
     @property
     def is_armed(self) -> bool:
-        """Whether the gradient is being completed."""
         return self._is_armed
 
     def arm(self) -> None:

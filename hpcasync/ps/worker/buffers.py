@@ -10,11 +10,7 @@ if TYPE_CHECKING:  # a module can be flattened where MPI has not been started
 
 
 class Buffers:
-    """Brings what the workers' buffers have become to all ranks, once training has ended.
-
-    Args:
-        module: whose buffers they are.
-    """
+    """Brings what the workers' buffers have become to all ranks, once training has ended."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module

@@ -16,9 +16,6 @@ class DeviceCopy:
     """Copies between vectors on one device and a host vector beside each of them.
 
     The vectors must live as long as this does: their memory is known here by its address.
-
-    Args:
-        device: of the vectors.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -12,7 +12,6 @@ class GradientRing:
     """Puts one vector after the other in place of `flat.gradient`.
 
     Args:
-        flat: of the worker's module.
         shared: [num_elements] float32, read by servers: the gradient of push n is to be computed in vector n modulo
             their number. Empty: gradients are copied when they are pushed.
         num_private: vectors where they are copied.

@@ -23,13 +23,7 @@ _ADVICE_UNFROZEN = (
 
 
 class ModuleWatch:
-    """Compares a module with what it was when its parameters moved into a vector. Costs some microseconds.
-
-    Args:
-        module: after the move.
-        trainable: the parameters that have moved.
-        starts: where they begin in the vector.
-    """
+    """Compares a module with what it was when its parameters moved into a vector. Costs some microseconds."""
 
     def __init__(
         self, module: torch.nn.Module, trainable: dict[str, torch.nn.Parameter], starts: Sequence[int]

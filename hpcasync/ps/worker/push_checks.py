@@ -38,11 +38,7 @@ class PushWatch:
         self._num_lost = 0
 
     def checked(self, gradient: torch.Tensor, record: PushRecord) -> PushRecord:
-        """The record to push: of the weight 0 if the gradient is not finite.
-
-        Raises:
-            UserError: a hundred gradients in a row had no weight.
-        """
+        """The record to push: of the weight 0 if the gradient is not finite."""
         if record.num_tokens < 0:
             raise UserError(f"a push has the weight num_tokens={record.num_tokens}: give the terms that the loss sums")
         if record.num_tokens and not is_finite(gradient):

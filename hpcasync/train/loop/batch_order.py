@@ -25,8 +25,6 @@ class BatchOrder:
     """The order in which a run's batches are handed out.
 
     Attributes:
-        tickets: what a number that was drawn stands for.
-        plan: the batches.
         num_epochs: passes over the corpus after which there are no more batches; 0: endless.
     """
 
@@ -35,7 +33,6 @@ class BatchOrder:
     num_epochs: int
 
     def ticket(self, number: int) -> int | None:
-        """The ticket of the `number`-th draw; None where the corpus is at its end."""
         ticket = self.tickets.ticket(number)
         is_over = self.num_epochs and self.plan.locate(ticket)[0] >= self.num_epochs
         return None if is_over else ticket

@@ -9,13 +9,7 @@ from hpcasync.nmt.comet import find_comet
 
 
 def open_corpora(config: Config) -> Mixture:
-    """Open the corpora that a run is to be trained on.
-
-    Raises:
-        UserError: it cannot be used (see `PreparedCorpus.open`), has no validation text, tokeniser or COMET model where
-            some is needed, two vocabularies for shared vectors, others than the further corpora, or sentences that the
-            model cannot hold.
-    """
+    """Open the corpora that a run is to be trained on."""
     corpus = PreparedCorpus.open(config.data.path)
     mixture = Mixture((corpus, *map(PreparedCorpus.open, config.data.more)), config.data.repeats)
     mixture.check_vocabularies()

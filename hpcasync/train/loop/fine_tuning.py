@@ -19,16 +19,8 @@ _NUM_DIGITS = 16
 def start_from_(model: nn.Module, config: ModelConfig, identity: dict[str, str]) -> str:
     """Give a new model the parameters of `model.start_from`, if it names any.
 
-    Args:
-        model: of this run.
-        config: of the model.
-        identity: of this run's model and vocabularies (`runs.identity`).
-
     Returns:
         Which parameters these are, by digest; empty: those that were drawn.
-
-    Raises:
-        UserError: there are none, or they are of another model or for other vocabularies.
     """
     path = config.start_from
     if path is None:
@@ -52,14 +44,10 @@ def freeze_(model: nn.Module, patterns: tuple[str, ...]) -> str:
     """Take parameters out of training.
 
     Args:
-        model: whose.
         patterns: of their names, as those of files in a shell.
 
     Returns:
         What they hold, by digest; empty: none are frozen.
-
-    Raises:
-        UserError: no parameter has such a name, or all have.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:

@@ -56,7 +56,6 @@ class Task:
 
     @property
     def layout(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it."""
         return {
             "model": self.flat.digest,
             "corpus": self.corpus.digest,
@@ -76,12 +75,10 @@ class Task:
 
     @property
     def unit(self) -> tuple[str, str]:
-        """Of what is trained on, short and in full."""
         return "tok", "target tokens"
 
     @property
     def batch_weight(self) -> int:
-        """Target tokens, at most."""
         return self.config.data.batch_tokens
 
     @property
@@ -91,12 +88,10 @@ class Task:
 
     @property
     def optimizers(self) -> OptimizerFactory:
-        """Adam or AdamW, of all parameters."""
         return optimizer_factory(self.config.optimizer)
 
     @property
     def rate(self) -> Callable[[Counters], float]:
-        """The learning rate of the update that brings the counters to what it is given."""
         return rate_of(self.config, self.plan.num_batches())
 
     @property
@@ -105,7 +100,6 @@ class Task:
         return self.corpus.vocabulary_files
 
     def order(self, state: RunState) -> BatchOrder:
-        """What the numbers that workers draw stand for."""
         return BatchOrder(state.ledger.remaining(), self.plan, self.config.stop.epochs)
 
     def go_on(self, checkpoint: Path, state: RunState) -> None:

@@ -19,8 +19,6 @@ def run_worker(
     """Train until the exchange is finished.
 
     Args:
-        step: computes gradients.
-        exchange: what the mode is.
         flat: parameters and gradient of the model; the exchange may put other vectors in their place.
         timeline: records the computation; what is around it is the exchange's to record.
         slowdown: how many times as long each computation is made to take, for experiments.

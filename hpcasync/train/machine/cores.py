@@ -55,7 +55,6 @@ def share_cores(
     and where others may compute on them.
 
     Args:
-        roles: of the job.
         threads_of_ranks: intra-op threads of each world rank.
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host.
         are_own_of_ranks: see `are_own`.

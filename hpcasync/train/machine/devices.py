@@ -27,10 +27,6 @@ class GpuPlan:
 def plan_gpus(config: RunConfig, roles: Roles, seen: Sequence[SeenGpus]) -> GpuPlan:
     """Give the workers of a host its GPUs in turn, likewise its servers if they are to have some.
 
-    Args:
-        config, roles: of the job.
-        seen: by each world rank.
-
     Raises:
         UserError: on every rank alike: GPUs are missing, or cannot be used.
     """
@@ -109,8 +105,6 @@ def choose_threads(config: RunConfig, roles: Roles, world_rank: int, cores_of_ra
     """Threads that this rank computes with: unless configured, a worker's share of the cores that it may use.
 
     Args:
-        config, roles: of the job.
-        world_rank: this rank.
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host. Workers of a host with the
             same cores share them; those that mpirun or the scheduler has bound apart do not.
     """

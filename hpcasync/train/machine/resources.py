@@ -40,7 +40,6 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     """Choose cores, threads and device of this rank and set the first two (collective).
 
     Args:
-        config, roles, comm: of the job.
         num_allocated: CPUs of this host that a scheduler has given to the job; 0: there is none.
 
     Raises:

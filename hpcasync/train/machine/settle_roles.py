@@ -17,8 +17,6 @@ def settle_roles(config: Settings, comm: MPI.Intracomm, *, may_be_alone: bool = 
     """The roles of all ranks, and the configuration with the number of servers that there are (collective).
 
     Args:
-        config: of the job.
-        comm: all ranks.
         may_be_alone: a single rank is a worker without servers, whatever the mode.
 
     Raises:

@@ -30,13 +30,8 @@ class AllreduceExchange:
     training, rank 0 says in the next sum, whose update is the last one then.
 
     Args:
-        sums: of gradients over all workers.
         state: the whole parameter vector (the model's own) with its optimizer.
-        batches: their order.
         supervisor: on world rank 0 alone.
-        config: of the run.
-        rate: the learning rate of the update that brings the counters to what it is given.
-        run: where the run stands; its counts of gradients are kept up to date.
         timeline: records allreduces, in which workers wait for each other, and optimizer steps.
     """
 
@@ -71,12 +66,10 @@ class AllreduceExchange:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training has ended, for all."""
         return self._is_finished
 
     @property
     def version(self) -> int:
-        """Number of updates made."""
         return self._counters.num_updates
 
     def draw(self) -> int | None:

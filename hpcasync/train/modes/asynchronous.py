@@ -24,12 +24,6 @@ _PATIENCE_SECONDS = 15.0
 class AsynchronousExchange:
     """A worker that waits for nobody.
 
-    Args:
-        client: access to the servers.
-        flat: the model's parameters and gradient.
-        batches: their order.
-        timeline: records pushes, waits and pulls.
-
     Attributes:
         numbers: that it draws, where each worker has some of its own; None: from all.
     """
@@ -50,16 +44,13 @@ class AsynchronousExchange:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the corpus or the run is at its end."""
         return self._is_finished
 
     @property
     def version(self) -> int:
-        """Of the parameters that were pulled last."""
         return self._version
 
     def draw(self) -> int | None:
-        """The next ticket of the whole job."""
         source = Source.END if self._is_finished else self._client.next_source()
         if source is Source.END:
             self._is_finished = True
@@ -85,7 +76,6 @@ class AsynchronousExchange:
         """Nothing: the gradient is pushed once it is complete."""
 
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
-        """Leave the gradient to the servers."""
         if not record.tickets:
             self.rest()
             return
@@ -116,13 +106,11 @@ class AsynchronousExchange:
                 self._is_finished = not self._client.wait()
 
     def pull(self, parameters: torch.Tensor) -> None:
-        """Take the newest version."""
         if not self._is_finished:
             with self._timeline.span("pull"):
                 self._version = self._client.pull(parameters)
 
     def close(self) -> None:
-        """Say goodbye to the coordinator."""
         self._client.finish()
 
 
@@ -138,12 +126,10 @@ class CoordinatorObserver:
         self.after_drop = supervisor.after_drop
 
     def begin(self) -> None:
-        """Start the clock."""
         self._supervisor.start()
         self._watch.begin()
 
     def final_request(self) -> SaveRequest | None:
-        """What has not been saved yet."""
         return self._supervisor.final_request()
 
     def after_arrival(self, worker: int) -> None:
@@ -163,7 +149,6 @@ class CoordinatorObserver:
         """All workers have finished, and all has been saved."""
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
-        """Write it, and have it scored."""
         self._supervisor.save_snapshot(request, vector)
 
     def shard_saved(self, saved: SavedShard) -> None:
@@ -173,6 +158,5 @@ class CoordinatorObserver:
             abort_after(_PATIENCE_SECONDS, self._supervisor.ending.exit_code, text)
 
     def should_stop(self) -> bool:
-        """By the configuration."""
         self._watch.check()
         return self._supervisor.should_stop()

@@ -28,14 +28,8 @@ class BucketSums:
     How the vector is cut, and so every bit of a sum, does not depend on it.
 
     Args:
-        collectives: what sums.
-        flat: the module's parameters and gradient.
-        comm: all ranks.
-        watch: waits for the others.
         during_backward: whether a bucket may leave before the whole gradient is known.
-        compression: how buckets travel.
         scale: power of two that brings a sum into fp16's range; only for that.
-        bucket_elements: least size.
     """
 
     def __init__(
@@ -65,17 +59,14 @@ class BucketSums:
 
     @property
     def rank(self) -> int:
-        """This worker."""
         return self._comm.rank
 
     @property
     def num_workers(self) -> int:
-        """All ranks."""
         return self._comm.size
 
     @property
     def description(self) -> str:
-        """For people."""
         when = " during backward" if self._during_backward else ""
         form = "" if self._dtype is None else f", as {str(self._dtype).removeprefix('torch.')}"
         return f"{self._collectives.description}, {len(self._buckets.bounds)} bucket(s){when}{form}"

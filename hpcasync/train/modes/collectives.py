@@ -48,7 +48,6 @@ class OwnSums:
     description = "nobody else"
 
     def start_sum(self, vector: torch.Tensor, name: str) -> PendingSum:
-        """See Collectives."""
         return PendingSum(lambda: True, lambda: None)
 
     def close(self) -> None:
@@ -98,16 +97,13 @@ class HorovodCollectives:
 
     @property
     def description(self) -> str:
-        """For people."""
         return f"Horovod ({'NCCL' if self._hvd.nccl_built() else 'MPI'})"
 
     def start_sum(self, vector: torch.Tensor, name: str) -> PendingSum:
-        """See Collectives."""
         handle = self._hvd.allreduce_async_(vector, op=self._hvd.Sum, name=name)
         return PendingSum(lambda: bool(self._hvd.poll(handle)), lambda: self._hvd.synchronize(handle))
 
     def close(self) -> None:
-        """See Collectives."""
         self._hvd.shutdown()
 
 
@@ -127,17 +123,14 @@ class TorchCollectives:
 
     @property
     def description(self) -> str:
-        """For people."""
         return f"torch.distributed ({list(self._backends.values())[-1]})"
 
     def start_sum(self, vector: torch.Tensor, name: str) -> PendingSum:
-        """See Collectives."""
         work = torch.distributed.all_reduce(vector, async_op=True)
         assert work is not None
         return PendingSum(work.is_completed, work.wait)
 
     def close(self) -> None:
-        """See Collectives."""
         torch.distributed.destroy_process_group()
 
     @staticmethod
@@ -164,11 +157,7 @@ def _import_horovod(config: RunConfig, device: torch.device) -> Any:
 
 
 def check_horovod_sums(config: RunConfig, device: torch.device, *, has_nccl: bool) -> None:
-    """Refuse gradients that Horovod would abort on in a thread of its own, or take through host memory unasked.
-
-    Raises:
-        UserError: naming the cure.
-    """
+    """Refuse gradients that Horovod would abort on in a thread of its own, or take through host memory unasked."""
     if device.type == "cuda" and not has_nccl:
         raise UserError(
             "mode=sync on GPUs, but this Horovod was built without NCCL: set sync.backend=torch, or build it again "

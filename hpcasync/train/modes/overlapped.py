@@ -22,11 +22,9 @@ class PushOverlappedExchange(AsynchronousExchange):
         self._stream = GradientStream(client, flat, self._executor)
 
     def expect_gradient(self) -> None:
-        """Buckets may leave."""
         self._stream.begin()
 
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
-        """Push what is left."""
         if not record.tickets:
             self.rest()
             return
@@ -35,7 +33,6 @@ class PushOverlappedExchange(AsynchronousExchange):
         self._go_on(is_pushed)
 
     def close(self) -> None:
-        """End the thread, and say goodbye to the coordinator."""
         self._executor.shutdown()
         super().close()
 
@@ -77,7 +74,6 @@ class OverlappedExchange(PushOverlappedExchange):
         return super().rest()
 
     def close(self) -> None:
-        """Complete the last push."""
         self._collect()
         super().close()
 

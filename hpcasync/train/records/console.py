@@ -44,7 +44,6 @@ class Console:
         return self._is_terminal and time.monotonic() - self._shown_at >= _REFRESH_SECONDS
 
     def line(self, text: str) -> None:
-        """Print a line."""
         with _readers_may_leave():
             if self._live is None:
                 print(text, flush=True)
@@ -52,7 +51,6 @@ class Console:
                 self._live.write(text.encode(errors="replace") + b"\n", sys.stdout.buffer)
 
     def update(self, fields: dict[str, Any]) -> None:
-        """Show progress."""
         done, left_seconds = self._progress(fields)
         loss = "-" if fields["loss"] is None else f"{fields['loss']:.3f}"
         text = (
@@ -78,7 +76,6 @@ class Console:
                 self._mark(shown)
 
     def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
-        """Show the scores of a snapshot."""
         self.line(
             f"validation of update {scores['num_updates']} ({_duration(scores['wall_seconds'])}): "
             f"loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}  "

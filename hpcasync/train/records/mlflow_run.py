@@ -18,11 +18,6 @@ _LONGEST_VALUE = 500  # characters of a parameter that MLflow takes
 class MlflowRun:
     """A run of MLflow; a resumed run goes on as the same one.
 
-    Args:
-        run_dir: of the run.
-        experiment: its experiment there.
-        configuration: recorded as the run's parameters.
-
     Raises:
         OSError: by every method, where it cannot be written.
     """
@@ -49,7 +44,6 @@ class MlflowRun:
         return identity
 
     def add(self, scalars: dict[str, float], step: int) -> None:
-        """Record values by name at a step (number of updates)."""
         now = round(time.time() * 1000)
         try:
             self._client.log_batch(self._identity, [Metric(key, value, now, step) for key, value in scalars.items()])
@@ -57,7 +51,6 @@ class MlflowRun:
             raise OSError(str(error)) from error
 
     def close(self) -> None:
-        """Write what has not been written."""
         try:
             self._client.set_terminated(self._identity)
         except MlflowException as error:

@@ -16,17 +16,7 @@ _WAIT, _WARM_UP, _RECORDED = 10, 2, 8
 
 
 def with_ranges(kind: Literal["none", "nvtx", "torch"], timeline: Timeline, run_dir: Path, rank: int) -> Timeline:
-    """A timeline whose spans are ranges of a profiler, too.
-
-    Args:
-        kind: logging.ranges.
-        timeline: records the spans.
-        run_dir: the run directory, which exists.
-        rank: world rank.
-
-    Raises:
-        UserError: nvtx with a torch without it.
-    """
+    """A timeline whose spans are ranges of a profiler, too."""
     if kind == "none":
         return timeline
     if kind == "torch":
@@ -47,16 +37,13 @@ class NvtxTimeline(Timeline):
 
     @contextmanager
     def span(self, activity: str, **details: object) -> Iterator[None]:
-        """Record what is done within."""
         with torch.cuda.nvtx.range(activity), self._timeline.span(activity, **details):
             yield
 
     def add(self, activity: str, start: float, seconds: float, **details: object) -> None:
-        """Record what was done; no range, as it is over."""
         self._timeline.add(activity, start, seconds, **details)
 
     def close(self) -> None:
-        """Write what has not been written."""
         self._timeline.close()
 
 
@@ -64,7 +51,6 @@ class ProfiledTimeline(Timeline):
     """Spans within what torch.profiler records: some steps of a worker, or updates of a server, as a Chrome trace.
 
     Args:
-        timeline: records the spans.
         path: of the trace, written when the steps are over; of a run that ends before, at its end.
     """
 
@@ -78,17 +64,14 @@ class ProfiledTimeline(Timeline):
 
     @contextmanager
     def span(self, activity: str, **details: object) -> Iterator[None]:
-        """Record what is done within."""
         if activity in ("compute", "apply"):
             self._profiler.step()
         with record_function(activity), self._timeline.span(activity, **details):
             yield
 
     def add(self, activity: str, start: float, seconds: float, **details: object) -> None:
-        """Record what was done; not in the trace, as it is over."""
         self._timeline.add(activity, start, seconds, **details)
 
     def close(self) -> None:
-        """Write what has not been written."""
         self._profiler.stop()
         self._timeline.close()

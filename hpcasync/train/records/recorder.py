@@ -59,7 +59,6 @@ class Recorder:
         self._console.line(text)
 
     def rejected(self) -> None:
-        """A gradient was not finite."""
         self._num_rejected += 1
         self.event("rejected", num_rejected=self._num_rejected)
         self._console.line(f"a gradient was not finite and has been rejected ({self._num_rejected} so far)")
@@ -115,20 +114,17 @@ class Recorder:
             self._write_window()
 
     def validation(self, scores: dict[str, Any], *, is_best: bool) -> None:
-        """The scores of a snapshot have come."""
         self.event("validation", is_best=is_best, **scores)
         self._console.validation(scores, is_best=is_best)
         self._scalars("validation", ("loss", "perplexity", "bleu", "chrf", "comet"), scores)
 
     def scores(self, num_updates: int, scores: dict[str, float]) -> None:
-        """What a program has found of a version."""
         self.event("scores", num_updates=num_updates, **scores)
         told = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
         self._console.line(f"scores of update {num_updates}: {told}")
         self._scalars("scores", list(scores), {**scores, "num_updates": num_updates})
 
     def checkpoint(self, name: str) -> None:
-        """A checkpoint is complete."""
         self.event("checkpoint", name=name)
 
     def end_progress(self) -> None:
@@ -136,7 +132,6 @@ class Recorder:
         self._console.close()
 
     def close(self) -> None:
-        """Flush and close."""
         self._console.close()
         # What a full disk has refused before is refused again.
         for close in (*(tracker.close for tracker in self._trackers), self._metrics.close):

@@ -20,17 +20,7 @@ def begin_records(
     unit: tuple[str, str],
     **facts: object,
 ) -> Recorder:
-    """Open them, say what begins, and record it.
-
-    Args:
-        config: of the run; its directory exists.
-        roles: of all ranks.
-        header: lines for people.
-        checkpoint: that the run goes on from; None: it begins.
-        batches_per_epoch: of the data.
-        unit: of what is trained on, short and in full.
-        facts: more to record.
-    """
+    """Open them, say what begins, and record it."""
     console = Console(config.stop, batches_per_epoch, unit)
     recorder = Recorder(
         config.output_dir,

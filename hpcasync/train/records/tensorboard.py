@@ -16,9 +16,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 class ScalarFile:
     """An event file.
 
-    Args:
-        directory: where it is made.
-
     Raises:
         OSError: by every method, where it cannot be written.
     """
@@ -33,12 +30,10 @@ class ScalarFile:
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, scalars: dict[str, float], step: int) -> None:
-        """Record values by name at a step (number of updates)."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

@@ -44,12 +44,8 @@ def open_trackers(
     """Open the trackers of a run; one that is not installed or cannot be opened is said, and training goes on.
 
     Args:
-        names: tensorboard, wandb, mlflow.
         run_dir: of the run, where all that is written offline lies, and which run of a tracker it is: one that is
             resumed goes on there.
-        project: W&B's project, MLflow's experiment.
-        configuration: recorded with the run.
-        say: told what a user should know.
     """
     opened: list[Tracker] = []
     for name in names:

@@ -11,10 +11,7 @@ class WandbRun:
     """A run of W&B.
 
     Args:
-        run_dir: of the run.
-        project: its project there.
         identity: by which a resumed run goes on as the same one, also where both parts are synced later.
-        configuration: recorded with it.
 
     Raises:
         OSError: by every method, where it cannot be written.
@@ -44,12 +41,10 @@ class WandbRun:
         self._run.define_metric("*", step_metric="num_updates")
 
     def add(self, scalars: dict[str, float], step: int) -> None:
-        """Record values by name at a step (number of updates)."""
         try:
             self._run.log({**scalars, "num_updates": step})
         except wandb.Error as error:
             raise OSError(str(error)) from error
 
     def close(self) -> None:
-        """Write what has not been written."""
         self._run.finish()

@@ -22,8 +22,6 @@ class RankWatch:
     Who is not heard of is waited for. Nothing is sent while nobody waits for long.
 
     Args:
-        comm: all ranks (collective).
-        hosts: host name of each rank.
         least_seconds: shortest wait that is reported (logging.stall); 0: none is.
         report: at rank 0, takes the kind of event (`stall`, `stall-over`), a line for people, and fields to record.
     """

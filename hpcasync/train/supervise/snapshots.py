@@ -35,14 +35,7 @@ def blind_score(metric: str, scores: Mapping[str, Any]) -> str:
 
 
 class Snapshots:
-    """RUN_DIR/snapshots, and `best` and `last` beside it.
-
-    Args:
-        config: of validation.
-        run_dir: the run directory.
-        recorder: told of scores, and of what could not be written.
-        best: kept up to date.
-    """
+    """RUN_DIR/snapshots, and `best` and `last` beside it."""
 
     def __init__(self, config: ValidationConfig, run_dir: Path, recorder: Recorder, best: BestScore) -> None:
         self._config = config
@@ -100,7 +93,6 @@ class Snapshots:
 
     @property
     def num_unscored(self) -> int:
-        """Snapshots whose scores have not come yet."""
         return len(self._pending)
 
     def _score(self, name: str) -> None:

@@ -51,7 +51,6 @@ class StallDetector:
     medians, and `least_seconds`: of its own intervals where there are some, else of all workers'.
 
     Args:
-        num_workers: of the job.
         least_seconds: shortest silence that counts.
         now: time of the start, in seconds by any clock.
     """

@@ -37,11 +37,7 @@ class Ending:
 
 
 class StopRules:
-    """Finds out when training ends. The first reason stands.
-
-    Args:
-        stop: the limits.
-    """
+    """Finds out when training ends. The first reason stands."""
 
     def __init__(self, stop: StopConfig) -> None:
         self._stop = stop
@@ -51,18 +47,15 @@ class StopRules:
 
     @property
     def ending(self) -> Ending | None:
-        """Why training ends; None while it goes on."""
         return self._ending
 
     def check_counters(self, counters: Counters) -> None:
-        """Compare with the limits on updates and tokens."""
         if self._stop.updates and counters.num_updates >= self._stop.updates:
             self._end(f"stop.updates={self._stop.updates} reached")
         if self._stop.tokens and counters.target_tokens >= self._stop.tokens:
             self._end(f"stop.tokens={self._stop.tokens} reached")
 
     def check_time(self, seconds: float) -> None:
-        """Compare with the limit on the training time."""
         if self._stop.seconds and seconds >= self._stop.seconds:
             self._end(f"stop.seconds={self._stop.seconds:g} reached")
 
@@ -72,11 +65,9 @@ class StopRules:
             self._end(reason, PREEMPTED)
 
     def end_on_request(self) -> None:
-        """The program that trains has had enough."""
         self._end("the program asked for it")
 
     def lose_all(self) -> None:
-        """Every worker has died."""
         self._end("all workers have died", RANK_LOST)
 
     def interrupt(self, reason: str) -> None:

@@ -40,12 +40,6 @@ class Supervisor:
     """Counts, logs, saves and decides.
 
     Args:
-        config: of the run.
-        rate: the learning rate of the update that brings the counters to what it is given.
-        flat: layout of the parameter vector.
-        writer: writes this rank's shard files.
-        recorder: where records go.
-        state: where the run stands.
         layout: facts about model and corpus that a resumed run must share; stored in every checkpoint.
         clock: seconds of the run's time, from any origin.
     """
@@ -88,7 +82,6 @@ class Supervisor:
 
     @property
     def counters(self) -> Counters:
-        """Progress so far."""
         return self._state.counters
 
     @property
@@ -103,7 +96,6 @@ class Supervisor:
 
     @property
     def stop_reason(self) -> str:
-        """Why training ended, for people."""
         return self.ending.reason
 
     @property
@@ -125,12 +117,10 @@ class Supervisor:
         return WorkerWatch(self._recorder, roles, self._config.logging.stall, self._clock)
 
     def report_event(self, kind: str, text: str, **fields: object) -> None:
-        """Record an event, and tell people of it."""
         self._recorder.event(kind, **fields)
         self._recorder.say(text)
 
     def learning_rate(self, update: Update) -> float:
-        """Learning rate of an update that is about to be made."""
         ahead = replace(self.counters)
         ahead.add(update)
         return self._rate(ahead)
@@ -158,11 +148,9 @@ class Supervisor:
             self._state.ledger.add(record.tickets)
 
     def end_on_request(self) -> None:
-        """The program that trains has had enough."""
         self._rules.end_on_request()
 
     def report_scores(self, num_updates: int, scores: dict[str, float]) -> None:
-        """What a program has found of a version."""
         self._recorder.scores(num_updates, scores)
 
     def lose(self, worker: dict[str, object], *, is_last: bool) -> None:
@@ -199,7 +187,6 @@ class Supervisor:
         return self._request(name, snapshot=snapshot, checkpoint=checkpoint) if snapshot or checkpoint else None
 
     def save_snapshot(self, request: SaveRequest, vector: torch.Tensor) -> None:
-        """Write a snapshot, in the background, and have it scored then."""
         number, every = self.counters.num_updates, self._config.validation.every
         state = {"version": number, **self.counters.to_dict(), "seed": self._config.seed}
         state.update(mode=self._config.mode, configuration_digest=self._config.digest)

@@ -14,9 +14,7 @@ class WorkerWatch:
 
     Args:
         recorder: where reports go: events `stall`, `stall-over` and `slow-worker`, and a line for people.
-        roles: who the workers are.
         least_seconds: shortest silence that is reported (logging.stall); 0: none is.
-        clock: seconds, from any origin.
     """
 
     def __init__(self, recorder: Recorder, roles: Roles, least_seconds: float, clock: Callable[[], float]) -> None:
@@ -29,19 +27,16 @@ class WorkerWatch:
         self._num_live = len(roles.worker_ranks)
 
     def begin(self) -> None:
-        """Training begins."""
         if self._least_seconds:
             self._checked = self._clock()
             self._detector = StallDetector(len(self._roles.worker_ranks), self._least_seconds, self._checked)
 
     def pushed(self, worker: int) -> None:
-        """A push has arrived."""
         silence = None if self._detector is None else self._detector.pushed(worker, self._clock())
         if silence is not None:
             self._report("stall-over", worker, f"pushes again, after {silence:.0f} s", silent_seconds=silence)
 
     def finished(self, worker: int) -> None:
-        """The worker pushes nothing more."""
         if self._detector is not None:
             self._detector.finished(worker)
 
