@@ -251,7 +251,9 @@ def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags:
     assert math.isfinite(losses[-1]) and losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
     if name.startswith("scores"):
         assert any(record["event"] == "validation" for record in updates), "no snapshot was scored"
-    return {"loss": losses[-1], "tok/s": round(summary["target_tokens_per_second"]), "dropped": dropped}
+    windows = next((line.strip() for line in said.splitlines() if line.startswith("  windows: ")), "windows: none")
+    speed = round(summary["target_tokens_per_second"])
+    return {"loss": losses[-1], "tok/s": speed, "dropped": dropped, "windows": windows.removeprefix("windows: ")}
 
 
 def _resume(config: Path) -> dict[str, Any]:
@@ -268,6 +270,8 @@ def _compare_windows(config: Path, device: str) -> dict[str, Any]:
     """Through host memory, and in mapped memory: the same losses."""
     settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={device}"]
     by_kind = {kind: _train(config, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
+    if device == "cuda" and "page-locked for GPUs" not in (windows := by_kind["mpi"]["windows"]):
+        raise RuntimeError(f"windows of MPI: {windows}")
     return _compare_losses(by_kind["mapped"]["loss"], by_kind["mpi"]["loss"])
 
 

@@ -15,6 +15,8 @@ from correctness import make_corpus, run_hpcasync, write_config
 from torch import Tensor
 
 from hpcasync import device_kernels
+from hpcasync.comm.copy_stream import CopyStream
+from hpcasync.comm.page_lock import PageLock
 from hpcasync.comm.shards import Shard
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.schema import OptimizerConfig
@@ -88,7 +90,27 @@ def _copies(sizes: Sizes) -> dict[str, Any]:
     gigabytes = 4e-9 * sizes.num_elements
     out = seconds(sizes.device, lambda: copies.to_host(vector, whole)())
     back = seconds(sizes.device, lambda: copies.to_device(vector, whole))
-    return {"to the host GB/s": gigabytes / out, "to the device GB/s": gigabytes / back}
+    figures = {"to the host GB/s": gigabytes / out, "to the device GB/s": gigabytes / back}
+    # As a push to a window of MPI, and a pull from there: by way of other memory, then directly.
+    window, stream = torch.empty(sizes.num_elements).share_memory_(), CopyStream(torch.device(sizes.device))
+
+    def stage() -> None:
+        copies.to_host(vector, whole)()
+        window.copy_(copies.host(vector))
+
+    def copy(target: Tensor, values: Tensor) -> None:
+        stream.copy(target, values)
+        stream.wait()
+
+    figures["to a window, staged GB/s"] = gigabytes / seconds(sizes.device, stage)
+    lock = PageLock([window.view(torch.uint8)], torch.device("cuda")) if sizes.device == "cuda" else None
+    figures["to a window GB/s"] = gigabytes / seconds(sizes.device, lambda: copy(window, vector))
+    figures["from a window GB/s"] = gigabytes / seconds(sizes.device, lambda: copy(vector, window))
+    if lock is not None:
+        lock.free()
+        if lock.refusal:
+            raise RuntimeError(f"{figures} without locked pages: {lock.refusal}")
+    return figures
 
 
 def _apply(sizes: Sizes, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm.copy_stream import CopyStream
 from hpcasync.comm.mpi import collectively, ranks_of_node
 from hpcasync.comm.shared_file import make_shared_file
 from hpcasync.errors import UserError
@@ -46,8 +47,7 @@ class MappedWindow:
         device = self.device = torch.empty(0, device=device).device  # with its number, which pools of memory need
         self._comm = comm
         self._fence = fence
-        self._streams: Any = torch.get_device_module(device)
-        self._copying = self._streams.Stream(**({} if device.type == "cpu" else {"device": device}))
+        self._copies = CopyStream(device)
         own = collectively(comm, lambda: (_DeviceMemory if device.type == "cuda" else _HostMemory)(num_bytes, device))
         readers = [bool(num_bytes) and rank != node_comm.rank for rank in range(node_comm.size)]
         handles = node_comm.alltoall(collectively(comm, lambda: [own.handle() if reads else None for reads in readers]))
@@ -61,30 +61,32 @@ class MappedWindow:
         """Whether `rank`'s bytes can be reached: it is on this host."""
         return rank in self._memory
 
+    def reaches(self, device: torch.device) -> bool:
+        """Whether a device's vectors can be written and read as they are."""
+        return device.type == self.device.type
+
     def memory(self, rank: int) -> torch.Tensor:
         """The bytes of a rank on this host, uint8."""
         return self._memory[rank]
 
     def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         """Copy a contiguous tensor, which no stream is computing any more, into `rank`'s memory; see `DataWindow`."""
-        with self._streams.stream(self._copying):
-            self._part(rank, offset, values, dtype).copy_(values, non_blocking=True)
+        self._copies.copy(self._part(rank, offset, values, dtype), values)
 
     def read(self, rank: int, offset: int, out: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         """Copy from `rank`'s memory to a contiguous tensor that no stream is using; complete on return."""
         self._fence()
-        with self._streams.stream(self._copying):
-            out.copy_(self._part(rank, offset, out, dtype), non_blocking=True)
+        self._copies.copy(out, self._part(rank, offset, out, dtype))
         self.flush(rank)
 
     def flush(self, rank: int) -> None:
         """Complete all copies, so that an atomic write made after this is seen after the data."""
-        self._wait_for(self._copying)
+        self._copies.wait()
         self._fence()
 
     def sync(self) -> None:
         """Complete what this thread has had computed, and make others' completed writes visible to what comes next."""
-        self._wait_for(self._streams.current_stream(self.device))
+        self._copies.wait_for_computation()
         self._fence()
 
     def free(self) -> None:
@@ -96,11 +98,6 @@ class MappedWindow:
     def _part(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         dtype = values.dtype if dtype is None else dtype
         return self._memory[rank][offset : offset + values.numel() * dtype.itemsize].view(dtype)
-
-    def _wait_for(self, stream: Any) -> None:
-        reached = self._streams.Event()
-        reached.record(stream)
-        reached.synchronize()
 
 
 class _HostMemory:

@@ -15,7 +15,9 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from hpcasync.comm.copy_stream import CopyStream
 from hpcasync.comm.mpi import ranks_of_node
+from hpcasync.comm.page_lock import PageLock
 from hpcasync.comm.waiting import Backoff
 
 # Open MPI copies all that is put at once before much of it leaves: over 1 gbit/s it reached 0.89 of the line, and took
@@ -90,6 +92,8 @@ class DataWindow:
         self._node_ranks = ranks_of_node(comm, node_comm)
         self._memory: dict[int, torch.Tensor] = {}
         self._in_flight: dict[int, deque[MPI.Request]] = {}
+        self._page_lock: PageLock | None = None
+        self._copies: CopyStream | None = None
         own, _ = self._shared.Shared_query(node_comm.rank)
         self._remote = MPI.Win.Create(own, 1, comm=comm) if node_comm.size < comm.size else None
         for window in self._windows():
@@ -98,6 +102,24 @@ class DataWindow:
     def is_local(self, rank: int) -> bool:
         """Whether `rank`'s bytes can be reached by load and store."""
         return rank in self._node_ranks
+
+    def lock_pages(self, ranks: Sequence[int], device: torch.device) -> str | None:
+        """Page-lock the memory of these ranks of this node for copies by this rank's device.
+
+        Returns:
+            why it cannot be locked, or nothing; None: there is nothing to lock, or no GPU.
+        """
+        if device.type == "cpu" or not ranks:
+            return None
+        memory = [self.memory(rank) for rank in ranks]
+        self._page_lock = PageLock([part for part in memory if part.numel()], device)
+        if not self._page_lock.refusal:
+            self._copies = CopyStream(device)
+        return self._page_lock.refusal
+
+    def reaches(self, device: torch.device) -> bool:
+        """Whether a device's vectors can be written to ranks of this node, and read from there, as they are."""
+        return device.type == "cpu" or self._copies is not None
 
     def memory(self, rank: int) -> torch.Tensor:
         """The bytes of a rank on this node, uint8, as memory."""
@@ -110,15 +132,16 @@ class DataWindow:
         return self._memory[rank]
 
     def write(self, rank: int, offset: int, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Copy a contiguous tensor (CPU) to `offset` bytes into `rank`'s memory; complete after `flush`.
+        """Copy a contiguous tensor to `offset` bytes into `rank`'s memory; complete after `flush`.
 
         Until then the tensor must stay as it is. Waits while as much as is good for the line is under way. Within the
-        node values can be converted on the way, to `dtype`.
+        node values can be converted on the way, to `dtype`, and be a GPU's that `reaches` them, where no stream
+        computes them any more.
         """
         dtype = values.dtype if dtype is None else dtype
         num_bytes = values.numel() * dtype.itemsize
         if self.is_local(rank):
-            self.memory(rank)[offset : offset + num_bytes].view(dtype).copy_(values)
+            self._copy(self.memory(rank)[offset : offset + num_bytes].view(dtype), values)
             return
         assert self._remote is not None and dtype == values.dtype
         raw = values.view(torch.uint8).numpy()
@@ -129,17 +152,19 @@ class DataWindow:
             self._in_flight.setdefault(rank, deque()).append(put)
 
     def read(self, rank: int, offset: int, out: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Copy from `offset` bytes into the memory of `rank`, on this node, to a contiguous tensor (CPU).
+        """Copy from `offset` bytes into the memory of `rank`, on this node, to a contiguous tensor; complete on return.
 
         `dtype` is that of the values there, where it is not `out`'s: they are converted on the way.
         """
         dtype = out.dtype if dtype is None else dtype
         self._shared.Sync()
-        out.copy_(self.memory(rank)[offset : offset + out.numel() * dtype.itemsize].view(dtype))
+        self._copy(out, self.memory(rank)[offset : offset + out.numel() * dtype.itemsize].view(dtype))
+        self._complete_copies()
         self._shared.Sync()  # an atomic read made after this is made after the loads
 
     def flush(self, rank: int) -> None:
         """Complete all writes to `rank`, so that an atomic write made after this is seen after the data."""
+        self._complete_copies()
         if self.is_local(rank):
             self._shared.Sync()
         else:
@@ -154,10 +179,22 @@ class DataWindow:
 
     def free(self) -> None:
         """Free the windows (collective). Tensors got from `memory` must not be used after it."""
+        if self._page_lock is not None:
+            self._page_lock.free()
         self._memory.clear()
         for window in reversed(self._windows()):
             window.Unlock_all()
             window.Free()
+
+    def _copy(self, out: torch.Tensor, values: torch.Tensor) -> None:
+        if self._copies is None:
+            out.copy_(values)
+        else:
+            self._copies.copy(out, values)
+
+    def _complete_copies(self) -> None:
+        if self._copies is not None:
+            self._copies.wait()
 
     def _wait(self, rank: int, num_left: int) -> None:
         """Wait until at most so many Puts to `rank` are under way, without keeping a core busy."""

@@ -56,8 +56,11 @@ def check_cuda() -> Check:
         nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
         lack = device_kernels.lack()
         facts = {"devices": [device.name for device in devices], "cuda": torch.version.cuda, "nccl": nccl}
-        facts["kernels"] = not lack
-        detail = f"{described}; CUDA {torch.version.cuda}, NCCL {nccl}"
+        facts["kernels"], facts["locks_pages"] = not lack, not (refusal := _lock_refusal(torch))
+        detail = f"{described}; CUDA {torch.version.cuda}, NCCL {nccl}{refusal and f'; shared memory: {refusal}'}"
+        if refusal and not lack:
+            means = "nothing; between a GPU and MPI's windows vectors pass through other host memory"
+            return Check("cuda", "limited", detail, disables=means, cure="see docs/gpu.md", facts=facts)
         if not lack:
             return Check("cuda", "ok", detail, facts=facts)
         return Check(
@@ -78,6 +81,15 @@ def check_cuda() -> Check:
         )
     cure = "compare `nvidia-smi` with the CUDA version of torch: a newer driver, or a torch for an older CUDA"
     return Check("cuda", "broken", "torch cannot use the NVIDIA driver", disables=disables, cure=cure)
+
+
+def _lock_refusal(torch: ModuleType) -> str:
+    """Why CUDA locks no pages of memory that processes share, as MPI's windows are, or nothing."""
+    from hpcasync.comm.page_lock import PageLock  # imports torch, which may not be there
+
+    lock = PageLock([torch.zeros(1 << 20, dtype=torch.uint8).share_memory_()], torch.device("cuda"))
+    lock.free()
+    return lock.refusal
 
 
 def _load(module: str) -> tuple[ModuleType | None, str]:

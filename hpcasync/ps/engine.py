@@ -25,6 +25,7 @@ from mpi4py import MPI
 from hpcasync.choices import PullPolicy, StalenessPolicy
 from hpcasync.comm.gpu_memory import describe_gpu_memory, takes_gpu_memory
 from hpcasync.comm.mpi import collectively, gather_hosts
+from hpcasync.comm.page_lock import describe_page_locks
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.waiting import LONG_SECONDS, make_progress, wait_for_all
@@ -196,13 +197,14 @@ class Engine:
     def windows(self) -> str:
         """What all ranks' data windows are, for people."""
         size = f"{sum(self._link.window_bytes) / 2**20:,.1f} MiB over all ranks"
+        locked = describe_page_locks(self._link.page_locks)
+        said = f" ({describe_gpu_memory(takes_gpu_memory())})" if locked and self._link.spans_nodes else ""
         if not self._link.is_mapped:
-            return size
+            return f"{size}{locked}{said}"
         device = self._link.data.device.type
         if not self._link.spans_nodes:
             return f"{size}, {device} memory that they map"
-        said = f" ({describe_gpu_memory(takes_gpu_memory())})" if device != "cpu" else ""
-        return f"{size}, {device} memory that ranks of a host map, MPI's windows between hosts{said}"
+        return f"{size}, {device} memory that ranks of a host map, MPI's windows between hosts{locked}{said}"
 
     def load(self, read_shard: Callable[[Shard], dict[str, torch.Tensor]]) -> None:
         """Go on from saved tensors (`ShardState.state_tensors`), before `serve`; a worker does nothing."""

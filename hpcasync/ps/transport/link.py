@@ -13,8 +13,6 @@ from hpcasync.choices import GradientFormat, ParameterFormat, WindowKind
 from hpcasync.comm import futex
 from hpcasync.comm.gpu_memory import takes_gpu_memory
 from hpcasync.comm.mapped_window import MappedWindow
-from hpcasync.comm.mpi import collectively
-from hpcasync.comm.page_lock import PageLock
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.shared_words import SharedControlWindow
@@ -28,7 +26,7 @@ from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
 from hpcasync.ps.transport.sum_messages import SumMessages
 from hpcasync.ps.transport.window_kind import is_mapped
 from hpcasync.ps.transport.window_layout import Layout, Place, require_servers
-from hpcasync.ps.transport.window_memory import require_gpu_memory, require_window_memory
+from hpcasync.ps.transport.window_memory import Copies, RankMemory, memory_of, require_memory
 
 Control = ControlWindow | SharedControlWindow
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -68,18 +66,20 @@ class Link:
         options: what the windows hold; the same on all ranks.
         device: where this worker computes, or this server holds its shard; default: CPU.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
-            (Counted too: a copy for each worker on another host, needed if all of them pull different versions.)
-        mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise, unless
-            all that it exchanges is mapped: then they are not needed.
+        mirrored_vectors: page-locked copies in host memory of a worker's vectors on a GPU; counted likewise where there
+            are several hosts, or windows of MPI that cannot be page-locked: else they are not needed.
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Attributes:
         data: parameters, and what ranks of one host exchange.
         mpi_window: records, and what goes from one host to another; the same one, unless windows are mapped.
         spans_nodes: whether there are several hosts.
+        takes_gpu_memory: MPI says that it sends and receives it.
         is_mapped: the data window is memory that ranks of a host map.
         sums_hosts: a host's gradients are summed there before they travel (`ps.server.host_sums`).
         summed_here: servers of other hosts that this server sums for.
+        page_locks: for each rank with a GPU, why its copies cannot be made directly to and from the window of MPI, for
+            which its pages must be locked; or nothing.
 
     Raises:
         UserError: on every rank, if a host or GPU has too little memory for the windows of its ranks, or mapped windows
@@ -112,17 +112,22 @@ class Link:
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         self.spans_nodes = node_comm.size < comm.size
+        self.takes_gpu_memory = takes_gpu_memory() is True
         assert not (self.spans_nodes and may_lose_workers)
         device = device or torch.device("cpu")
         self.is_mapped = is_mapped(options.window, comm.allgather(device.type))
         nodes = tuple(comm.allgather(node_comm.bcast(comm.rank)))
         self._layout = self._lay_out(options, nodes, may_lose_workers=may_lose_workers)
-        self._require_memory(device, private_copies, mirrored_vectors)
+        self._require_memory(device, private_copies, mirrored_vectors if self.spans_nodes else 0)
         num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
         self.control: Control = (ControlWindow if self.spans_nodes else SharedControlWindow)(comm, num_words)
         # Between hosts ranks poll: what is put there moves while its target looks.
         self._wake_ups = WakeUps(comm) if not self.spans_nodes and futex.is_available() else None
         self._open_data_windows(node_comm, device)
+        self.page_locks = self._lock_pages(device)
+        if any(self.page_locks.values()):
+            is_staged = self.spans_nodes or bool(self.page_locks.get(comm.rank))
+            self._require_memory(device, private_copies, mirrored_vectors if is_staged else 0, has_windows=True)
         # Within a host nothing waits for this rank's MPI; deaths are acknowledged in it.
         self._needs_progress = self.spans_nodes or may_lose_workers
         self._views: dict[tuple[object, int, int, int, torch.dtype], torch.Tensor] = {}
@@ -150,10 +155,10 @@ class Link:
             is_mapped=self.is_mapped,
             sums_hosts=self.sums_hosts,
         )
-        own = self.server_index if self.sums_hosts else None
+        own = self.server_index
         self.summed_here = [] if own is None else layout.summed_by(own)
-        every = () if own is None else range(self.num_workers)
-        self._sources = [layout.summing_server(own or 0, layout.node_of(worker)) for worker in every]
+        every = range(self.num_workers if self.sums_hosts else 0)
+        self._sources = [] if own is None else [layout.summing_server(own, layout.node_of(worker)) for worker in every]
         return layout
 
     def _open_data_windows(self, node_comm: MPI.Intracomm, device: torch.device) -> None:
@@ -164,8 +169,16 @@ class Link:
             self.data = MappedWindow(self.comm, node_comm, num_bytes, device, self.mpi_window.sync)
         else:
             self.mpi_window = self.data = DataWindow(self.comm, node_comm, num_bytes)
-        received = self.mpi_window.memory(rank) if self.is_mapped and self.spans_nodes else torch.empty(0)
-        self._page_lock = collectively(self.comm, lambda: PageLock(received, device))
+
+    def _lock_pages(self, device: torch.device) -> dict[int, str]:
+        """Lock what this rank's GPU copies to or from; returns why that cannot be, or nothing, for ranks with a GPU."""
+        own, is_server = self.comm.rank, self.server_index is not None
+        near = [rank for rank in range(self.comm.size) if self.data.is_local(rank)]
+        ranks = [rank for rank in near if rank == own or self.roles.is_server(rank) != is_server]
+        if self.is_mapped:
+            ranks = [own] if self.spans_nodes and is_server else []  # its slots, where other hosts put gradients
+        refusals = self.comm.allgather(self.mpi_window.lock_pages(ranks, device))
+        return {rank: why for rank, why in enumerate(refusals) if why is not None}
 
     def _open_messages(self) -> None:
         # Parameters that workers on other nodes pull are messages of their own communicator.
@@ -175,14 +188,18 @@ class Link:
         if self._messages is not None and self.server_index is not None:
             num_bytes = self.shards[self.server_index].size * self.parameter_dtype.itemsize
             is_on_gpu = self.data.device.type == "cuda"
-            self._sender = ParameterSender(self._messages, num_bytes, self._read_own_buffer, pin_memory=is_on_gpu)
+            device = self.data.device if self.takes_gpu_memory else None
+            pin_memory = is_on_gpu and not self.takes_gpu_memory
+            self._sender = ParameterSender(
+                self._messages, num_bytes, self._read_own_buffer, device=device, pin_memory=pin_memory
+            )
         elif self._messages is not None:
             self.receiver = ParameterReceiver(self._messages, self.parameter_dtype)
 
     def make_sum_messages(self, device: torch.device) -> SumMessages:
         """At a server: for the sums that hosts exchange; `device` is that of the sums."""
         assert self._messages is not None
-        is_direct = device.type == "cpu" or takes_gpu_memory() is True
+        is_direct = device.type == "cpu" or self.takes_gpu_memory
         return SumMessages(self._messages, self._sum_dtype, device, is_direct=is_direct)
 
     def summing_server(self, worker: int) -> int | None:
@@ -356,24 +373,13 @@ class Link:
         if self._sender is not None:
             self._sender.advance()
 
-    def _require_memory(self, device: torch.device, private_copies: int, mirrored_vectors: int) -> None:
-        """What this rank needs of its host and of its GPU, if it has one."""
-        is_on_gpu, copies, mirrors = device.type == "cuda", 0, 0
-        if self.server_index is not None:
-            size = self.shards[self.server_index].size
-            summed = sum(self.shards[server].size for server in self.summed_here)
-            copies = 4 * size * private_copies + 4 * summed
-            mirrors = size * self.parameter_dtype.itemsize * self._layout.num_far_workers(self.server_index)
-            mirrors += (size * len(set(self._sources) - {None}) + summed) * self._sum_dtype.itemsize
-        elif not self.is_mapped or self.spans_nodes:
-            mirrors = 4 * self.shards[-1].stop * mirrored_vectors
-        on_gpu, on_host = 0, self.window_bytes
-        if self.is_mapped and is_on_gpu:
-            on_gpu = self._layout.window_bytes(self.comm.rank)
-            on_host = [self._layout.beside_bytes(rank) for rank in range(self.comm.size)]
-        private_bytes = self.comm.allgather(mirrors + (0 if is_on_gpu else copies))
-        require_window_memory(self.comm, self.roles, on_host, private_bytes)
-        require_gpu_memory(self.comm, self.roles.hosts[self.comm.rank], device, copies + on_gpu)
+    def _require_memory(self, device: torch.device, copies: int, mirrors: int, *, has_windows: bool = False) -> None:
+        """Check what all ranks need: before there are windows, or when their pages have not been touched."""
+        kept = Copies(copies, mirrors, self._sum_dtype.itemsize, are_on_gpu=self.takes_gpu_memory)
+        own = memory_of(self._layout, self.comm.rank, device.type, kept)
+        if has_windows:
+            own = RankMemory(0, own.windows + own.beside, own.on_gpu)
+        require_memory(self.comm, self.roles, own, device)
 
     @property
     def window_bytes(self) -> list[int]:
@@ -386,7 +392,6 @@ class Link:
         if self._messages is not None:
             self._messages.Free()
         self.data.free()
-        self._page_lock.free()
         if self.is_mapped:
             self.mpi_window.free()
         if self._wake_ups is not None:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from mpi4py import MPI
 
+from hpcasync.comm.copy_stream import CopyStream
 from hpcasync.comm.shards import Shard
 from hpcasync.comm.streams import IncomingStream, OutgoingStream
 
@@ -57,7 +58,8 @@ class ParameterSender:
         comm: of all ranks, for nothing else.
         num_bytes: of a version of the shard, as it is published.
         read: copies bytes of a version, from a place in it, to uint8 memory; versions v and v + 2 share a buffer.
-        pin_memory: they are copied from a GPU.
+        device: where they are copied to, and sent from: a GPU only if MPI takes its memory; default: CPU.
+        pin_memory: they are copied from a GPU to the host.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class ParameterSender:
         num_bytes: int,
         read: Callable[[int, int, torch.Tensor], None],
         *,
+        device: torch.device | None = None,
         pin_memory: bool = False,
     ) -> None:
         self._comm = comm
         self._num_bytes = num_bytes
         self._read = read
+        self._device = device
         self._pin_memory = pin_memory
         self._writing = 0
         self._copies: dict[int, _Copy] = {}
@@ -121,7 +125,9 @@ class ParameterSender:
         self._outgoing.append((version, stream))
 
     def _new_memory(self) -> torch.Tensor:
-        return torch.empty(self._num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
+        memory = torch.empty(self._num_bytes, dtype=torch.uint8, device=self._device, pin_memory=self._pin_memory)
+        CopyStream(memory.device).wait_for_computation()  # that may be using what is allocated anew
+        return memory
 
     def _release(self, version: int) -> None:
         copy = self._copies[version]
@@ -141,19 +147,27 @@ class ParameterReceiver:
         self._comm = comm
         self._dtype = dtype
         self._staged: dict[int, torch.Tensor] = {}
+        self._copies: CopyStream | None = None
         self._pulls: list[_ShardPull] = []
 
     def request(self, version: int, shards: list[tuple[int, Shard]], out: torch.Tensor) -> None:
-        """Ask servers (rank, shard), each for its shard of a version, to be put in its place in `out`, on the CPU."""
+        """Ask servers (rank, shard), each for its shard of a version, to be put in its place in `out`.
+
+        That is of the CPU, or of a GPU where MPI takes its memory, always of the same one; no stream is using it.
+        """
         assert not self._pulls
+        self._copies = self._copies or CopyStream(out.device)
         for rank, shard in shards:
             part = out[shard.start : shard.stop]
-            self._pulls.append(_ShardPull(self._comm, rank, version, part, self._memory(rank, part)))
+            memory = self._memory(rank, part)
+            self._pulls.append(_ShardPull(self._comm, rank, version, part, memory, self._copies))
 
     def advance(self) -> bool | None:
         """None while something is on its way; then whether all servers had the version."""
         if not all([pull.advance() for pull in self._pulls]):
             return None
+        assert self._copies is not None
+        self._copies.wait()
         has_all = all(pull.has_version for pull in self._pulls)
         self._pulls = []
         return has_all
@@ -163,15 +177,25 @@ class ParameterReceiver:
         if out.dtype == self._dtype:
             return out
         if rank not in self._staged:
-            self._staged[rank] = torch.empty(out.numel(), dtype=self._dtype)
+            self._staged[rank] = torch.empty(out.numel(), dtype=self._dtype, device=out.device)
+            CopyStream(out.device).wait_for_computation()  # that may be using what is allocated anew
         return self._staged[rank]
 
 
 class _ShardPull:
     """One server's answer, then its shard."""
 
-    def __init__(self, comm: MPI.Intracomm, rank: int, version: int, out: torch.Tensor, memory: torch.Tensor) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        rank: int,
+        version: int,
+        out: torch.Tensor,
+        memory: torch.Tensor,
+        copies: CopyStream,
+    ) -> None:
         self._comm = comm
+        self._copies = copies
         self._rank = rank
         self._out = out
         self._memory = memory
@@ -197,4 +221,4 @@ class _ShardPull:
     def _arrived(self, start: int, stop: int) -> None:
         if self._memory is not self._out:
             part = slice(start // self._memory.itemsize, stop // self._memory.itemsize)
-            self._out[part].copy_(self._memory[part])
+            self._copies.copy(self._out[part], self._memory[part])

@@ -75,8 +75,15 @@ class Layout:
 
     def summed_by(self, server: int) -> list[int]:
         """The servers of other nodes that a server sums for."""
+        if not self.sums_hosts:
+            return []
         node = self.nodes[self.roles.server_ranks[server]]
         return [other for other in range(len(self.shards)) if self.summing_server(other, node) == server]
+
+    def sources(self, server: int) -> set[int]:
+        """The servers of other nodes that sum for a server."""
+        found = {self.summing_server(server, self.node_of(worker)) for worker in self._workers if self.sums_hosts}
+        return {source for source in found if source is not None}
 
     def node_of(self, worker: int) -> int:
         return self.nodes[self.roles.worker_ranks[worker]]

@@ -1,4 +1,4 @@
-"""Whether the windows fit a host's memory: said before they are allocated, not by a bus error after."""
+"""Whether windows and copies beside them fit hosts and GPUs: said before there are any, not by a bus error after."""
 
 import shutil
 from collections.abc import Sequence
@@ -12,22 +12,72 @@ from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shared_file import SHARED_MEMORY
 from hpcasync.errors import UserError
+from hpcasync.ps.transport.window_layout import Layout
 
 
-def require_window_memory(comm: MPI.Intracomm, roles: Roles, window_bytes: list[int], private_bytes: list[int]) -> None:
-    """Check on every host that the windows of its ranks fit (collective).
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that a rank is about to allocate.
 
-    Args:
-        private_bytes: what each rank needs beside it.
+    Attributes:
+        windows: in host memory.
+        beside: of host memory, beside them.
+        on_gpu: on its GPU.
+    """
+
+    windows: int
+    beside: int
+    on_gpu: int = 0
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What ranks keep beside their windows.
+
+    Attributes:
+        private_copies: float32 copies of its shard at a server. (Counted too: a copy for each worker on another host,
+            needed if all of them pull different versions.)
+        mirrored_vectors: copies in host memory of a worker's vectors on a GPU.
+        sum_bytes: size of an element of the sums that hosts exchange.
+        are_on_gpu: MPI takes GPU memory: what a server sends of it to other hosts, and receives, is copied there.
+    """
+
+    private_copies: int
+    mirrored_vectors: int
+    sum_bytes: int
+    are_on_gpu: bool = False
+
+
+def memory_of(layout: Layout, rank: int, device_type: str, copies: Copies) -> RankMemory:
+    """What a rank needs that computes, or holds its shard, on such a device."""
+    windows = layout.window_bytes(rank) + layout.beside_bytes(rank)
+    copied, computed, sent = 4 * layout.shards[-1].stop * copies.mirrored_vectors, 0, 0
+    if layout.roles.is_server(rank):
+        server = layout.roles.server_ranks.index(rank)
+        size = layout.shards[server].size
+        summed = sum(layout.shards[other].size for other in layout.summed_by(server))
+        computed = 4 * (size * copies.private_copies + summed)
+        sums = (size * len(layout.sources(server)) + summed) * copies.sum_bytes
+        pulls = size * layout.parameter_bytes * layout.num_far_workers(server)
+        copied, sent = sums + pulls, sums + (pulls if layout.is_mapped else 0)
+    if device_type == "cpu":
+        return RankMemory(windows, copied + computed)
+    mapped = layout.window_bytes(rank) if layout.is_mapped else 0
+    direct = sent if copies.are_on_gpu else 0
+    return RankMemory(windows - mapped, copied - direct, mapped + computed + direct)
+
+
+def require_memory(comm: MPI.Intracomm, roles: Roles, own: RankMemory, device: torch.device) -> None:
+    """Check that what all ranks need fits their hosts and GPUs (collective).
 
     Raises:
-        UserError: on every rank, naming the host, what is needed and what is there.
+        UserError: on every rank, naming the host or GPU, what is needed and what is there.
     """
-    host = roles.hosts[comm.rank]
-    here = roles.ranks_on_host(host)
-    shared = sum(window_bytes[rank] for rank in here)
-    private = sum(private_bytes[rank] for rank in here)
+    host, needs = roles.hosts[comm.rank], comm.allgather(own)
+    here = [needs[rank] for rank in roles.ranks_on_host(host)]
+    shared, private = sum(need.windows for need in here), sum(need.beside for need in here)
     collectively(comm, lambda: _require(host, shared, private))
+    _require_gpu_memory(comm, host, device, own.on_gpu)
 
 
 @dataclass(frozen=True)
@@ -44,21 +94,6 @@ class GpuShare:
     uuid: str
     needed: int
     free: int
-
-
-def require_gpu_memory(comm: MPI.Intracomm, host: str, device: torch.device, needed: int) -> None:
-    """Check that what ranks need on their GPUs fits there (collective); a rank on the CPU needs nothing.
-
-    Raises:
-        UserError: on every rank, naming the GPU, what is needed and what is there.
-    """
-    share = None
-    if device.type == "cuda":
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        share = GpuShare(host, uuid, needed, torch.cuda.mem_get_info(device)[0])
-    shortage = describe_gpu_shortage([share for share in comm.allgather(share) if share is not None])
-    if shortage is not None:
-        raise UserError(shortage, everywhere=True)
 
 
 def describe_gpu_shortage(shares: Sequence[GpuShare]) -> str | None:
@@ -96,6 +131,16 @@ def _require(host: str, needed: int, private: int) -> None:
     shortage = describe_shortage(host, needed, free_memory(), free_shared, private)
     if shortage is not None:
         raise UserError(shortage)
+
+
+def _require_gpu_memory(comm: MPI.Intracomm, host: str, device: torch.device, needed: int) -> None:
+    share = None
+    if device.type == "cuda":
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        share = GpuShare(host, uuid, needed, torch.cuda.mem_get_info(device)[0])
+    shortage = describe_gpu_shortage([share for share in comm.allgather(share) if share is not None])
+    if shortage is not None:
+        raise UserError(shortage, everywhere=True)
 
 
 def _gib(num_bytes: int) -> str:

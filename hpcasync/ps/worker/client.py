@@ -109,9 +109,10 @@ class Client:
         if before < 0 and not self._is_computed(out):
             self._copies(out).wait_for_computation()
         near = out if self.reaches(out) else self._copies(out).host(out)
-        version = self._pull_into(near, out if self.sends(out) else self._copies(out).host(out))
+        staged_from = [] if self.receives(out) else self._far_servers
+        version = self._pull_into(near, self._copies(out).host(out) if staged_from else out)
         if version != before:
-            for part in self._staged_parts(out, Shard(0, self._num_elements), self._far_servers):
+            for part in self._staged_parts(out, Shard(0, self._num_elements), staged_from):
                 self._copies(out).to_device(out, part)
         return version
 
@@ -196,7 +197,7 @@ class Client:
             flat: of this worker's module.
             num_private: vectors to take turns where they cannot; 2, if one is computed while another is being pushed.
         """
-        shared = self._link.num_vectors if self.reaches(flat.gradient) else 0
+        shared = self._link.num_vectors if self.lies_there(flat.gradient) else 0
         vectors = [self._link.vector(sequence) for sequence in range(shared)]
         self._ring = GradientRing(flat, vectors, num_private, self.working.next_push)
 
@@ -241,28 +242,36 @@ class Client:
         return wait_for_all
 
     def _staged_parts(self, vector: torch.Tensor, part: Shard, far: list[tuple[int, int]]) -> list[Shard]:
-        """What of a part passes through the host vector beside it: all, or far servers' shards of it, or nothing."""
+        """What of a part passes through the host vector beside it: far servers' shards of it, or all."""
         if not self.reaches(vector):
             return [part]
         met = [self._link.shards[server].overlap(part) for server, _ in far]
-        return [] if self.sends(vector) else [shard for shard in met if shard.size > 0]
+        return [shard for shard in met if shard.size > 0]
 
     def abandon(self, gradient: torch.Tensor) -> None:
         """A gradient is not written: wait for its computation all the same, for the next pull changes parameters."""
         if not self._is_computed(gradient):
             self._copies(gradient).wait_for_computation()
 
-    def reaches(self, vector: torch.Tensor) -> bool:
-        """Whether a vector can be copied to and from the windows of this host as it is."""
+    def lies_there(self, vector: torch.Tensor) -> bool:
+        """Whether the windows of this host are memory of a vector's device, so that it can be computed there."""
         return vector.device.type == self._link.data.device.type
 
+    def reaches(self, vector: torch.Tensor) -> bool:
+        """Whether a vector can be copied to and from the windows of this host as it is."""
+        return self._link.data.reaches(vector.device)
+
     def sends(self, vector: torch.Tensor) -> bool:
-        """Whether a vector can be sent to other hosts, and received from there, as it is."""
+        """Whether a vector can be put to other hosts as it is."""
         return vector.device.type == "cpu"
+
+    def receives(self, vector: torch.Tensor) -> bool:
+        """Whether parameters can be received from this host and from others into a vector as it is."""
+        return self.sends(vector) or (self._link.takes_gpu_memory and self.reaches(vector))
 
     def _is_computed(self, vector: torch.Tensor) -> bool:
         """Whether what has been asked for has been computed: on a CPU it has, if that is no stand-in for a device."""
-        return self.reaches(vector) and self.sends(vector)
+        return self.sends(vector)
 
     def _copies(self, vector: torch.Tensor) -> DeviceCopy:
         if self._device_copy is None:
