@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hpcasync.cli.imports import importing
 from hpcasync.cli.parameters import FILE
 from hpcasync.config.schema import load_config
 from hpcasync.train.supervise.stop_signals import note_stop_signals
@@ -54,6 +55,6 @@ def train(
 
         show_run(resolved)
         return 0
-    from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
-
+    with importing():
+        from hpcasync.train.job import run_training  # starts MPI: not before the configuration is valid
     return run_training(resolved, resume=resume, resume_from=resume_from, overwrite=overwrite)
