@@ -14,9 +14,9 @@ setup: ## make .venv: pinned packages, MPI, Horovod; what is there already is ke
 demo: setup ## train sync and async-global on a small corpus, on even and uneven workers, and compare; DATA=multi30k: on Multi30k
 	@$(VENV)/bin/hpcasync demo $(if $(DATA),--data $(DATA)) $(if $(MIRROR),--mirror $(MIRROR))
 
-# Two processes, tests/conftest.py says what each of them runs; one for those that ARGS chooses, which is there sooner.
+# tests/conftest.py says how many processes, and what each of them runs; one for those that ARGS chooses, which is there sooner.
 test: setup ## run the tests; ARGS="-k windows" chooses some
-	@$(VENV)/bin/python -m pytest --numprocesses $(if $(ARGS),0,2) --durations=10 $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses $(if $(ARGS),0,auto) --durations=10 $(ARGS)
 
 bench: setup ## measure the engine against this machine's limits and against other ways; BENCH="transport --json"
 	@for what in $(if $(BENCH),"$(BENCH)",transport apply latency idle compare); do $(VENV)/bin/hpcasync bench $$what || exit 1; done

@@ -1,11 +1,13 @@
 """Fixtures of all tests, and how several processes share the tests (pytest-xdist)."""
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from runners import CliRunner, MpiRunner
+from forked_ranks import ForkedRanks
+from runners import RANK_ENVIRONMENT, CliRunner, MpiRunner
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -16,9 +18,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
-def mpirun() -> MpiRunner:
+def mpirun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MpiRunner]:
     """Run MPI jobs with the mpirun of this environment."""
-    return MpiRunner(find_launcher())
+    launcher = find_launcher()
+    if launcher.flavour != "openmpi":  # hydra talks to its ranks by descriptors that they inherit
+        yield MpiRunner(launcher)
+        return
+    forked = ForkedRanks(tmp_path_factory.mktemp("ranks"), {**os.environ, **RANK_ENVIRONMENT})
+    yield MpiRunner(launcher, forked=forked)
+    forked.close()
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +52,12 @@ class _Chains(LoadScopeScheduling):
 def _needs_warm_ranks(file: str) -> bool:
     text = (Path(__file__).parents[1] / file).read_text()
     return "trainer: Trainer" in text or "warm: WarmJob" in text
+
+
+@pytest.hookimpl
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than cores, for many tests wait for something; with more than four the last file would be waited for."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 @pytest.hookimpl

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from forked_ranks import ForkedRanks
 
 from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.launch.here import job_line_here
@@ -26,12 +27,19 @@ class MpiRunner:
         launcher: the mpirun.
         environment: of all ranks, such as what makes mpi4py load another library.
         hosts: where the ranks run, if not here.
+        forked: what the ranks are forks of, if they are not started one by one; Open MPI's, of this host.
     """
 
     def __init__(
-        self, launcher: Launcher, *, environment: Mapping[str, str] | None = None, hosts: NetworkHosts | None = None
+        self,
+        launcher: Launcher,
+        *,
+        environment: Mapping[str, str] | None = None,
+        hosts: NetworkHosts | None = None,
+        forked: ForkedRanks | None = None,
     ) -> None:
         self.launcher = launcher
+        self._forked = forked
         self._environment = dict(environment or {})
         self._hosts = hosts
 
@@ -46,8 +54,7 @@ class MpiRunner:
         check: bool = True,
     ) -> FinishedJob:
         """Run `hpcasync ARGUMENTS` on `num_ranks` ranks; `check`: fail the test unless it exits with 0."""
-        program = [sys.executable, "-m", "hpcasync", *map(str, arguments)]
-        return self._run(num_ranks, program, timeout, env, options, check)
+        return self._run(num_ranks, ["-m", "hpcasync", *map(str, arguments)], timeout, env, options, check)
 
     def python(
         self,
@@ -61,8 +68,7 @@ class MpiRunner:
     ) -> FinishedJob:
         """Run a Python file (Path) or source text (str) on every rank; an exception on one rank ends them all."""
         what = ["-c", program] if isinstance(program, str) else [str(program)]
-        command = [sys.executable, "-c", MPI4PY, *what, *map(str, arguments)]
-        return self._run(num_ranks, command, timeout, env, options, check)
+        return self._run(num_ranks, ["-c", MPI4PY, *what, *map(str, arguments)], timeout, env, options, check)
 
     def program(
         self,
@@ -75,13 +81,12 @@ class MpiRunner:
         check: bool = True,
     ) -> FinishedJob:
         """Run a Python file on every rank under plain `python`, which leaves errors to the file."""
-        command = [sys.executable, str(program), *map(str, arguments)]
-        return self._run(num_ranks, command, timeout, env, options, check)
+        return self._run(num_ranks, [str(program), *map(str, arguments)], timeout, env, options, check)
 
     def _run(
         self,
         num_ranks: int,
-        program: Sequence[str],
+        arguments: Sequence[str],
         timeout: float,
         env: Mapping[str, str] | None,
         options: Sequence[str],
@@ -90,10 +95,15 @@ class MpiRunner:
         environment = {**os.environ, **RANK_ENVIRONMENT, **self._environment, **(env or {})}
         if self._hosts is not None:
             options = (*self._hosts.mpirun_options(self.launcher.flavour, num_ranks), *options)
+        program = [sys.executable, *arguments]
         line = job_line_here(num_ranks, program, environment=environment, options=options, launcher=self.launcher)
+        started = line
         if self._hosts is not None:
-            line = JobLine(self._hosts.on(0, line.argv), line.variables)
-        job = capture(line, environment, timeout_seconds=timeout)
+            started = line = JobLine(self._hosts.on(0, line.argv), line.variables)
+        elif self._forked is not None and self._forked.can_be(env or ()):
+            argv = (*line.argv[: -len(program)], *self._forked.command(arguments))
+            started = JobLine(argv, line.variables)
+        job = capture(started, environment, timeout_seconds=timeout)
         said = f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}"
         if job.timed_out:
             pytest.fail(f"still running after {timeout:g} s: {said}")
