@@ -36,8 +36,8 @@ VICTIM_RANKS = {"coordinator": 0, "server": 1, "worker": 3}
 # When a process is killed: a few updates after a checkpoint, while one is written, or before there is a new one.
 MOMENTS = {"training": 0.55, "checkpoint": 0.35, "start": 0.1}
 # An epoch has 11 updates. Moments are counted in updates, so that no machine is fast enough to be done before.
-EPOCHS_PER_KILL = 6
-MOST_UPDATES_PER_KILL = 50
+EPOCHS_PER_KILL = 4
+MOST_UPDATES_PER_KILL = 30
 LATEST_SECONDS_AT_START = 2.0
 SECONDS_OF_AN_UPDATE = 0.02
 
