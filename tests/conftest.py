@@ -1,5 +1,7 @@
 """Fixtures of all tests, and how several processes share the tests (pytest-xdist)."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +17,18 @@ from hpcasync.launch.locate import find_launcher
 
 # Of all that tests start: jobs share the cores, and where a worker has two threads one that spins keeps a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# What is imported and collected stays: to look for garbage in it takes a third of the time until the first test, and
+# time in all of them.
+gc.disable()
+atexit.register(gc.freeze)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """From now on there may be garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
