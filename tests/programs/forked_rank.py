@@ -16,9 +16,13 @@ HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 
 def main(address: str, arguments: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
-    request = {"arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
-    request["cores"] = list(os.sched_getaffinity(0))
-    request["umask"] = os.umask(0o22)
+    request = {
+        "arguments": arguments,
+        "cwd": os.getcwd(),  # noqa: PTH109
+        "environment": dict(os.environ),
+        "cores": list(os.sched_getaffinity(0)),
+        "umask": os.umask(0o22),
+    }
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     socket.send_fds(connection, [b"\n"], [0, 1, 2])
