@@ -175,6 +175,15 @@ def test_horovod_is_absent(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) 
     assert not list(trainer.path.parent.glob("runs/blocked*"))
 
 
+def test_sync_by_horovod_without_threads_in_mpi(mpirun: MpiRunner, trainer: Trainer) -> None:
+    """Its thread calls MPI while this one looks for ranks that are gone."""
+    pytest.importorskip("horovod")
+    command = ["train", trainer.path, "mode=sync", "sync.backend=horovod", "name=threads"]
+    few = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
+    job = mpirun(2, command, env=few, check=False, timeout=JOB_SECONDS)
+    refuse(job, "mode=sync with Horovod needs MPI_THREAD_MULTIPLE", cure="set sync.backend=torch")
+
+
 @contextmanager
 def tiny_disk(directory: Path, *, options: str) -> Iterator[Path]:
     """A file system of its own; skips where there can be none."""

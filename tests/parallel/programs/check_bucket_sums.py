@@ -5,6 +5,7 @@ python check_bucket_sums.py horovod|torch none|bf16|fp16 […]; pairs in turn
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from mpi4py import MPI
@@ -70,6 +71,8 @@ def main(backend: str, compression: str) -> None:
 
     collectives.start_sum = note  # type: ignore[method-assign]
     for round_number in range(4):
+        if round_number == 2:  # the order is known: nothing but the sums is sent any more
+            sums._comm = SimpleNamespace(rank=comm.rank, size=comm.size)  # type: ignore[assignment]
         flat.gradient.zero_()
         started.clear()
         if has_batch(comm.rank, round_number):
