@@ -178,9 +178,9 @@ def test_horovod_is_absent(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) 
 def test_sync_by_horovod_without_threads_in_mpi(mpirun: MpiRunner, trainer: Trainer) -> None:
     """Its thread calls MPI while this one looks for ranks that are gone."""
     pytest.importorskip("horovod")
-    command = ["train", trainer.path, "mode=sync", "sync.backend=horovod", "name=threads"]
     few = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
-    job = mpirun(2, command, env=few, check=False, timeout=JOB_SECONDS)
+    settings = "mode=sync", "sync.backend=horovod", "name=threads"
+    job = mpirun(2, ["train", trainer.path, *settings], env=few, check=False, timeout=JOB_SECONDS)
     refuse(job, "mode=sync with Horovod needs MPI_THREAD_MULTIPLE", cure="set sync.backend=torch")
 
 

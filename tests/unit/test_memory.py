@@ -68,8 +68,8 @@ def test_windows_lie_on_the_gpu_or_on_the_host_and_copies_beside_them(is_mapped:
     assert server == (
         RankMemory(beside, 2000, buffers + 12_000) if is_mapped else RankMemory(beside + buffers, 2000, 12_000)
     )
-    assert near == (RankMemory(0, 8000, vectors) if is_mapped else RankMemory(vectors, 8000))
-    assert far == RankMemory(0, 8000)
+    assert near == (RankMemory(0, 8192, vectors) if is_mapped else RankMemory(vectors, 8192))
+    assert far == RankMemory(0, 8192)
     assert memory_of(layout, 0, "cpu", copies) == RankMemory(beside + buffers, 2000 + 12_000)
     if is_mapped:  # where MPI takes GPU memory parameters are sent from there
         assert memory_of(layout, 0, "cuda", replace(copies, are_on_gpu=True)).on_gpu == server.on_gpu + 2000

@@ -51,7 +51,8 @@ class Copies:
 def memory_of(layout: Layout, rank: int, device_type: str, copies: Copies) -> RankMemory:
     """What a rank needs that computes, or holds its shard, on such a device."""
     windows = layout.window_bytes(rank) + layout.beside_bytes(rank)
-    copied, computed, sent = 4 * layout.shards[-1].stop * copies.mirrored_vectors, 0, 0
+    # Torch makes page-locked memory in powers of two.
+    copied, computed, sent = copies.mirrored_vectors * 2 ** (4 * layout.shards[-1].stop - 1).bit_length(), 0, 0
     if layout.roles.is_server(rank):
         server = layout.roles.server_ranks.index(rank)
         size = layout.shards[server].size
