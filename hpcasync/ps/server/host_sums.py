@@ -8,6 +8,7 @@ which all servers execute alike, say what is in a sum, and who waits for whom.
 
 import torch
 
+from hpcasync.ps.protocol.host_group import HostGroup
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.transport.link import Link
@@ -22,18 +23,15 @@ class HostSums:
             server: GroupSum(link.shards[server].size, link.wire, device, threads) for server in link.summed_here
         }
         self._messages = link.make_sum_messages(device)
-        self._is_empty = True  # no push of this host is in the group
-        self._sources: set[int] = set()  # servers of other hosts which have a sum for this one
+        self._group = HostGroup([link.summing_server(worker) for worker in range(link.num_workers)])
 
-    def take(self, worker: int, sequence: int) -> None:
-        """A push joins the group; one of this host must stay as it is until `fold`, `clear` or `exchange`."""
-        source = self._link.summing_server(worker)
-        if source is not None:
-            self._sources.add(source)
-            return
-        self._is_empty = False
-        for server, total in self._sums.items():
-            total.add_slot(self._link.slot(worker, sequence, server))
+    def take(self, worker: int, sequence: int) -> bool:
+        """A push joins the group; returns whether it is read here, and must stay till `fold`, `clear` or `exchange`."""
+        is_read = self._group.take(worker)
+        if is_read:
+            for server, total in self._sums.items():
+                total.add_slot(self._link.slot(worker, sequence, server))
+        return is_read
 
     def fold(self) -> None:
         for total in self._sums.values():
@@ -42,14 +40,14 @@ class HostSums:
     def clear(self) -> None:
         for total in self._sums.values():
             total.clear()
-        self._is_empty = True
-        self._sources.clear()
+        self._group.clear()
 
     def exchange(self) -> list[torch.Tensor]:
         """Send this host's sums of the group and wait for those of the others, in the order of the servers."""
+        is_sent, sources = self._group.exchange()
         ranks, size = self._link.roles.server_ranks, self._link.own_shard.size
-        outgoing = {} if self._is_empty else {ranks[server]: total.whole() for server, total in self._sums.items()}
-        sources = [ranks[server] for server in sorted(self._sources)]
-        received = self._messages.exchange(outgoing, sources, size, self._link.make_progress)
+        outgoing = {ranks[server]: total.whole() for server, total in self._sums.items()} if is_sent else {}
+        senders = [ranks[server] for server in sources]
+        received = self._messages.exchange(outgoing, senders, size, self._link.make_progress)
         self.clear()
         return received

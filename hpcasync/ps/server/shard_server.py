@@ -50,7 +50,8 @@ class ShardServer:
         self._host_sums = HostSums(link, state.parameters.device, state.threads) if link.sums_hosts else None
         assert self._host_sums is None or compensation is None, "a gradient is corrected where its shard is"
         # A gradient that is corrected is read at once: it is corrected for the versions that there are.
-        self._slots = SlotLedger(link.num_slots, sums_late=link.wire.has_blocks and compensation is None)
+        sums_late = link.wire.has_blocks and compensation is None
+        self._slots = SlotLedger(link.num_slots, sums_late=sums_late, sums_hosts=link.sums_hosts)
         self._steps = {
             Step.TAKE: self._take,
             Step.FOLD: self._fold,
@@ -58,6 +59,8 @@ class ShardServer:
             Step.CLEAR: self._clear,
             Step.CONSUME: self._consume,
             Step.PUBLISH: self._after_apply,
+            Step.EXCHANGE: self._exchange,
+            Step.COMPLETE: self._complete,
         }
         self._group: list[Order] = []  # pushes of the group
         self._polling = Polling(link)
@@ -90,15 +93,18 @@ class ShardServer:
     def _take(self, order: Order) -> None:
         self._group.append(order)
         self._link.data.sync()
-        if self._host_sums is not None:
-            self._host_sums.take(order.worker, order.sequence)
-        if self._link.summing_server(order.worker) is None:
+        if self._host_sums is None or self._host_sums.take(order.worker, order.sequence):
             self._gradients.take(self._link.slot(order.worker, order.sequence), order.num_tokens, order.version)
 
     def _fold(self, order: Order) -> None:
         self._gradients.fold()
         if self._host_sums is not None:
             self._host_sums.fold()
+
+    def _exchange(self, order: Order) -> None:
+        assert self._host_sums is not None
+        for gradient in self._host_sums.exchange():
+            self._gradients.add(gradient)
 
     def _read_while_idle(self) -> bool:
         """Read the gradients that wait in their slots, if any: their update will have less to do, and come sooner."""
@@ -113,19 +119,16 @@ class ShardServer:
         if self._host_sums is not None:
             self._host_sums.clear()
 
+    def _complete(self, order: Order) -> None:
+        self._link.data.sync()
+
     def _consume(self, order: Order) -> None:
-        self._link.data.sync()  # what reads the slots may be under way on a GPU
         for worker, sequence in self._slots.consume(order):
             self._link.tell_worker(worker, ControlWords.consumed(worker), sequence)
 
     def _apply(self, order: Order) -> None:
-        self._link.data.sync()
-        if self._host_sums is not None:
-            for gradient in self._host_sums.exchange():
-                self._gradients.add(gradient)
         self._gradients.apply(order, self._clip_norm, self._squared_norm, lambda: self._begin_writing(order.version))
         self._group.clear()
-        self._link.data.sync()
 
     def _squared_norm(self) -> float:
         """Of the whole gradient."""

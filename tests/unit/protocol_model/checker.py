@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol_model import machines
+from protocol_model.gpus import gpu_steps
+from protocol_model.hosts import leaving_steps
+from protocol_model.kernels import stream_steps
 from protocol_model.messages import sending_steps
 from protocol_model.servers import coordinator_steps, execute, follower_steps
 from protocol_model.workers import landings, worker_steps
@@ -94,6 +97,7 @@ def _is_acyclic(edges: list[list[int]]) -> bool:
 def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
     """Every state that one atomic step leads to, with the step's name."""
     for index, worker in enumerate(world.workers):
+        yield from gpu_steps(options, world, index)
         if not worker.dead and (options.survives or worker.at is not At.DONE):
             for name, after in worker_steps(options, world, index):
                 yield f"worker {index} {name}", after
@@ -101,7 +105,9 @@ def successors(options: Options, world: World) -> Iterator[tuple[str, World]]:
                 died = set_worker(world, index, worker._replace(dead=True))
                 yield f"worker {index} dies", died._replace(num_dead=world.num_dead + 1)
     for number, server in enumerate(world.servers):
-        yield from landings(world, number)
+        yield from landings(options, world, number)
+        yield from stream_steps(options, world, number)
+        yield from leaving_steps(world, number)
         if server.do is not Do.END:
             yield from sending_steps(options, world, number)
         if server.do is Do.REST:
@@ -125,6 +131,9 @@ def check_final(options: Options, world: World) -> None:
     require(all(server.consumed == announced for server in world.servers), "a slot was not consumed")
     require(not any(server.held for server in world.servers), "a gradient was never read")
     require(not any(server.queue for server in world.servers), "a server ended with orders to execute")
+    require(not any(server.stream for server in world.servers), "a server ended with kernels to run")
+    parts = [server.host for server in world.servers if server.host is not None]
+    require(not any(part.leaving or any(part.arrived) for part in parts), "a sum was never added to another")
     require(world.published == world.decisions.version, "the newest version was not published")
     if world.survival is not None:
         _check_survival(options, world, world.survival)

@@ -45,7 +45,7 @@ def forget() -> None:
 
 def ledger(options: Options, held: tuple[tuple[int, int], ...]) -> SlotLedger:
     """A server's slots with this content."""
-    slots = SlotLedger(options.num_slots, sums_late=True)
+    slots = SlotLedger(options.num_slots, sums_late=True, sums_hosts=options.hosts > 1)
     slots.held = list(held)
     return slots
 

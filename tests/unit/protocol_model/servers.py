@@ -17,22 +17,11 @@ from hpcasync.ps.protocol.coordination import (
 from hpcasync.ps.protocol.lost_work import Offer
 from hpcasync.ps.protocol.orders import Kind
 from hpcasync.ps.protocol.slots import Step
-from protocol_model import survivors
+from protocol_model import hosts, survivors
+from protocol_model.kernels import launch, read
 from protocol_model.machines import drive, is_finished, ledger, record_of
 from protocol_model.messages import before_writing
-from protocol_model.world import (
-    NOBODY,
-    TORN,
-    Do,
-    Options,
-    Order,
-    Server,
-    World,
-    require,
-    set_server,
-    set_worker,
-    with_buffer,
-)
+from protocol_model.world import NOBODY, Do, Kernel, Options, Order, Server, World, require, set_server, set_worker
 
 _FIRST = {
     Step.TAKE: Do.TAKE,
@@ -41,6 +30,8 @@ _FIRST = {
     Step.APPLY: Do.START_WRITING,
     Step.PUBLISH: Do.PUBLISH,
     Step.CLEAR: Do.DISCARD,
+    Step.EXCHANGE: Do.SUM,
+    Step.COMPLETE: Do.COMPLETE,
 }
 
 
@@ -164,8 +155,11 @@ def _send(options: Options, world: World, order: Order) -> World:
 
 def _begin(options: Options, server: Server, order: Order, *, is_coordinator: bool) -> Server:
     slots = ledger(options, server.held)
-    # A server that is not the coordinator waits for nobody, and tells its version with the last byte of it.
-    steps = [step for step in slots.steps(order) if is_coordinator or step is not Step.PUBLISH]  # type: ignore[arg-type]
+    steps = list(slots.steps(order))  # type: ignore[arg-type]
+    if not options.streams:
+        # A server that is not the coordinator waits for nobody, and tells its version with the last byte of it.
+        left_out = (Step.COMPLETE,) if is_coordinator else (Step.COMPLETE, Step.PUBLISH)
+        steps = [step for step in steps if step not in left_out]
     server = server._replace(order=order, held=tuple(slots.held), steps=tuple(steps[1:]))
     return server._replace(do=_FIRST[steps[0]])
 
@@ -199,19 +193,38 @@ def follower_steps(options: Options, world: World, number: int) -> Iterator[tupl
 def execute(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
     """The next step of a server in the order that it executes."""
     server = world.servers[number]
-    name = f"server {number}: {server.do.name.lower().replace('_', ' ')}"
-    if server.do is Do.PUBLISH:
-        if any(other.version != server.order.version for other in world.servers) and "no barrier" not in options.bugs:
+    if server.do is Do.SEND and server.stream and "no wait for what leaves" not in options.bugs:
+        return
+    if server.do is Do.COMPLETE:
+        if server.stream:
             return
         server = _next(server)
+        world = set_server(world, number, server)
+    name = f"server {number}: {server.do.name.lower().replace('_', ' ')}"
+    if server.do is Do.PUBLISH:
+        is_early = any(other.version != server.order.version for other in world.servers[1:])
+        if number == 0 and is_early and "no barrier" not in options.bugs:
+            return
+        server = _next(server._replace(version=server.order.version))
+    elif server.do is Do.RECEIVE:
+        received = hosts.receive(options, server)
+        if received is None:
+            return
+        server = _step(options, set_server(world, number, _next(received)), number)
     elif server.do is Do.SETTLE_FIRST:
         settled = tuple(effect for effect in world.pending if isinstance(effect, Settled))
         world, server = carry_out(options, world, settled), server._replace(do=Do.PUBLISH)
         world = set_server(world, 0, server)
         yield name, world
         return
-    else:
-        server = _step(options, server)
+    elif server.do is Do.SUM:
+        server = _step(options, world, number)
+        if not server.stream:
+            server = hosts.send(options, number, server)
+    elif server.do is Do.SEND:
+        server = hosts.send(options, number, server)
+    elif server.do is not Do.REST:
+        server = _step(options, world, number)
     after = set_server(world, number, server)
     if server.do is not Do.REST:
         yield name, after
@@ -224,29 +237,29 @@ def execute(options: Options, world: World, number: int) -> Iterator[tuple[str, 
     yield name, after
 
 
-def _step(options: Options, server: Server) -> Server:
+def _step(options: Options, world: World, number: int) -> Server:
+    server = world.servers[number]
     order = server.order
     if server.do is Do.TAKE:
+        if server.host is not None:
+            server = hosts.take(options, number, server)
         if "consume before accumulate" in options.bugs:
             server = _give_back(server, [(order.worker, order.sequence)])
         return _next(server)
     if server.do is Do.READ:
-        return _next(_read(options, server))
+        is_for_others = "sums stay in slots" not in options.bugs
+        return _next(read(options, world, number, is_own=True, is_for_others=is_for_others))
+    if server.do is Do.SUM:
+        return read(options, world, number, is_own=False, is_for_others=True)._replace(do=Do.SEND)
     if server.do is Do.DISCARD:  # with the step after it
+        if server.host is not None:
+            server = hosts.clear(options, number, server)
         return _next(_consume(options, _next(server._replace(sum=()))))
     if server.do is Do.CONSUME:
         server = _next(_consume(options, server))
         is_early = server.do is Do.PUBLISH and "settle before publish" in options.bugs
         return server._replace(do=Do.SETTLE_FIRST) if is_early else server
-    return _apply(options, server)
-
-
-def _read(options: Options, server: Server) -> Server:
-    """Read the slots of the group: each must still hold its push."""
-    for worker, sequence in server.held:
-        content = server.slots[worker][sequence % options.num_gradients]
-        require(content == sequence, f"push {sequence} of worker {worker} reads {content}")
-    return server._replace(sum=(*server.sum, *server.held))
+    return _apply(options, world, number)
 
 
 def _consume(options: Options, server: Server) -> Server:
@@ -265,19 +278,27 @@ def _give_back(server: Server, pushes: list[tuple[int, int]]) -> Server:
     return server._replace(consumed=tuple(consumed))
 
 
-def _apply(options: Options, server: Server) -> Server:
+def _apply(options: Options, world: World, number: int) -> Server:
     """One update of a shard: tell that a buffer is being written, write it; then slots are given back.
 
     Only the coordinator then waits for the other shards: a follower in the barrier waits for its next order alone.
     """
-    version = server.order.version
+    server = world.servers[number]
+    order = server.order
+    begin, end = (Kernel(do, order.group, order.version) for do in (Do.BEGIN_BUFFER, Do.END_BUFFER))
     if server.do is Do.START_WRITING:
-        server = _read(options, before_writing(options, server, version))
-        require(server.sum == server.order.group, f"a shard applies {server.sum}, not {server.order.group}")
-        require(version == server.version + 1, "a shard skips or repeats a version")
+        require(order.version == server.version + 1, "a shard skips or repeats a version")
+        server = read(options, world, number, is_own=True, is_for_others=False)
+        server = before_writing(options, server, order.version)
         is_late = "write before telling" in options.bugs
-        return server._replace(do=Do.BEGIN_BUFFER, sum=(), writing=server.writing if is_late else version)
+        server = server._replace(do=Do.BEGIN_BUFFER, writing=server.writing if is_late else order.version)
+        if not options.streams:
+            return server
+        server = server._replace(stream=(*server.stream, begin, end))
+        return server._replace(do=Do.END_BUFFER) if is_late else _next(server)
     if server.do is Do.BEGIN_BUFFER:
-        return server._replace(do=Do.END_BUFFER, buffers=with_buffer(server.buffers, version, TORN))
-    buffers = with_buffer(server.buffers, version, version)
-    return _next(server._replace(writing=version, version=version, buffers=buffers))
+        return launch(options, world, number, begin)._replace(do=Do.END_BUFFER)
+    if options.streams:
+        return _next(server._replace(writing=order.version))
+    written = launch(options, world, number, end)
+    return _next(written._replace(writing=order.version, version=order.version))

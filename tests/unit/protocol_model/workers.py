@@ -4,10 +4,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hpcasync.ps.protocol.working import Count, Source, before_reuse
-from protocol_model import survivors
+from protocol_model import gpus, survivors
 from protocol_model.machines import working
 from protocol_model.messages import request, take
-from protocol_model.world import At, Options, Send, Worker, World, move, require, set_server, set_worker, with_slot
+from protocol_model.world import (
+    At,
+    Options,
+    Send,
+    Worker,
+    World,
+    fill,
+    move,
+    put,
+    require,
+    set_server,
+    set_worker,
+    with_slot,
+)
 
 # Beyond every version that a pull accepts.
 _REFUSED = 99
@@ -16,6 +29,8 @@ _REFUSED = 99
 def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[str, World]]:
     worker = world.workers[index]
     at = worker.at
+    if gpus.has_to_wait(options, worker, index):
+        return
     if options.survives and at in (At.PUBLISHED, At.OFFER, At.DRAW, At.REST, At.RESTING):
         yield from survivors.worker_steps(options, world, index)
     elif at is At.RECEIVE:
@@ -26,6 +41,8 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         draws = working(options, worker).next_source(0, is_stopping=world.stop) is Source.CURSOR
         has_batch = draws and world.cursor < options.num_tickets
         drawn = world._replace(cursor=min(world.cursor + 1, options.num_tickets)) if draws else world
+        if has_batch:
+            drawn = gpus.ask_for_gradient(drawn, index, worker.announced + 1)
         at_work = At.AHEAD if options.ahead else At.SLOT
         yield "draws", move(drawn, index, at_work if has_batch else At.FINISH)
     elif at is At.COMPUTE:
@@ -65,6 +82,9 @@ def _pull_step(options: Options, world: World, index: int) -> tuple[str, World]:
         require(world.published >= worker.version, "the published version went back")
         if world.published == worker.version:
             return "has the published version", set_worker(world, index, _pulled(options, worker))
+        if options.hosts > 1:
+            whole = gpus.take_parameters(worker._replace(version=world.published))
+            return f"pulls {world.published}", set_worker(world, index, _pulled(options, whole))
         worker = worker._replace(target=world.published, read=(), newest=-1)
         worker = worker._replace(**(_first(near, At.BUFFER) if near else _first(far, At.RECEIVE)))
         asked = request(options, world, index, world.published)
@@ -73,10 +93,12 @@ def _pull_step(options: Options, world: World, index: int) -> tuple[str, World]:
     if worker.at is At.BUFFER:
         content = server.buffers[worker.target % 2]
         following = _first(near, At.WRITING) if last else _first(near, At.BUFFER, after)
-        worker = worker._replace(read=(*worker.read, content), **following)
+        name = "asks for a buffer" if options.streams else f"reads a buffer of {content}"
+        read = gpus.ask_for_shard(worker) if options.streams else worker._replace(read=(*worker.read, content))
+        worker = read._replace(**following)
         if last and "no writing check" in options.bugs:
             worker = _accept(options, worker)
-        return f"reads a buffer of {content}", set_worker(world, index, worker)
+        return name, set_worker(world, index, worker)
     newest = max(worker.newest, server.writing)
     if not last:
         worker = worker._replace(newest=newest, **_first(near, At.WRITING, after))
@@ -118,19 +140,26 @@ def _judge(options: Options, world: World, index: int, newest: int) -> tuple[str
 
 def _accept(options: Options, worker: Worker) -> Worker:
     """The pull is over: what was read must be one version of all shards."""
-    require(set(worker.read) == {worker.target}, f"a pull of version {worker.target} holds {worker.read}")
+    # What a GPU has copied is looked at when it computes with it.
+    is_whole = set(worker.read) <= {worker.target} if options.streams else set(worker.read) == {worker.target}
+    require(is_whole, f"a pull of version {worker.target} holds {worker.read}")
+    worker = gpus.accept(options, worker)
     return _pulled(options, worker._replace(server=0, version=worker.target, target=-1, newest=-1, read=()))
 
 
 def _pulled(options: Options, worker: Worker) -> Worker:
     require(worker.version >= worker.due, f"version {worker.version} lacks the own push, part of {worker.due}")
-    return worker._replace(at=At.COMPUTE if options.in_place else At.DRAW, due=0)
+    return worker._replace(at=At.COMPUTE if options.in_place and not options.streams else At.DRAW, due=0)
 
 
 def _compute(options: Options, world: World, index: int, sequence: int) -> World:
     """Begin to fill a vector, all servers' parts of it at once, before it is known whether there is a batch."""
+    if options.streams:
+        return gpus.ask_for_gradient(world, index, sequence)
     for number in range(options.num_servers):
-        world = _fill(options, world, index, number, -sequence)
+        world = fill(options, world, index, number, -sequence)
+        if options.hosts > 1:  # how it comes bit by bit is explored without them
+            world = put(options, world, index, number, sequence)
     return world
 
 
@@ -146,23 +175,15 @@ def _turn(options: Options, world: World, index: int) -> Iterator[tuple[str, Wor
         yield "computes ahead", move(_compute(options, world, index, sequence), index, At.SLOT)
 
 
-def _fill(options: Options, world: World, index: int, number: int, content: int) -> World:
-    """Write where a server reads the worker's next gradient."""
-    server, slot = world.servers[number], abs(content) % options.num_gradients
-    before = abs(server.slots[index][slot])
-    if options.in_place and before == -content:
-        return world  # begun already: ahead, or for a batch that there was not
-    require(before <= server.consumed[index], "a slot was written before it was consumed")
-    return set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, content)))
-
-
 def _write(options: Options, world: World, index: int) -> World:
     """Start to write one server's shard of the gradient, and at the coordinator the record."""
     worker = world.workers[index]
     sequence = worker.announced + 1
     number, slot = worker.server, sequence % options.num_slots
     if options.num_tokens(index, sequence) and not options.in_place:
-        world = _fill(options, world, index, number, -sequence)
+        copies = options.streams
+        world = gpus.ask_to_store(world, index) if copies else fill(options, world, index, number, -sequence)
+        worker = world.workers[index]
     if number == 0:
         require(world.servers[0].consumed[index] >= sequence - options.num_slots, "a record was overwritten")
         world = world._replace(records=with_slot(world.records, index, slot, worker.version))
@@ -175,9 +196,11 @@ def _write(options: Options, world: World, index: int) -> World:
     return set_worker(world, index, worker._replace(at=at, server=following))
 
 
-def landings(world: World, number: int) -> Iterator[tuple[str, World]]:
-    """Writes in flight arrive in any order, also those of a worker that died."""
+def landings(options: Options, world: World, number: int) -> Iterator[tuple[str, World]]:
+    """Writes in flight arrive in any order, also those of a worker that died. A GPU's do in theirs (`gpus`)."""
     server = world.servers[number]
+    if options.streams:
+        return
     for index, slots in enumerate(server.slots):
         for slot, sequence in enumerate(slots):
             if sequence < 0:
@@ -186,5 +209,8 @@ def landings(world: World, number: int) -> Iterator[tuple[str, World]]:
 
 
 def _has_landed(options: Options, world: World, index: int) -> bool:
+    gpu = world.workers[index].gpu
+    if gpu is not None:
+        return not gpu.copying
     slot = (world.workers[index].announced + 1) % options.num_gradients
     return all(server.slots[index][slot] >= 0 for server in world.servers)

@@ -9,7 +9,7 @@ always ends.
 To keep the number of states small, a step that nobody else can see, or that commutes with everything between it and
 the step before, is part of that step: reading a word that only grows together with the reads beside it, taking an order
 with its first effect, storing `settled` and `handled` with what they tell of, deciding on an update with the end of the
-order before.
+order before, a wait for a stream with the step after it.
 """
 
 from dataclasses import dataclass
@@ -47,6 +47,9 @@ class Options:
         spare: gradients of a worker that are being computed or pushed, where they are computed in place.
         ahead: in place, the next gradient is begun before one is pushed (`exchange.overlap`).
         reads_idle: servers read slots while they have nothing else to do.
+        streams: vectors, slots and buffers are on GPUs, which do what they have been asked for at any later moment.
+        hosts: workers and servers are dealt to so many in turn, and gradients of a host are summed there. In place
+            then, and a pull is one step.
         bugs: names of seeded mistakes.
     """
 
@@ -68,6 +71,8 @@ class Options:
     spare: int = 1
     ahead: bool = False
     reads_idle: bool = False
+    streams: bool = False
+    hosts: int = 1
     bugs: frozenset[str] = frozenset()
 
     @property
@@ -99,6 +104,48 @@ class At(IntEnum):
     RESTING = 13
     COMPUTE = 14
     AHEAD = 15
+
+
+class Computation(NamedTuple):
+    """A gradient that a GPU has been asked for: from what it takes for this version, in one of its vectors."""
+
+    sequence: int
+    version: int
+    vector: int
+    has_begun: bool = False
+
+
+class Copy(NamedTuple):
+    """A copy that a GPU has been asked for, to or from one server.
+
+    Attributes:
+        sequence: of the push whose gradient it is; 0: a part of a pull.
+        version: that is pulled, to a vector; `content`: where that has been received already.
+    """
+
+    server: int
+    sequence: int = 0
+    version: int = 0
+    vector: int = 0
+    content: int | None = None
+    has_begun: bool = False
+
+
+class Gpu(NamedTuple):
+    """The memory of a worker's GPU, and what its two streams have been asked for.
+
+    Attributes:
+        parameters: vectors that take turns, with the version of each server's part; `current`: computed with.
+        gradient: push whose gradient is there to be copied, negative while it is computed.
+        num_asked: gradients that it has been asked for.
+    """
+
+    parameters: tuple[tuple[int, ...], ...]
+    current: int = 0
+    gradient: int = 0
+    num_asked: int = 0
+    computing: tuple[Computation, ...] = ()
+    copying: tuple[Copy, ...] = ()
 
 
 class Worker(NamedTuple):
@@ -136,6 +183,7 @@ class Worker(NamedTuple):
     offered: int = -1
     seen: int = 0
     rests: int = 0
+    gpu: Gpu | None = None
 
 
 class Do(IntEnum):
@@ -152,6 +200,10 @@ class Do(IntEnum):
     SETTLE_FIRST = 8
     DISCARD = 9
     END = 10
+    COMPLETE = 11
+    SUM = 12
+    SEND = 13
+    RECEIVE = 14
 
 
 class Order(NamedTuple):
@@ -185,6 +237,42 @@ class Sending(NamedTuple):
 IDLE = Sending(Send.IDLE)
 
 
+Pushes = tuple[tuple[int, int], ...]
+
+
+class Kernel(NamedTuple):
+    """What a server's GPU has been asked for: to read slots, to begin to write a version, or to end.
+
+    Attributes:
+        pushes: to be read for its own shard; or what the version is made of.
+        summed: to be read for servers of other hosts.
+    """
+
+    do: Do
+    pushes: Pushes
+    version: int = 0
+    summed: Pushes = ()
+
+
+class HostPart(NamedTuple):
+    """Of a server where hosts sum: the content of its `HostGroup`, and its sums.
+
+    Attributes:
+        unread: pushes of this host that have not been read for others.
+        sums: by server, what has been read for it.
+        leaving: servers whose sum has not left yet.
+        arrived: by server, the sums that it has sent, in order.
+    """
+
+    is_empty: bool
+    awaited: frozenset[int]
+    unread: Pushes
+    sums: tuple[Pushes, ...]
+    leaving: frozenset[int]
+    senders: tuple[int, ...]
+    arrived: tuple[tuple[Pushes, ...], ...]
+
+
 class Server(NamedTuple):
     """A server and its memory; a slot holds a sequence number, negative while its gradient is in flight.
 
@@ -195,6 +283,8 @@ class Server(NamedTuple):
         sum: pushes that have been read.
         held: pushes whose slots have not been given back (`SlotLedger`).
         sendings: per worker, its pull; none where the server is on the workers' node.
+        stream: what its GPU has been asked for, in order.
+        host: where hosts sum.
     """
 
     do: Do
@@ -204,11 +294,13 @@ class Server(NamedTuple):
     buffers: tuple[int, int]
     slots: tuple[tuple[int, ...], ...]
     consumed: tuple[int, ...]
-    sum: tuple[tuple[int, int], ...]
+    sum: Pushes
     version: int
     steps: tuple[Step, ...] = ()
-    held: tuple[tuple[int, int], ...] = ()
+    held: Pushes = ()
     sendings: tuple[Sending, ...] = ()
+    stream: tuple[Kernel, ...] = ()
+    host: HostPart | None = None
 
 
 class Decisions(NamedTuple):
@@ -288,7 +380,13 @@ def initial(options: Options) -> World:
     sendings = (IDLE,) * options.num_workers
     servers = tuple(server._replace(sendings=sendings if n in options.far else ()) for n in range(options.num_servers))
     decisions = Decisions(0, (), frozenset(range(options.num_workers)), nothing, False, (0, 0, 0), (), nothing)
-    workers = (Worker(),) * options.num_workers
+    unknown = (TORN,) * options.num_servers
+    gpu = Gpu((unknown,) * (2 if options.ahead else 1)) if options.streams else None
+    workers = (Worker(gpu=gpu),) * options.num_workers
+    if options.hosts > 1:
+        nowhere = ((),) * options.num_servers
+        host = HostPart(True, frozenset(), (), nowhere, frozenset(), (), nowhere)
+        servers = tuple(server._replace(host=host) for server in servers)
     world = World(workers, servers, decisions, records, NOBODY, -1, 0, 0, False, 0)
     if not options.survives:
         return world
@@ -316,6 +414,22 @@ def set_server(world: World, number: int, server: Server) -> World:
 
 def with_buffer(buffers: tuple[int, int], version: int, content: int) -> tuple[int, int]:
     return (content, buffers[1]) if version % 2 == 0 else (buffers[0], content)
+
+
+def fill(options: Options, world: World, index: int, number: int, content: int) -> World:
+    """Write where a server reads the worker's next gradient."""
+    server, slot = world.servers[number], abs(content) % options.num_gradients
+    before = abs(server.slots[index][slot])
+    if options.in_place and before == -content:
+        return world  # begun already: ahead, or for a batch that there was not
+    require(before <= server.consumed[index], "a slot was written before it was consumed")
+    return set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, content)))
+
+
+def put(options: Options, world: World, index: int, number: int, content: int, sequence: int = 0) -> World:
+    """What the slot of a push holds when it has been written: its gradient, unless something else was copied."""
+    server, slot = world.servers[number], (sequence or content) % options.num_gradients
+    return set_server(world, number, server._replace(slots=with_slot(server.slots, index, slot, content)))
 
 
 def with_slot(memory: tuple[tuple[int, ...], ...], worker: int, slot: int, content: int) -> tuple[tuple[int, ...], ...]:
