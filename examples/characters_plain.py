@@ -44,6 +44,7 @@ def corpus(parts: int) -> tuple[TensorDataset, torch.Tensor]:
 
 def loss_of(model: nn.Module, pieces: torch.Tensor) -> torch.Tensor:
     """Mean negative log likelihood, in nats, of a piece's bytes given what is before."""
+    pieces = pieces.to(next(model.parameters()).device)
     return nn.functional.cross_entropy(model(pieces[:, :-1]).flatten(0, 1), pieces[:, 1:].flatten())
 
 

@@ -33,9 +33,9 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     """Part of the images that the model recognises."""
     model.eval()
     with torch.no_grad():
-        right = (model(images).argmax(1) == labels).float().mean()
+        scores = model(images.to(next(model.parameters()).device)).cpu()
     model.train()
-    return float(right)
+    return float((scores.argmax(1) == labels).float().mean())
 
 
 def main() -> None:

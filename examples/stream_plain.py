@@ -28,6 +28,7 @@ class CharacterModel(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Mean negative log likelihood, in nats, of text[:, 1:] given what is before; text [B, LENGTH + 1] int64."""
+        text = text.to(self.position.device)
         hidden = self.embedding(text[:, :-1]) + self.position
         hidden = self.layers(hidden, mask=self.mask, is_causal=True)
         return nn.functional.cross_entropy(self.output(hidden).flatten(0, 1), text[:, 1:].flatten())

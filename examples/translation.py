@@ -47,6 +47,7 @@ def held_out(corpus: PreparedCorpus, size: int) -> tuple[list[str], Batch]:
 
 def loss_of(model: TranslationModel, batch: Batch, smoothing: float) -> torch.Tensor:
     """Mean over the target tokens, in nats."""
+    batch = batch.to(next(model.parameters()).device)
     loss, _ = model.summed_loss(batch.source, batch.target_input, batch.target_output, smoothing)
     return loss / batch.num_target_tokens
 

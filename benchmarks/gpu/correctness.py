@@ -118,6 +118,7 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
     yield "windows make no difference", partial(_compare_windows, config, device)
     yield "a resume makes no difference", partial(_resume, config)
     yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
+    yield "a joined program", partial(_join, work)
     for name, settings in _RUNS.items():
         words = [word.format(device=device) for word in settings]
         yield f"training, {name}", partial(_train, config, name, words, 3)
@@ -254,6 +255,16 @@ def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags:
     windows = next((line.strip() for line in said.splitlines() if line.startswith("  windows: ")), "windows: none")
     speed = round(summary["target_tokens_per_second"])
     return {"loss": losses[-1], "tok/s": speed, "dropped": dropped, "windows": windows.removeprefix("windows: ")}
+
+
+def _join(work: Path) -> dict[str, Any]:
+    """An example, to its end: what is scored there is not on the device by itself."""
+    program = ROOT / "examples" / "characters.py"
+    options = "--parts", "16", "--epochs", "1", "--run", work / "joined"
+    said = run_hpcasync("launch", "-n", "3", "--", sys.executable, program, *options)
+    bits = float(said.partition(" bits per byte")[0].split()[-1])
+    assert bits < 6, f"{bits} bits per byte"
+    return {"bits per byte": bits}
 
 
 def _resume(config: Path) -> dict[str, Any]:

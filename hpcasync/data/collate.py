@@ -113,7 +113,7 @@ def _rows(sentences: Ragged) -> Tensor:
 
 
 def _move(values: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type != "cuda":
+    if torch.device(device).type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     # From memory that could be paged out the copy would wait for all that the GPU has to do before.
     return values.pin_memory().to(device, non_blocking=True)

@@ -14,7 +14,7 @@ from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import are_own, bind, describe_cores, numa_nodes, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
-from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, see_gpus, take
+from hpcasync.train.machine.gpus import SCORING_GPU_VARIABLE, Gpu, narrow_to, see_gpus, take
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     Raises:
         UserError: on every rank, if a GPU is asked for on a rank whose host has none.
     """
-    plan = plan_gpus(config, roles, comm.allgather(see_gpus()))
+    seen = comm.allgather(see_gpus())
+    plan = plan_gpus(config, roles, seen)
     cores = comm.allgather(frozenset(os.sched_getaffinity(0)))
     threads = [choose_threads(config, roles, rank, cores) for rank in range(comm.size)]
     if config.roles.bind != "none":
@@ -57,6 +58,8 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
         bind(cores[comm.rank])
     torch.set_num_threads(1 if roles.is_server(comm.rank) else threads[comm.rank])
     os.environ[SCORING_GPU_VARIABLE] = plan.scoring.visible if plan.scoring is not None else ""
+    if plan.gpus[comm.rank] is None and seen[comm.rank].gpus:
+        narrow_to("")  # a program would compute on the first one, and with it all ranks of the host that have none
     used = collectively(comm, lambda: _start_gpu(plan.gpus[comm.rank], roles, comm.rank))
     is_server = roles.is_server(comm.rank)
     cpu = torch.device("cpu")
