@@ -53,6 +53,12 @@ def check_cuda() -> Check:
     if torch is not None and torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         described = ", ".join(f"{device.name} ({device.total_memory / _GIB:.0f} GiB)" for device in devices)
+        try:
+            torch.ones(1, device="cuda").item()
+        except (RuntimeError, AssertionError) as error:
+            detail = f"{described}; torch cannot compute there: {next(iter(str(error).splitlines()), '')}"
+            cure = "see that no process has the GPU for itself (`nvidia-smi`), and that this torch is for one so old"
+            return Check("cuda", "broken", detail, disables=disables, cure=cure)
         nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
         lack = device_kernels.lack()
         facts = {"devices": [device.name for device in devices], "cuda": torch.version.cuda, "nccl": nccl}

@@ -3,8 +3,10 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from hpcasync.doctor.check import Check, can_run_main_job
@@ -122,3 +124,15 @@ def test_mpi_is_there_and_a_low_thread_level_is_a_limit() -> None:
 def test_without_mpirun_nothing_is_tested() -> None:
     assert [check.status for check in check_rma(None)] == ["missing"]
     assert not check_horovod(None).is_present
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch")
+def test_a_gpu_that_cannot_be_computed_on_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This torch can compute on none, whatever it is made to say."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    properties = SimpleNamespace(name="NVIDIA V100", total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    check = check_cuda()
+    assert check.status == "broken"
+    assert check.detail.startswith("NVIDIA V100 (16 GiB); torch cannot compute there: Torch not compiled with CUDA")

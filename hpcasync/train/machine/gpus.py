@@ -108,7 +108,8 @@ def narrow_to(gpu: Gpu | str, environment: "dict[str, str] | os._Environ[str]" =
 def take(gpu: Gpu) -> int:
     """Narrow this process to a GPU; returns its number for torch.
 
-    That is 0, unless something has started CUDA already (`torch.cuda.is_available` does): then all that it saw stays.
+    That is 0, unless something has started CUDA already: then all that it saw stays. `torch.cuda.is_available` does, and
+    MPI_Init of a library that takes GPU memory.
 
     Raises:
         UserError: torch cannot use it.
@@ -123,7 +124,7 @@ def take(gpu: Gpu) -> int:
     else:
         os.environ[_VISIBLE] = before
     for index in range(number):
-        if str(torch.cuda.get_device_properties(index).uuid) == gpu.uuid.partition("-")[2]:
+        if str(torch.cuda.get_device_properties(index).uuid).lower() == gpu.uuid.partition("-")[2].lower():
             return index
     why = "CUDA was started before hpcasync chose it, and sees others" if number else "compare it with `nvidia-smi`"
     raise UserError(f"torch, built for CUDA {torch.version.cuda}, cannot use {gpu}: {why}")
