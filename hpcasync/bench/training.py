@@ -8,8 +8,10 @@ from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
 from hpcasync.launch.process import capture, environment_of_ranks
 
+# What it is compared with, and counted from, is on the CPU; benchmarks/gpu measures GPUs.
 _CONFIGURATION = """\
 name: bench
+device: cpu
 data: {{path: {corpus}, batch_tokens: 2048}}
 optimizer: {{clip_norm: 1.0}}
 validation: {{score: false}}

@@ -108,8 +108,8 @@ def narrow_to(gpu: Gpu | str, environment: "dict[str, str] | os._Environ[str]" =
 def take(gpu: Gpu) -> int:
     """Narrow this process to a GPU; returns its number for torch.
 
-    That is 0, unless something has started CUDA already: then all that it saw stays. `torch.cuda.is_available` does, and
-    MPI_Init of a library that takes GPU memory.
+    That is 0, unless something has started CUDA already: then all that it saw stays. `torch.cuda.is_available` does,
+    and MPI_Init of a library that takes GPU memory.
 
     Raises:
         UserError: torch cannot use it.

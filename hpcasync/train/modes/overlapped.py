@@ -18,7 +18,10 @@ class PushOverlappedExchange(AsynchronousExchange):
 
     def __init__(self, client: Client, flat: FlatParameters, batches: TicketOrder, timeline: Timeline) -> None:
         super().__init__(client, flat, batches, timeline)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        # A thread begins on the first GPU; where MPI takes GPU memory it looks which one the thread is on.
+        device = flat.parameters.device
+        use = torch.get_device_module(device).set_device
+        self._executor = ThreadPoolExecutor(1, "transfer", initializer=use, initargs=(device,))
         self._stream = GradientStream(client, flat, self._executor)
 
     def expect_gradient(self) -> None:
