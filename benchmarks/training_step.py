@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from peers.eole import EolePeer
 
+from hpcasync.comm.allocator import keep_freed_memory
 from hpcasync.config.model import ModelConfig
 from hpcasync.config.schema import Config, parse_config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
-from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.ps.protocol.orders import Kind, Order
 from hpcasync.ps.server.apply_group import apply_group
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm

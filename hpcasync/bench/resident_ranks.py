@@ -69,14 +69,22 @@ def activation_bytes(task: "Task") -> int:
     return most
 
 
-def needed(task: "Task", role: str) -> dict[str, float]:
+def needed(task: "Task", role: str, num_workers: int) -> dict[str, float]:
     """Megabytes that the model needs in a rank of this role."""
     vector = task.flat.num_elements * 4 / 1e6
+    gradients = (1 + task.config.exchange.slots) * vector
     if role.startswith("server"):
         average = {"average": vector} if task.config.optimizer.ema_decay else {}
-        return {"parameters": vector, "optimizer state": 2 * vector, "two published versions": 2 * vector, **average}
-    gradients = {"gradients, where servers read them": (1 + task.config.exchange.slots) * vector}
-    return {"parameters": vector, **gradients, "activations": activation_bytes(task) / 1e6}
+        lasting = {"parameters": vector, "optimizer state": 2 * vector, **average}
+        return {
+            **lasting,
+            "sum of gradients": vector,
+            "two published versions": 2 * vector,
+            "gradients, where workers write them": num_workers * gradients,
+            "copies, while a checkpoint and a snapshot are written": sum(lasting.values()) + vector,
+        }
+    activations = activation_bytes(task) / 1e6
+    return {"parameters": vector, "gradients, where servers read them": gradients, "activations": activations}
 
 
 def main(config_file: str, overrides: list[str]) -> None:
@@ -106,7 +114,7 @@ def main(config_file: str, overrides: list[str]) -> None:
     run_training(config)
     most = sampler.stop()
     found: dict[str, Any] = {"role": role, "most": most, "imports": stages}
-    found["needed"] = needed(make_task(config, torch.device("cpu")), role)
+    found["needed"] = needed(make_task(config, torch.device("cpu")), role, comm.size - config.num_servers)
     ranks = comm.gather(found)
     if ranks is not None:
         print(RESULT + json.dumps(ranks), flush=True)

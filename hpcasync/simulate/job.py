@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcasync.comm.allocator import keep_freed_memory
 from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.complete_files import write_text_atomically
@@ -147,7 +148,10 @@ def _check(config: Config, cluster: ClusterConfig) -> None:
 def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
     num_ranks = config.num_servers + cluster.workers
     roles = assign_roles(["simulated"] * num_ranks, config.num_servers)
-    task = make_task(config, choose_device(config.device))
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    task = make_task(config, device)
     # One per server; in sync the whole.
     shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
     return _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())

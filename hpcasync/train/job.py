@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+from hpcasync.comm.allocator import keep_freed_memory
 from hpcasync.comm.mpi import collectively, require_same
 from hpcasync.config.schema import Config
 from hpcasync.slurm.environment import check_world_size
@@ -36,6 +37,8 @@ def run_training(
     check_world_size(MPI.COMM_WORLD.size)
     require_same(comm, config.digest, "the configuration")
     config, ranks = settle_ranks(config, comm)
+    if ranks.resources.device.type == "cpu" and not ranks.is_server:
+        keep_freed_memory()
     task = collectively(comm, lambda: make_task(config, ranks.resources.device))
     run = Run(config, ranks, task)
     with ranks.deaths.explained():

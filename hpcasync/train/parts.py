@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from hpcasync.comm.allocator import return_freed_memory
 from hpcasync.comm.mpi import require_threads
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.engine import Engine, EngineSetup
@@ -98,6 +99,8 @@ class ServerPart:
         self._run = run
         self._engine = engine
         self._exit_code = 0
+        return_freed_memory()
+        run.task.flat.drop_gradient()
 
     def start(self) -> None:
         run, engine = self._run, self._engine

@@ -12,12 +12,12 @@ from hpcasync.nmt.memory import KERNEL_CACHES
 
 REUSE = """
 import resource
-from hpcasync.nmt.memory import keep_freed_memory
+from hpcasync.comm.allocator import keep_freed_memory, return_freed_memory
 {call}
 def faults():
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        bytearray(b"x") * (64 << 20)
+        bytearray(b"x") * ({mib} << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
 faults()
 print(faults())
@@ -25,13 +25,17 @@ print(faults())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
-def test_freed_memory_is_reused() -> None:
-    counts = [
-        int(subprocess.run([sys.executable, "-c", REUSE.format(call=call)], capture_output=True, check=True).stdout)
-        for call in ("", "assert keep_freed_memory()")
-    ]
+def test_freed_memory_is_reused_or_returned() -> None:
+    def faults(call: str, mib: int) -> int:
+        program = REUSE.format(call=call, mib=mib)
+        return int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+
     # 20 blocks of 64 MiB have 16,384 pages each (512 where the kernel gives huge pages).
-    assert counts[0] > 5_000 and counts[1] < counts[0] / 20
+    default = faults("", 64)
+    assert default > 5_000 and faults("assert keep_freed_memory()", 64) < default / 20
+    # Once a smaller one has been freed, glibc keeps the next.
+    returned = faults("assert return_freed_memory()", 16)
+    assert returned > 1_000 and faults("", 16) < returned / 20
 
 
 KERNELS = """

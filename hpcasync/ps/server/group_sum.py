@@ -34,7 +34,7 @@ class GroupSum:
     ) -> None:
         self._wire = wire
         self._threads = BlockThreads() if threads is None else threads
-        self._vector = torch.zeros(size, dtype=torch.float32, device=device)
+        self._vector = torch.empty(size, dtype=torch.float32, device=device)
         self._is_fused = fused and fused_apply.is_available(self._vector.device)
         self._own_block = ThreadBlock(min(size, block_elements(self._vector)), self._vector.device)
         self._has_vector = False

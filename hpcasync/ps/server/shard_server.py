@@ -164,5 +164,5 @@ class ShardServer:
 
 
 def initial_shard(vector: torch.Tensor, shard: Shard, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A server's own copy of its shard of the flat parameter vector, on a device."""
-    return vector[shard.start : shard.stop].detach().to(device, copy=True)
+    """A server's shard of the flat parameter vector: where it lies, if that is on the device, else a copy."""
+    return vector[shard.start : shard.stop].detach().to(device)

@@ -130,7 +130,7 @@ class ShardState:
                 for state, block in zip(per_block, self._blocks, strict=True)
             ]
             scalars = [part for part in parts if not part.dim()]
-            tensors[f"optimizer.{key}"] = (scalars[0] if scalars else torch.cat(parts)).cpu().clone()
+            tensors[f"optimizer.{key}"] = (scalars[0].clone() if scalars else torch.cat(parts)).cpu()
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -128,6 +128,10 @@ class FlatParameters:
         for view, parameter in zip(views, self._parameters, strict=True):
             parameter.grad = view
 
+    def drop_gradient(self) -> None:
+        """Let one zero stand for the whole gradient, which is not read nor written any more."""
+        self.use_gradient(self._gradient.new_zeros(1).expand(self.num_elements))
+
     @property
     def layout(self) -> list[str]:
         """Name, shape and position of every parameter."""

@@ -13,7 +13,6 @@ from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.data.mixture import Mixture
 from hpcasync.data.sampling import SubwordSampling
 from hpcasync.nmt.build import build_model
-from hpcasync.nmt.memory import keep_freed_memory
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.server.kernel_library import describe_updates
@@ -144,8 +143,6 @@ def make_task(config: Config, device: torch.device) -> Task:
     Raises:
         UserError: the corpus cannot be used.
     """
-    if device.type == "cpu":
-        keep_freed_memory()
     mixture = open_corpora(config)
     corpus = mixture.corpora[0]
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
