@@ -6,7 +6,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from hpcasync.train.loop.optimizers import optimizer_factory
 
 ROOT = Path(__file__).parents[2]
 Check = tuple[str, Callable[[], dict[str, Any]]]
-_UPDATES = 24
 # How far a gradient may be from float64's, in parts of its norm.
 _LIMITS = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
+_SMALL_MODEL = {"dim": 64, "ffn_dim": 128, "heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 _ON_DEVICE = "roles.server_device={device}"
 _MAPPED = (_ON_DEVICE, "exchange.window=mapped")
 # name -> settings of a run of two workers and a server that share the GPU; what matters most comes first. Each start of
@@ -51,7 +52,7 @@ _RUNS: dict[str, tuple[str, ...]] = {
     "fp16": ("precision=fp16",),
     "shards on the device, overlap full": (_ON_DEVICE, "exchange.window=mpi", "exchange.overlap=full"),
     "scores, overlap full": (
-        "validation={{score: true, every: 12, beam: 2, max_sentences: 20, device: {device}}}",
+        "validation={{score: true, every: 6, beam: 2, max_sentences: 20, device: {device}}}",
         "exchange.overlap=full",
     ),
     "async, overlap push": ("mode=async", "exchange.overlap=push"),
@@ -67,63 +68,77 @@ _RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run_hpcasync(*words: str | Path, timeout: float = 240) -> str:
+def run_hpcasync(*words: str | Path) -> str:
     """Run a command of the program and return what it printed."""
     command = [sys.executable, "-m", "hpcasync", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2500:]}")
     return done.stdout
 
 
-def make_corpus(directory: Path) -> Path:
-    """A generated corpus; the same everywhere, without a network."""
-    text, prepared = directory / "text", directory / "corpus"
-    if not (prepared / "manifest.json").is_file():
-        run_hpcasync("data", "fetch", "embedded", text, "--pairs", "4000")
-        sides = [sorted(text.glob(f"{split}*")) for split in ("train", "valid")]
-        train, valid = ([path for path in found if path.suffix != ".json"] for found in sides)
-        run_hpcasync("data", "prepare", *train, "--valid", *valid, "--vocab-size", "2000", "--out", prepared)
-    return prepared
+@dataclass(frozen=True)
+class Place:
+    """Where checks leave what others use, too, and for which device they are; the first that needs it makes it."""
 
+    work: Path
+    device: str
 
-def write_config(directory: Path, corpus: Path, device: str) -> Path:
-    """The configuration that runs begin with."""
-    values = {
-        "run_dir": str(directory / "runs"),
-        "data": {"path": str(corpus), "batch_tokens": 1000},
-        "device": device,
-        "model": {"dim": 64, "ffn_dim": 128, "heads": 4, "encoder_layers": 2, "decoder_layers": 2},
-        "optimizer": {"learning_rate": 0.002, "clip_norm": 1.0},
-        "schedule": {"warmup": 10},
-        "stop": {"updates": _UPDATES},
-        "validation": {"score": False},
-        "logging": {"every": 1, "tensorboard": False},
-    }
-    path = directory / "check.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    @property
+    def is_rehearsal(self) -> bool:
+        """All is small then."""
+        return self.device == "cpu"
+
+    @property
+    def num_updates(self) -> int:
+        """Of a run."""
+        return 12 if self.is_rehearsal else 24
+
+    def corpus(self) -> Path:
+        """Generated: the same everywhere, without a network."""
+        text, prepared = self.work / "text", self.work / "corpus"
+        if not (prepared / "manifest.json").is_file():
+            run_hpcasync("data", "fetch", "embedded", text, "--pairs", "4000")
+            sides = [sorted(text.glob(f"{split}*")) for split in ("train", "valid")]
+            train, valid = ([path for path in found if path.suffix != ".json"] for found in sides)
+            run_hpcasync("data", "prepare", *train, "--valid", *valid, "--vocab-size", "2000", "--out", prepared)
+        return prepared
+
+    def config(self) -> Path:
+        """What runs begin with."""
+        values = {
+            "run_dir": str(self.work / "runs"),
+            "data": {"path": str(self.corpus()), "batch_tokens": 400 if self.is_rehearsal else 1000},
+            "device": self.device,
+            "model": _SMALL_MODEL,
+            "optimizer": {"learning_rate": 0.002, "clip_norm": 1.0},
+            "schedule": {"warmup": 10},
+            "stop": {"updates": self.num_updates},
+            "validation": {"score": False},
+            "logging": {"every": 1, "tensorboard": False},
+        }
+        path = self.work / "check.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
 
 
 def correctness_checks(device: str, work: Path) -> Iterator[Check]:
     """Name and action of each check, in order."""
-    work.mkdir(parents=True, exist_ok=True)
+    place = Place(work, device)
     yield "doctor", _doctor
     yield "tests of device vectors", partial(_device_tests, device)
-    corpus = make_corpus(work)
     for precision in _LIMITS:
-        yield f"gradient in {precision} against float64", partial(_compare_gradients, device, corpus, precision)
+        yield f"gradient in {precision} against float64", partial(_compare_gradients, place, precision)
     yield "kernels against torch's operations", partial(_compare_kernels, device)
-    config = write_config(work, corpus, device)
-    yield "windows make no difference", partial(_compare_windows, config, device)
-    yield "a resume makes no difference", partial(_resume, config)
-    yield "training, sync by torch", partial(_train, config, "sync", ["mode=sync", "sync.backend=torch"], 1)
+    yield "windows make no difference", partial(_compare_windows, place)
+    yield "a resume makes no difference", partial(_resume, place)
+    yield "training, sync by torch", partial(_train, place, "sync", ["mode=sync", "sync.backend=torch"], 1)
     yield "a joined program", partial(_join, work)
     for name, settings in _RUNS.items():
         words = [word.format(device=device) for word in settings]
-        yield f"training, {name}", partial(_train, config, name, words, 3)
+        yield f"training, {name}", partial(_train, place, name, words, 3)
     # Compiling takes longest: last.
-    yield "gradient compiled, bf16", partial(_compare_gradients, device, corpus, "bf16", is_compiled=True)
+    yield "gradient compiled, bf16", partial(_compare_gradients, place, "bf16", is_compiled=True)
 
 
 def _doctor() -> dict[str, Any]:
@@ -133,8 +148,9 @@ def _doctor() -> dict[str, Any]:
 
 def _device_tests(device: str) -> dict[str, Any]:
     tests = ["tests/unit/test_device_copy.py", "tests/parallel/test_device_vectors.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", device, *tests]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    options = ["-q", "-p", "no:cacheprovider", "--timeout=600"]
+    command = [sys.executable, "-m", "pytest", *options, "-k", device, *tests]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(done.stdout[-3000:] + done.stderr[-500:])
     return {"pytest": done.stdout.strip().splitlines()[-1]}
@@ -160,8 +176,9 @@ def _compare_kernels(device: str) -> dict[str, Any]:
             )  # fmt: skip
         states[where] = {**state.state_tensors(), "published": published.cpu()}
     differing = [key for key, value in states["cpu"].items() if not torch.equal(value, states[device][key])]
-    hidden, weight = torch.randn(3000, 512, generator=generator), torch.randn(32_000, 512, generator=generator) / 20
-    targets = torch.randint(32_000, (3000,), generator=generator)
+    rows, pieces = (3000, 32_000) if device == "cuda" else (300, 2_000)
+    hidden, weight = torch.randn(rows, 512, generator=generator), torch.randn(pieces, 512, generator=generator) / 20
+    targets = torch.randint(pieces, (rows,), generator=generator)
     errors = {}
     for precision in ("fp32", "bf16"):
         given = [tensor.to(device).requires_grad_() for tensor in (hidden, weight)]
@@ -183,28 +200,34 @@ def _compare_kernels(device: str) -> dict[str, Any]:
     return {"errors": errors}
 
 
-def _make_model(corpus_path: Path, *, is_rounded: bool) -> tuple[Any, BatchPlan]:
-    corpus = PreparedCorpus.open(corpus_path)
+def _make_model(place: Place, *, is_rounded: bool) -> tuple[Any, BatchPlan]:
+    corpus = PreparedCorpus.open(place.corpus())
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    plan = BatchPlan(corpus.train, source, target, batch_tokens=2000, seed=1, rounded=is_rounded)
-    config = ModelConfig.model_validate({"preset": "small", "dropout": 0.0})
+    num_tokens = 200 if place.is_rehearsal else 2000
+    plan = BatchPlan(corpus.train, source, target, batch_tokens=num_tokens, seed=1, rounded=is_rounded)
+    sizes = _SMALL_MODEL if place.is_rehearsal else {"preset": "small"}
+    config = ModelConfig.model_validate({**sizes, "dropout": 0.0})
     torch.manual_seed(1)
     return build_model(config, len(source), len(target), source.pad_id, target.pad_id), plan
 
 
-@cache
-def _exact_gradient(corpus_path: Path, num_batches: int, *, is_rounded: bool) -> torch.Tensor:
-    model, plan = _make_model(corpus_path, is_rounded=is_rounded)
-    return _gradient(model.double(), plan, "cpu", "fp64", num_batches)
+def _exact_gradient(place: Place, num_batches: int, *, is_rounded: bool) -> torch.Tensor:
+    kept = place.work / f"gradient-{'rounded' if is_rounded else 'exact'}.pt"
+    if not kept.is_file():
+        model, plan = _make_model(place, is_rounded=is_rounded)
+        torch.save(_gradient(model.double(), plan, "cpu", "fp64", num_batches), kept)
+    exact: torch.Tensor = torch.load(kept)
+    return exact
 
 
-def _compare_gradients(device: str, corpus_path: Path, precision: str, *, is_compiled: bool = False) -> dict[str, Any]:
+def _compare_gradients(place: Place, precision: str, *, is_compiled: bool = False) -> dict[str, Any]:
+    device = place.device
     num_batches = 1 if is_compiled else 3  # each shape of a batch is compiled anew
-    expected = _exact_gradient(corpus_path, num_batches, is_rounded=is_compiled)
-    model, plan = _make_model(corpus_path, is_rounded=is_compiled)
+    expected = _exact_gradient(place, num_batches, is_rounded=is_compiled)
+    model, plan = _make_model(place, is_rounded=is_compiled)
     if is_compiled:
         assert isinstance(model, Transformer)
-        model.compile_layers()
+        model.compile_layers(backend_for(device))
         _gradient(copy.deepcopy(model).to(device), plan, device, precision, num_batches, may_wait=True)
     actual = _gradient(model.to(device), plan, device, precision, num_batches)
     error = float((actual - expected).norm() / expected.norm())
@@ -237,7 +260,13 @@ def _gradient(
     return torch.cat([part.detach().double().cpu().flatten() for part in parts])
 
 
-def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags: str) -> dict[str, Any]:
+def backend_for(device: str) -> str:
+    """Of torch.compile: in a rehearsal the one that only traces, for a compiler of C++ takes minutes."""
+    return "inductor" if device == "cuda" else "aot_eager"
+
+
+def _train(place: Place, name: str, settings: list[str], num_ranks: int, *flags: str) -> dict[str, Any]:
+    config = place.config()
     named = f"name={name.replace(',', '').replace(' ', '-')}"
     said = run_hpcasync(
         "launch", "-n", str(num_ranks), "--", "train", config, named, *settings, *(flags or ("--overwrite",))
@@ -248,7 +277,7 @@ def _train(config: Path, name: str, settings: list[str], num_ranks: int, *flags:
     updates = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in updates if record["event"] == "update"]
     assert pushed == applied + dropped, f"pushed {pushed} are not applied {applied} and dropped {dropped}"
-    assert summary["num_updates"] == _UPDATES or flags, summary["stop_reason"]
+    assert summary["num_updates"] == place.num_updates or flags, summary["stop_reason"]
     assert math.isfinite(losses[-1]) and losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
     if name.startswith("scores"):
         assert any(record["event"] == "validation" for record in updates), "no snapshot was scored"
@@ -267,21 +296,21 @@ def _join(work: Path) -> dict[str, Any]:
     return {"bits per byte": bits}
 
 
-def _resume(config: Path) -> dict[str, Any]:
+def _resume(place: Place) -> dict[str, Any]:
     """One worker and one server, so that the order of pushes cannot differ."""
     settings = ["mode=async", "exchange.pull=applied"]
-    straight = _train(config, "straight", settings, 2)
-    half = [*settings, f"stop.updates={_UPDATES // 2}"]
-    _train(config, "resumed", half, 2, "--overwrite")
-    resumed = _train(config, "resumed", settings, 2, "--resume")
+    straight = _train(place, "straight", settings, 2)
+    half = [*settings, f"stop.updates={place.num_updates // 2}"]
+    _train(place, "resumed", half, 2, "--overwrite")
+    resumed = _train(place, "resumed", settings, 2, "--resume")
     return _compare_losses(resumed["loss"], straight["loss"])
 
 
-def _compare_windows(config: Path, device: str) -> dict[str, Any]:
+def _compare_windows(place: Place) -> dict[str, Any]:
     """Through host memory, and in mapped memory: the same losses."""
-    settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={device}"]
-    by_kind = {kind: _train(config, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
-    if device == "cuda" and "page-locked for GPUs" not in (windows := by_kind["mpi"]["windows"]):
+    settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={place.device}"]
+    by_kind = {kind: _train(place, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
+    if place.device == "cuda" and "page-locked for GPUs" not in (windows := by_kind["mpi"]["windows"]):
         raise RuntimeError(f"windows of MPI: {windows}")
     return _compare_losses(by_kind["mapped"]["loss"], by_kind["mpi"]["loss"])
 

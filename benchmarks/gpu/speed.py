@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from bare_loop import BareTransformer, bare_batch
-from correctness import make_corpus, run_hpcasync, write_config
+from correctness import Place, backend_for, run_hpcasync
 from torch import Tensor
 
 from hpcasync import device_kernels
@@ -31,7 +31,6 @@ from hpcasync.report.spans import ACTIVITIES, read_timelines
 from hpcasync.train.loop.optimizers import optimizer_factory
 
 Check = tuple[str, Callable[[], dict[str, Any]]]
-_ROUNDS = 8
 
 
 class Sizes:
@@ -43,26 +42,29 @@ class Sizes:
         tiny = {"dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
         self.model: dict[str, Any] = {"preset": "base", **dict.fromkeys(tiny, 0)} if is_cuda else tiny
         self.pieces = 32_000 if is_cuda else 1_000
-        self.tokens = (8_000, 25_000) if is_cuda else (300, 600)
+        self.tokens = (8_000, 25_000) if is_cuda else (100, 200)
         self.num_elements = 60_500_000 if is_cuda else 2_000_000
-        self.updates = 60 if is_cuda else 12
+        self.updates = 60 if is_cuda else 6
         self.workers = (1, 2, 4) if is_cuda else (1, 2)
 
 
 def speed_checks(device: str, work: Path) -> Iterator[Check]:
     """Name and action of each check, in order."""
-    work.mkdir(parents=True, exist_ok=True)
-    sizes = Sizes(device)
+    sizes, place = Sizes(device), Place(work, device)
     yield "copies", partial(_copies, sizes)
     for where in dict.fromkeys(("cpu", device)):
         yield f"Adam, shard on {where}", partial(_apply, sizes, where)
     for tokens in sizes.tokens:
         yield f"step of {tokens:,} tokens, bf16, beside a bare loop", partial(_step, sizes, tokens)
     yield f"loss of {sizes.tokens[-1]:,} tokens, bf16", partial(_loss, sizes)
-    config = write_config(work, make_corpus(work), device)
     for window, overlap, workers in itertools.product(("mapped", "mpi"), ("none", "full"), sizes.workers):
         name = f"not computing: {workers} worker(s), {window}, overlap {overlap}"
-        yield name, partial(_not_computing, sizes, config, workers, overlap, window)
+        yield name, partial(_not_computing, sizes, place, workers, overlap, window)
+    # Compiling takes longest: last.
+    yield (
+        f"compiled step of {sizes.tokens[-1]:,} tokens, bf16",
+        partial(_step, sizes, sizes.tokens[-1], is_compiled=True),
+    )
 
 
 def wait_for(device: str) -> None:
@@ -71,10 +73,10 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(device: str, action: Callable[[], object], rounds: int = _ROUNDS) -> float:
+def seconds(device: str, action: Callable[[], object]) -> float:
     """Median time of a call, after two that do not count."""
     samples = []
-    for number in range(rounds + 2):
+    for number in range(10 if device == "cuda" else 4):
         wait_for(device)
         started = time.perf_counter()
         action()
@@ -157,8 +159,8 @@ def _loss(sizes: Sizes) -> dict[str, Any]:
     return figures
 
 
-def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
-    """Ours and a bare loop of the same sizes, with the largest batch compiled too: a step in bf16, Adam included."""
+def _step(sizes: Sizes, tokens: int, *, is_compiled: bool = False) -> dict[str, Any]:
+    """Ours and a bare loop of the same sizes: a step in bf16, Adam included."""
     config = ModelConfig.model_validate(sizes.model)
     source, target = bare_batch(tokens, sizes.pieces, sizes.device)
     ours = build_model(config, sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
@@ -174,17 +176,15 @@ def _step(sizes: Sizes, tokens: int) -> dict[str, Any]:
         state.apply(blocks_of(flat.gradient), scale=1 / len(rows), learning_rate=1e-4, version=1)
 
     bare = BareTransformer(config, sizes.pieces).to(sizes.device)
-    figures = {"ours ms": 1e3 * seconds(sizes.device, step)}
-    figures["bare ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, bare.loss, source, target, sizes.device))
-    if tokens < sizes.tokens[-1]:
-        return figures
-    assert isinstance(ours, Transformer)
-    ours.compile_layers()
-    figures["ours compiled ms"] = 1e3 * seconds(sizes.device, step)
-    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(bare.loss)
-    figures["bare compiled ms"] = 1e3 * seconds(sizes.device, _bare_step(bare, compiled, source, target, sizes.device))
-    figures["ours / bare, compiled"] = figures["ours compiled ms"] / figures["bare compiled ms"]
-    return figures
+    loss_of: Callable[[Tensor, Tensor], Tensor] = bare.loss
+    if is_compiled:
+        backend = backend_for(sizes.device)
+        assert isinstance(ours, Transformer)
+        ours.compile_layers(backend)
+        loss_of = torch.compile(bare.loss, backend=backend)
+    own = 1e3 * seconds(sizes.device, step)
+    others = 1e3 * seconds(sizes.device, _bare_step(bare, loss_of, source, target, sizes.device))
+    return {"ours ms": own, "bare ms": others, "ours / bare": own / others}
 
 
 def _bare_step(
@@ -202,13 +202,13 @@ def _bare_step(
     return step
 
 
-def _not_computing(sizes: Sizes, config: Path, workers: int, overlap: str, window: str) -> dict[str, Any]:
+def _not_computing(sizes: Sizes, place: Place, workers: int, overlap: str, window: str) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines; mapped: with the server on the device."""
     settings = [f"name=speed-{workers}-{window}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
     settings += [f"exchange.window={window}", f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}"]
     settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
     settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
-    said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", config, *settings, "--overwrite")
+    said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", place.config(), *settings, "--overwrite")
     run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
     shares = []
     for spans in read_timelines(run_dir):
