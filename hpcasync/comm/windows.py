@@ -7,8 +7,6 @@ reached by load and store, other nodes by Put; what is read from there is sent b
 import threading
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -209,27 +207,3 @@ class DataWindow:
 
     def _windows(self) -> list[MPI.Win]:
         return [self._shared] if self._remote is None else [self._shared, self._remote]
-
-
-class _Freeable(Protocol):
-    def free(self) -> None: ...
-
-
-class WindowSet:
-    """Windows that are freed together, in reverse order, where control leaves the block without an exception.
-
-    After an exception the job is about to be aborted: freeing is collective and would hang.
-    """
-
-    def __init__(self, windows: Sequence[_Freeable]) -> None:
-        self._windows = windows
-
-    def __enter__(self) -> "WindowSet":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            for window in reversed(self._windows):
-                window.free()

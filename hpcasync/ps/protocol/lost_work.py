@@ -46,7 +46,6 @@ class LostWork:
         self._cut: int | None = None  # draws before the newest death whose fate is not known yet
         self._lost: deque[int] = deque()
         self._offered: dict[int, int] = {}
-        self.num_redone = 0
 
     @property
     def num_live(self) -> int:
@@ -70,7 +69,6 @@ class LostWork:
         for ticket, number in zip(tickets, numbers, strict=True):
             if self._offered.get(worker) == ticket:
                 del self._offered[worker]
-                self.num_redone += 1
             else:
                 self._last[worker] = max(self._last[worker], number)
 

@@ -20,7 +20,7 @@ from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.streams import PIECE_BYTES, IncomingStream, OutgoingStream
 from hpcasync.comm.waiting import make_progress, wait_for_all
 from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
-from hpcasync.comm.windows import ControlWindow, DataWindow, WindowSet
+from hpcasync.comm.windows import ControlWindow, DataWindow
 
 Kind = type[ControlWindow] | type[SharedControlWindow]
 MakeWindow = Callable[[MPI.Intracomm, MPI.Intracomm, int], DataWindow | MappedWindow]
@@ -159,18 +159,19 @@ def check_message_passing(comm: MPI.Intracomm, node_comm: MPI.Intracomm, kind: K
     is_target = comm.rank == 0
     control = kind(comm, 2 * comm.size if is_target else 0)
     data = make_window(comm, node_comm, comm.size * LARGE_BYTES if is_target else 0)
-    with WindowSet([control, data]):
-        if is_target:
-            receive_all(comm, control, data)
-        else:
-            for number in range(1, NUM_MESSAGES + 1):
-                values = torch.full((LARGE_BYTES // 4,), float(number))
-                data.write(0, comm.rank * LARGE_BYTES, values)
-                data.flush(0)
-                control.store(0, comm.rank, number)
-                while control.read(0, comm.size + comm.rank) < number:
-                    time.sleep(0)
-        wait_for_all(comm)
+    if is_target:
+        receive_all(comm, control, data)
+    else:
+        for number in range(1, NUM_MESSAGES + 1):
+            values = torch.full((LARGE_BYTES // 4,), float(number))
+            data.write(0, comm.rank * LARGE_BYTES, values)
+            data.flush(0)
+            control.store(0, comm.rank, number)
+            while control.read(0, comm.size + comm.rank) < number:
+                time.sleep(0)
+    wait_for_all(comm)
+    data.free()
+    control.free()
 
 
 def receive_all(
