@@ -9,9 +9,10 @@ from protocol_model.gpus import gpu_steps
 from protocol_model.hosts import leaving_steps
 from protocol_model.kernels import stream_steps
 from protocol_model.messages import sending_steps
+from protocol_model.options import Options
 from protocol_model.servers import coordinator_steps, execute, follower_steps
 from protocol_model.workers import landings, worker_steps
-from protocol_model.world import At, Do, Options, Survivors, ViolationError, World, initial, require, set_worker
+from protocol_model.world import At, Do, Survivors, ViolationError, World, initial, require, set_worker
 
 
 @dataclass(frozen=True)

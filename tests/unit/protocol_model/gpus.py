@@ -5,19 +5,8 @@ Its host waits where `ps.worker.client` and `comm.mapped_window` do (`has_to_wai
 
 from collections.abc import Iterator
 
-from protocol_model.world import (
-    At,
-    Computation,
-    Copy,
-    Gpu,
-    Options,
-    Worker,
-    World,
-    fill,
-    put,
-    require,
-    set_worker,
-)
+from protocol_model.options import Options
+from protocol_model.world import At, Computation, Copy, Gpu, Worker, World, fill, put, require, set_worker
 
 
 def has_to_wait(options: Options, worker: Worker, index: int) -> bool:

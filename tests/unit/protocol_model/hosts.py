@@ -10,7 +10,8 @@ from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import cut_shards
 from hpcasync.ps.protocol.host_group import HostGroup
 from hpcasync.ps.transport.window_layout import Layout
-from protocol_model.world import Do, HostPart, Options, Pushes, Server, World, set_server
+from protocol_model.options import Options
+from protocol_model.world import Do, HostPart, Pushes, Server, World, set_server
 
 
 @cache

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from protocol_model.hosts import sources, summed_by
-from protocol_model.world import TORN, Do, Kernel, Options, Pushes, Server, World, require, set_server, with_buffer
+from protocol_model.options import Options
+from protocol_model.world import TORN, Do, Kernel, Pushes, Server, World, require, set_server, with_buffer
 
 
 def launch(options: Options, world: World, number: int, kernel: Kernel) -> Server:

@@ -13,7 +13,8 @@ from hpcasync.ps.protocol.staleness import make_policy
 from hpcasync.ps.protocol.tickets import TicketLedger, TicketSequence
 from hpcasync.ps.protocol.updates import Arrival, UpdateState
 from hpcasync.ps.protocol.working import Working
-from protocol_model.world import Decisions, Options, Survivors, Worker, World
+from protocol_model.options import Options
+from protocol_model.world import Decisions, Survivors, Worker, World
 
 
 def drive(options: Options, world: World, event: str, *args: Any, **kwargs: Any) -> tuple[World, tuple[Effect, ...]]:

@@ -6,7 +6,8 @@ the middle of an update; what matters is that it is made before its source is wr
 
 from collections.abc import Iterator
 
-from protocol_model.world import IDLE, Options, Send, Sending, Server, World, set_server
+from protocol_model.options import Options
+from protocol_model.world import IDLE, Send, Sending, Server, World, set_server
 
 
 def request(options: Options, world: World, index: int, version: int) -> World:

@@ -21,7 +21,8 @@ from protocol_model import hosts, survivors
 from protocol_model.kernels import launch, read
 from protocol_model.machines import drive, is_finished, ledger, record_of
 from protocol_model.messages import before_writing
-from protocol_model.world import NOBODY, Do, Kernel, Options, Order, Server, World, require, set_server, set_worker
+from protocol_model.options import Options
+from protocol_model.world import NOBODY, Do, Kernel, Order, Server, World, require, set_server, set_worker
 
 _FIRST = {
     Step.TAKE: Do.TAKE,

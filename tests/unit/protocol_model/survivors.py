@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from hpcasync.ps.protocol.lost_work import Offer
 from hpcasync.ps.protocol.working import Source
 from protocol_model.machines import drive, working
-from protocol_model.world import NOBODY, At, Options, World, move, require, set_worker
+from protocol_model.options import Options
+from protocol_model.world import NOBODY, At, World, move, require, set_worker
 
 Receive = Callable[[Options, World, int], World]
 CarryOut = Callable[..., World]

@@ -7,20 +7,8 @@ from hpcasync.ps.protocol.working import Count, Source, before_reuse
 from protocol_model import gpus, survivors
 from protocol_model.machines import working
 from protocol_model.messages import request, take
-from protocol_model.world import (
-    At,
-    Options,
-    Send,
-    Worker,
-    World,
-    fill,
-    move,
-    put,
-    require,
-    set_server,
-    set_worker,
-    with_slot,
-)
+from protocol_model.options import Options
+from protocol_model.world import At, Send, Worker, World, fill, move, put, require, set_server, set_worker, with_slot
 
 # Beyond every version that a pull accepts.
 _REFUSED = 99
