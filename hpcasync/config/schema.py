@@ -130,7 +130,11 @@ class UpdateConfig(Section):
 class OptimizerConfig(UpdateConfig):
     """One optimizer step is made per update, on the gradient per target token."""
 
-    name: Literal["adam", "adamw"] = Field("adam", description="adamw: decoupled weight decay")
+    name: Literal["adam", "adamw", "muon"] = Field(
+        "adam",
+        description="adamw: decoupled weight decay; muon: steps the matrices of the Transformer's layers along "
+        "momentum whose singular values are made one, and all else as adamw does, at the same rate",
+    )
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
     eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
@@ -316,6 +320,18 @@ class Config(RunConfig):
     def _check_precision(self) -> "Config":
         if self.precision == "fp16" and self.exchange.overlap != "none":
             raise ValueError("fp16 unscales the whole gradient before it is pushed: exchange.overlap must be none")
+        return self
+
+    @model_validator(mode="after")
+    def _check_muon(self) -> "Config":
+        if self.optimizer.name == "muon" and self.model.architecture != "transformer":
+            raise ValueError(
+                "optimizer.name=muon is for the Transformer's layers: take adam with model.architecture=rnn"
+            )
+        if self.optimizer.name == "muon" and self.mode != "sync" and self.roles.servers != 1:
+            raise ValueError(
+                "optimizer.name=muon steps whole matrices, which several servers would share: set roles.servers to 1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -72,7 +72,8 @@ def require_elementwise(optimizers: Optimizers, device: torch.device) -> None:
             an element by what is in others.
     """
     for group in groups_of(optimizers, 0):
-        _require_elementwise(group.make_optimizer, device)
+        if not group.is_whole:
+            _require_elementwise(group.make_optimizer, device)
 
 
 def _require_elementwise(make_optimizer: OptimizerFactory, device: torch.device) -> None:

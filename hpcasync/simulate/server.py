@@ -10,9 +10,9 @@ from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.server.apply_group import ShardGroup
 from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.parameter_groups import Optimizers
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import SlotAddress, TopKWire, Wire, make_wire
-from hpcasync.train.loop.optimizers import optimizer_factory
 
 
 class SimulatedServer:
@@ -23,13 +23,15 @@ class SimulatedServer:
         num_workers: each has a wire of its own, which may keep a residual.
     """
 
-    def __init__(self, config: Config, vector: torch.Tensor, shard: Shard, num_workers: int) -> None:
+    def __init__(
+        self, config: Config, vector: torch.Tensor, shard: Shard, num_workers: int, optimizers: Optimizers
+    ) -> None:
         is_sync = config.mode == "sync"
         optimizer, exchange, staleness = config.optimizer, config.exchange, config.staleness
         self.shard = shard
         self._num_elements = vector.numel()
         self.state = ShardState(
-            vector[shard.start : shard.stop].clone(), optimizer_factory(optimizer), ema_decay=optimizer.ema_decay
+            vector[shard.start : shard.stop].clone(), optimizers, start=shard.start, ema_decay=optimizer.ema_decay
         )
         gradients = "fp32" if is_sync else exchange.gradients
         self._wires: list[Wire] = [make_wire(gradients, exchange.topk) for _ in range(num_workers)]

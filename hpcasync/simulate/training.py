@@ -51,7 +51,7 @@ class Training:
         self._fresh_updates = fresh_updates
         # The servers' own parameters: those of the model are whatever a worker computes with.
         vector = flat.parameters.detach().to("cpu", copy=True)
-        self._servers = [SimulatedServer(config, vector, shard, num_workers) for shard in shards]
+        self._servers = [SimulatedServer(config, vector, shard, num_workers, task.optimizers) for shard in shards]
         # Reduced precision keeps a scale for each worker.
         self._steps = [GradientStep(config, task.model, flat, task.plan) for _ in range(num_workers)]
         self._learning_rate = 0.0

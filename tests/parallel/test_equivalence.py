@@ -126,17 +126,19 @@ def test_servers_do_not_change_the_result(one_worker: Run, trainer: Trainer) -> 
     assert_same(two, one_worker.losses, one_worker.parameters(SNAPSHOT))
 
 
-@pytest.mark.parametrize(("num_workers", "backend"), [(2, "torch"), (3, "horovod")])
-def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("num_workers", "backend", "optimizer"), [(2, "torch", "adam"), (3, "horovod", "adam"), (2, "torch", "muon")]
+)
+def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, backend: str, optimizer: str) -> None:
     """W workers, accumulate.global W, pull applied: allreduce over W."""
-    name = f"name=w{num_workers}"
-    together = trainer(num_workers, "mode=sync", f"sync.backend={backend}", name, STOP)
+    more = f"optimizer.name={optimizer}", f"name=w{num_workers}{optimizer}", STOP
+    together = trainer(num_workers, "mode=sync", f"sync.backend={backend}", *more)
     assert f"gradients are summed by {'Horovod (MPI)' if backend == 'horovod' else 'torch.distributed (gloo)'}, " in (
         together.job.stdout
     )
     servers = num_workers - 1
     roles = f"roles.servers={servers}", f"accumulate.global={num_workers}"
-    waiting = trainer(servers + num_workers, "mode=async-global", *roles, "exchange.pull=applied", name, STOP)
+    waiting = trainer(servers + num_workers, "mode=async-global", *roles, "exchange.pull=applied", *more)
     assert together.summary["target_tokens"] == waiting.summary["target_tokens"]
     assert together.summary["staleness"] == waiting.summary["staleness"]
     assert_same(waiting, together.losses, together.parameters(SNAPSHOT))

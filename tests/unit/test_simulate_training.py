@@ -103,6 +103,16 @@ def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int) -> N
     assert summary(together)["staleness"] == summary(waiting)["staleness"]
 
 
+def test_with_muon_workers_that_wait_learn_what_synchronous_training_does(simulate: Simulator) -> None:
+    muon = {"name": "muon", "learning_rate": 0.003}
+    together, waiting, adam = (
+        simulate(mode=mode, workers=2, exchange={"pull": "applied"}, optimizer=optimizer)
+        for mode, optimizer in (("sync", muon), ("async-global", muon), ("sync", {"learning_rate": 0.003}))
+    )
+    assert_same(together, waiting)
+    assert losses(together) != losses(adam)
+
+
 def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simulator) -> None:
     more: dict[str, Any] = {"schedule": {"name": "constant", "warmup": 3}, "stop": {"updates": 12}}
     together, fresh, stale = (

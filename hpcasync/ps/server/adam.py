@@ -7,12 +7,16 @@ from typing import Any
 import torch
 
 
-class EagerAdam(torch.optim.Adam):
-    """torch's Adam."""
+class Eager(torch.optim.Optimizer):
+    """An optimizer that is not to be compiled."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does it, but for exempting this from compilation, which takes 75 MB of every rank."""
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+
+class EagerAdam(Eager, torch.optim.Adam):
+    """torch's Adam."""
 
 
 class EagerAdamW(EagerAdam, torch.optim.AdamW):

@@ -52,7 +52,7 @@ class BlockThreads:
 
 
 class ThreadBlock:
-    """A block of float32 for each thread that asks for one."""
+    """A block of float32 for each thread that asks for one; longer than `size` where more is asked for."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size = size
@@ -62,6 +62,8 @@ class ThreadBlock:
     def first(self, num_elements: int) -> torch.Tensor:
         """That many elements of this thread's block, as its last user left them."""
         block: torch.Tensor | None = getattr(self._local, "block", None)
-        if block is None:
-            block = self._local.block = torch.empty(self._size, dtype=torch.float32, device=self._device)
+        if block is None or block.numel() < num_elements:
+            block = self._local.block = torch.empty(
+                max(num_elements, self._size), dtype=torch.float32, device=self._device
+            )
         return block[:num_elements]

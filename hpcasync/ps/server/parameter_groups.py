@@ -18,11 +18,13 @@ class ParameterGroup:
         make_optimizer: builds the optimizer of a block of it.
         settings: what the optimizers of its blocks are set to before a step, given the update's learning rate and the
             version that it makes; called once for an update.
+        is_whole: its optimizer needs all of it at once: it is never cut.
     """
 
     stop: int
     make_optimizer: OptimizerFactory
     settings: Callable[[float, int], dict[str, Any]] = lambda learning_rate, version: {"lr": learning_rate}
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def cut_in_blocks(groups: Sequence[ParameterGroup], start: int, size: int, most_
     for number, group in enumerate(groups):
         end = min(group.stop - start, size)
         while begin < end:
-            stop = min(begin + most_elements, end)
+            stop = end if group.is_whole else min(begin + most_elements, end)
             blocks.append(Block(begin, stop, number))
             begin = stop
     assert begin == size, "the groups cover the vector"

@@ -16,7 +16,7 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.server.kernel_library import describe_updates
-from hpcasync.ps.server.parameter_groups import OptimizerFactory
+from hpcasync.ps.server.parameter_groups import Optimizers
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.identity import identity
@@ -24,7 +24,7 @@ from hpcasync.runs.run_state import RunState
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.corpus_checks import open_corpora
 from hpcasync.train.loop.fine_tuning import freeze_, start_from_
-from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import make_optimizers
 from hpcasync.train.loop.schedule import rate_of
 
 
@@ -86,8 +86,8 @@ class Task:
         return self.config.precision != "fp16"
 
     @property
-    def optimizers(self) -> OptimizerFactory:
-        return optimizer_factory(self.config.optimizer)
+    def optimizers(self) -> Optimizers:
+        return make_optimizers(self.config.optimizer, self.model, self.flat)
 
     @property
     def rate(self) -> Callable[[Counters], float]:
@@ -123,6 +123,8 @@ class Task:
             + (", layers compiled for each shape of batches" if config.compile else "")
         )
         yield f"  updates on CPU: {describe_updates()}"
+        if not callable(groups := self.optimizers):
+            yield f"  of {sum(group.is_whole for group in groups)} matrices: by Muon, an operation after the other"
         yield (
             f"  corpus: {len(self.mixture.tokens):,} pairs, {plan.num_batches():,} batches per epoch of "
             f"{self.tokens_per_batch:,.0f} target tokens on average, padding {100 * plan.padding().both:.1f} %"

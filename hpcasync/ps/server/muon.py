@@ -1,0 +1,68 @@
+"""Muon: steps of whole matrices, along momentum whose singular values are all made one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hpcasync.ps.server.adam import Eager
+
+# Of the quintic iteration that brings singular values from (0, 1] to about 0.7 to 1.2: Jordan et al. 2024.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NUM_ITERATIONS = 5
+# Elements of a step then have the root mean square that those of Adam's have: rates and weight decays of AdamW suit.
+_ADAMS_SIZE = 0.2
+
+
+class Muon(Eager):
+    """The optimizer of one matrix, which it is given as a vector; what follows it in the vector stays as it is.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the size of a step and the
+    decoupled weight decay: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
+
+    Args:
+        params: one vector.
+        shape: of the matrix.
+        nesterov: step along the momentum as the gradient will have moved it once more.
+    """
+
+    def __init__(
+        self,
+        params: list[torch.nn.Parameter],
+        shape: tuple[int, int],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._shape = shape
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        size = self._shape[0] * self._shape[1]
+        for group in self.param_groups:
+            for block in group["params"]:
+                state = self.state[block]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(block)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(block.grad)
+                direction = block.grad.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+                matrix = block[:size].view(self._shape)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                size_of_step = group["lr"] * _ADAMS_SIZE * max(self._shape) ** 0.5
+                matrix.sub_(orthogonal(direction[:size].view(self._shape)), alpha=size_of_step)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with its singular vectors, and singular values near one (0.6 to 1.3)."""
+    first, second, third = _COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if is_tall else matrix
+    wide = wide / wide.norm().clamp(min=1e-30)
+    for _ in range(_NUM_ITERATIONS):
+        square = wide @ wide.T
+        wide = first * wide + torch.addmm(second * square, square, square, alpha=third) @ wide
+    return wide.T if is_tall else wide

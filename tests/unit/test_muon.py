@@ -1,0 +1,92 @@
+"""Muon: steps of the matrices in a flat vector."""
+
+import pytest
+import torch
+
+from hpcasync.config.schema import OptimizerConfig
+from hpcasync.nmt.linear import Linear
+from hpcasync.ps.server.muon import Muon, orthogonal
+from hpcasync.ps.server.parameter_groups import ParameterGroup
+from hpcasync.ps.server.shard_state import ShardState, blocks_of
+from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.train.loop.optimizers import make_optimizers
+
+
+class Model(torch.nn.Module):
+    """A lookup table, which is no linear layer's weight, and two linear layers, one larger than a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = torch.nn.Embedding(5, 7)
+        self.first = Linear(7, 9)
+        self.second = Linear(900, 700)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (6, 40), (40, 6)])
+def test_singular_values_become_about_one_and_vectors_stay(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    rotated = left.T @ orthogonal(matrix) @ right.T
+    values = rotated.diagonal()
+    assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+    torch.testing.assert_close(rotated, torch.diag(values), atol=2e-5, rtol=0)
+
+
+def test_a_matrix_of_zeros_stays() -> None:
+    assert not orthogonal(torch.zeros(3, 4)).any()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_are_those_of_torch(nesterov: bool) -> None:
+    """torch's makes them in bfloat16."""
+    torch.manual_seed(1)
+    start = torch.randn(12, 30)
+    block = torch.nn.Parameter(torch.cat([start.flatten(), torch.ones(3)]))
+    other = torch.nn.Parameter(start.clone())
+    settings = {"lr": 0.02, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+    ours = Muon([block], (12, 30), **settings)  # type: ignore[arg-type]
+    theirs = torch.optim.Muon([other], **settings, adjust_lr_fn="match_rms_adamw")  # type: ignore[arg-type]
+    for _ in range(4):
+        gradient = torch.randn(12, 30)
+        block.grad, other.grad = torch.cat([gradient.flatten(), torch.zeros(3)]), gradient.clone()
+        ours.step()
+        theirs.step()
+    moved = (other - start).norm()
+    assert (block[:360].view(12, 30) - other).norm() < 0.02 * moved
+    assert block[360:].tolist() == [1.0] * 3, "what follows the matrix"
+
+
+def test_the_weights_of_linear_layers_are_whole_and_all_else_is_adams() -> None:
+    model = Model()
+    flat = FlatParameters(model)
+    groups = make_optimizers(OptimizerConfig(name="muon"), model, flat)
+    assert isinstance(groups, list) and all(isinstance(group, ParameterGroup) for group in groups)
+    names = ["table", "first", "first's bias", "second", "second's bias"]
+    assert [group.is_whole for group in groups] == [False, True, False, True, False], names
+    assert groups[-1].stop == flat.num_elements
+    block = torch.nn.Parameter(torch.zeros(64))
+    assert type(groups[0].make_optimizer([block])).__name__ == "NesterovAdamW"
+
+
+def step(state: ShardState, gradients: list[torch.Tensor]) -> None:
+    for version, gradient in enumerate(gradients):
+        state.apply(blocks_of(gradient), scale=1.0, learning_rate=0.01, version=version + 1)
+
+
+def test_a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
+    model = Model()
+    flat = FlatParameters(model)
+    optimizers = make_optimizers(OptimizerConfig(name="muon", weight_decay=0.01), model, flat)
+    start = flat.parameters.detach().clone()
+    gradients = [torch.randn(flat.num_elements) for _ in range(4)]
+    through = ShardState(start.clone(), optimizers)
+    step(through, gradients)
+    stopped = ShardState(start.clone(), optimizers)
+    step(stopped, gradients[:2])
+    resumed = ShardState(start.clone(), optimizers)
+    resumed.load_state_tensors(stopped.state_tensors())
+    step(resumed, gradients[2:])
+    assert torch.equal(through.parameters, resumed.parameters)
+    assert not torch.equal(through.parameters, stopped.parameters)
