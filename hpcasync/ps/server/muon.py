@@ -60,8 +60,8 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """A matrix with its singular vectors, and singular values near one (0.6 to 1.3)."""
     first, second, third = _COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if is_tall else matrix
-    wide = wide / wide.norm().clamp(min=1e-30)
+    given = matrix.T if is_tall else matrix
+    wide: torch.Tensor = given / given.norm().clamp(min=1e-30)
     for _ in range(_NUM_ITERATIONS):
         square = wide @ wide.T
         wide = first * wide + torch.addmm(second * square, square, square, alpha=third) @ wide
