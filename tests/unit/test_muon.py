@@ -51,8 +51,8 @@ def test_steps_are_those_of_torch(nesterov: bool) -> None:
     for _ in range(4):
         gradient = torch.randn(12, 30)
         block.grad, other.grad = torch.cat([gradient.flatten(), torch.zeros(3)]), gradient.clone()
-        ours.step()  # type: ignore[no-untyped-call]
-        theirs.step()
+        ours.step()
+        theirs.step()  # type: ignore[no-untyped-call]
     moved = (other - start).norm()
     assert (block[:360].view(12, 30) - other).norm() < 0.02 * moved
     assert block[360:].tolist() == [1.0] * 3, "what follows the matrix"
