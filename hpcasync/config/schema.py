@@ -5,7 +5,6 @@ Every rank resolves the same file and overrides; `Config.digest` is what ranks c
 
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -53,12 +52,6 @@ class AccumulateConfig(Section):
     )
 
 
-def _check_fresh_start(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf):
-        return value
-    raise ValueError(f"must be auto or a number of at least 0, not {value}")
-
-
 class StalenessConfig(Section):
     """What is done about gradients computed from old parameters; asynchronous modes only."""
 
@@ -79,11 +72,12 @@ class StalenessConfig(Section):
         "update; 1: by all of it",
     )
 
-    fresh_start: Annotated[float | str, BeforeValidator(_check_fresh_start)] = Field(
-        "auto",
+    fresh_start: float = Field(
+        2.0,
+        ge=0,
         description="so many times the warm-up of the learning rate, but at most a quarter of the run, workers wait "
         "for the update that their gradient is part of, as in sync: there learning is fastest, and staleness costs "
-        "most; auto: once with two workers, twice with four, log2 of their number; 0: never",
+        "most; 0: never",
     )
 
     @model_validator(mode="after")
@@ -369,9 +363,7 @@ class Config(RunConfig):
         per_update = {"updates": 1.0, "batches": batches, "tokens": tokens, "epochs": epochs}
         ends = [("updates", stop.updates), ("epochs", stop.epochs), ("tokens", stop.tokens)]
         ends += [(schedule.unit, schedule.total)] if schedule.name == "cosine" else []
-        fresh_start = self.staleness.fresh_start
-        warmups = math.log2(num_workers) if isinstance(fresh_start, str) else fresh_start
-        start = warmups * schedule.warmup / per_update[schedule.unit]
+        start = self.staleness.fresh_start * schedule.warmup / per_update[schedule.unit]
         return round(min([start, *(_MOST_FRESH * end / per_update[unit] for unit, end in ends if end)]))
 
 

@@ -144,24 +144,18 @@ def test_the_fresh_start_is_at_most_a_quarter_of_the_run(stop: dict[str, int], s
     assert fresh_updates(stop, schedule) == expected
 
 
-@pytest.mark.parametrize(("workers", "expected"), [(1, 0), (2, 100), (3, 158), (4, 200), (16, 400)])
-def test_the_fresh_start_grows_with_the_staleness_that_follows(workers: int, expected: int) -> None:
-    schedule = "{unit: updates, warmup: 100}"
-    assert fresh_updates({"seconds": 60}, schedule, fresh_start="auto", workers=workers) == expected
-
-
-def fresh_updates(stop: dict[str, int], schedule: str, *, fresh_start: float | str = 1.5, workers: int = 3) -> int:
-    """An update of three workers has six batches of 100 target tokens, an epoch ten updates."""
+def fresh_updates(stop: dict[str, int], schedule: str) -> int:
+    """An update has six batches of 100 target tokens, an epoch ten updates."""
     config = parse_config(
         {
-            **values(mode="async-combined", accumulate={"local": 2}, staleness={"fresh_start": fresh_start}),
+            **values(mode="async-combined", accumulate={"local": 2}, staleness={"fresh_start": 1.5}),
             "schedule": yaml.safe_load(schedule),
             "stop": stop,
             "validation": {"every": 100},
         },
         "test",
     )
-    return config.fresh_updates(workers, 100.0, 60)
+    return config.fresh_updates(3, 100.0, 60)
 
 
 @pytest.mark.parametrize(
