@@ -1,6 +1,11 @@
 """`hpcasync export`: other programs load what is written and translate alike."""
 
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -23,6 +28,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "post-zero": {"norm": "post", "decoder_start": "zero"},
 }
 SENTENCES = all_sentences()
+TRANSLATOR = Path(__file__).parents[1] / "programs" / "foreign_translator.py"
 
 
 @pytest.fixture(scope="module")
@@ -69,38 +75,45 @@ def assert_alike(texts: list[str], scores: list[float], expected: list[Hypothesi
         assert score == pytest.approx(hypothesis.score, abs=1e-3)
 
 
+def ask(kind: str, **request: object) -> dict[str, Any]:
+    """Another program's answer, from a process of its own."""
+    text = json.dumps({"kind": kind, **request})
+    done = subprocess.run([sys.executable, TRANSLATOR], input=text, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_ctranslate2_translates_alike(runs: dict[str, TinyRun], name: str, tmp_path: Path) -> None:
-    import ctranslate2
-
     directory = exported(runs[name], "ctranslate2", tmp_path / "out")
-    translator = ctranslate2.Translator(str(directory), compute_type="float32", intra_threads=1)
     source, target = (
         sentencepiece.SentencePieceProcessor(str(directory / f"{side}.spm")) for side in ("source", "target")
     )
     trained = load_model(runs[name].run_dir)
-    for beam, penalty, patience in ((1, 0.0, 1.0), (5, 0.0, 2.0), (5, 0.6, 2.0), (5, 1.0, 2.0)):
-        expected = ours(trained, beam, length_penalty=penalty, patience=patience)
-        results = translator.translate_batch(
-            source.encode(SENTENCES, out_type=str),
-            beam_size=beam,
-            length_penalty=penalty,
-            patience=patience,
-            min_decoding_length=0,
-            return_scores=True,
-        )
-        texts = [target.decode(result.hypotheses[0]) for result in results]
-        assert_alike(texts, [result.scores[0] for result in results], expected)
-    scored = translator.score_batch(
-        source.encode(SENTENCES[:20], out_type=str),
-        [trained.target_vocabulary.pieces(hypothesis.tokens[:-1]) for hypothesis in expected[:20]],
+    values = [
+        {"length_penalty": penalty, "patience": patience}
+        for penalty, patience in ((0.0, 1.0), (0.0, 2.0), (0.6, 2.0), (1.0, 2.0))
+    ]
+    beams = [1, 5, 5, 5]
+    expected = [ours(trained, beam, **each) for beam, each in zip(beams, values, strict=True)]
+    last = expected[-1]
+    answer = ask(
+        "ctranslate2",
+        directory=str(directory),
+        sources=source.encode(SENTENCES, out_type=str),
+        searches=[{"beam_size": beam, **each} for beam, each in zip(beams, values, strict=True)],
+        scored=[
+            source.encode(SENTENCES[:20], out_type=str),
+            [trained.target_vocabulary.pieces(hypothesis.tokens[:-1]) for hypothesis in last[:20]],
+        ],
     )
-    for found, hypothesis, sentence in zip(scored, expected, SENTENCES, strict=False):
+    for found, hypotheses in zip(answer["found"], expected, strict=True):
+        assert_alike([target.decode(pieces) for pieces, _ in found], [score for _, score in found], hypotheses)
+    for scores, hypothesis, sentence in zip(answer["scored"], last, SENTENCES, strict=False):
         tokens = list(hypothesis.tokens)
         log_probs = our_logits(trained, sentence, tokens).log_softmax(1)
-        assert found.log_probs == pytest.approx(
-            [float(row[t]) for row, t in zip(log_probs, tokens, strict=True)], abs=1e-4
-        )
+        assert scores == pytest.approx([float(row[t]) for row, t in zip(log_probs, tokens, strict=True)], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["post", "post-untied"])
@@ -132,14 +145,20 @@ def test_transformers_translate_alike(runs: dict[str, TinyRun], name: str, tmp_p
 
 
 def test_marian_translates_alike(runs: dict[str, TinyRun], tmp_path: Path) -> None:
-    pymarian = pytest.importorskip("pymarian", reason="pymarian has wheels up to Python 3.12")
+    if find_spec("pymarian") is None:
+        pytest.skip("pymarian has wheels up to Python 3.12")
     directory = exported(runs["post-zero"], "marian", tmp_path / "out")
     trained = load_model(runs["post-zero"].run_dir)
-    for beam in (1, 5):
-        expected = ours(trained, beam, length_penalty=0.0)
-        options = f"-c {directory}/decoder.yml --cpu-threads 1 --beam-size {beam} --normalize 0 --n-best --quiet"
-        lines = [line.split(" ||| ") for line in pymarian.Translator(options).translate(SENTENCES)]
+    beams = 1, 5
+    options = [
+        f"-c {directory}/decoder.yml --cpu-threads 1 --beam-size {beam} --normalize 0 --n-best --quiet"
+        for beam in beams
+    ]
+    answer = ask("marian", sources=SENTENCES, searches=options)
+    for beam, found in zip(beams, answer["found"], strict=True):
+        lines = [line.split(" ||| ") for line in found]
         first = [next(line for line in lines if line[0] == str(number)) for number in range(len(SENTENCES))]
+        expected = ours(trained, beam, length_penalty=0.0)
         assert_alike([row[1] for row in first], [float(row[3]) for row in first], expected)
 
 
