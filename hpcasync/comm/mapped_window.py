@@ -108,7 +108,7 @@ class _HostMemory:
         self.memory = torch.empty(0, dtype=torch.uint8)
         if not num_bytes:
             return
-        descriptor, self._path = make_shared_file("hpcasync-window-")
+        descriptor, self._path = make_shared_file(f"hpcasync-window-{os.getpid()}-")
         try:
             os.posix_fallocate(descriptor, 0, num_bytes)
         except OSError as error:

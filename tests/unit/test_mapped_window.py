@@ -1,5 +1,6 @@
 """Memory that ranks map, on the CPU: what one stores the other reads, and names are gone whatever happens."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def left() -> set[Path]:
-    return set(Path("/dev/shm").glob("hpcasync-window-*"))
+    return set(Path("/dev/shm").glob(f"hpcasync-window-{os.getpid()}-*"))
 
 
 def test_what_is_stored_is_read_by_who_has_mapped_it() -> None:
