@@ -6,7 +6,7 @@ import torch
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.nmt.linear import Linear
 from hpcasync.ps.server.muon import Muon, orthogonal
-from hpcasync.ps.server.parameter_groups import ParameterGroup
+from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_blocks
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.loop.optimizers import make_optimizers
@@ -68,6 +68,18 @@ def test_the_weights_of_linear_layers_are_whole_and_all_else_is_adams() -> None:
     assert groups[-1].stop == flat.num_elements
     block = torch.nn.Parameter(torch.zeros(64))
     assert type(groups[0].make_optimizer([block])).__name__ == "NesterovAdamW"
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 8), (4, 12), (4, 2)])
+def test_what_is_stepped_as_a_whole_is_not_cut_by_shards(start: int, size: int) -> None:
+    def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters)
+
+    groups = [ParameterGroup(2, make), ParameterGroup(10, make, is_whole=True), ParameterGroup(16, make)]
+    assert cut_in_blocks(groups, 0, 16, 3) == [Block(0, 2, 0), Block(2, 10, 1), Block(10, 13, 2), Block(13, 16, 2)]
+    assert cut_in_blocks(groups, 10, 6, 3) == [Block(0, 3, 2), Block(3, 6, 2)]
+    with pytest.raises(AssertionError, match="lies in one shard"):
+        cut_in_blocks(groups, start, size, 3)
 
 
 def step(state: ShardState, gradients: list[torch.Tensor]) -> None:

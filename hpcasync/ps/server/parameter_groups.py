@@ -46,9 +46,12 @@ def groups_of(optimizers: Optimizers, num_elements: int) -> Sequence[ParameterGr
 
 def cut_in_blocks(groups: Sequence[ParameterGroup], start: int, size: int, most_elements: int) -> list[Block]:
     """The blocks of a shard of `size` elements that begins at `start` in the whole vector; none is of two groups."""
-    blocks, begin = [], 0
+    blocks, begin, first = [], 0, 0
     for number, group in enumerate(groups):
         end = min(group.stop - start, size)
+        is_cut = begin < end and (start + begin > first or group.stop > start + size)
+        assert not (group.is_whole and is_cut), "what is stepped as a whole lies in one shard"
+        first = group.stop
         while begin < end:
             stop = end if group.is_whole else min(begin + most_elements, end)
             blocks.append(Block(begin, stop, number))

@@ -1,6 +1,5 @@
 """The optimizers of a model's parameters, by configuration."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -24,30 +23,23 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
     make = optimizer_factory(config)
     if config.name != "muon":
         return make
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    starts = [start for _, start in flat.bounds[1:]] + [flat.num_elements]
     groups: list[ParameterGroup] = []
-    for shape, stop in _runs(model, flat):
-        if shape is not None:
-            groups.append(ParameterGroup(stop, _muon_factory(config, shape), is_whole=True))
-        elif groups and not groups[-1].is_whole:
-            groups[-1] = ParameterGroup(stop, make)
-        else:
-            groups.append(ParameterGroup(stop, make))
+    for (parameter, _), stop in zip(flat.bounds, starts, strict=True):
+        if id(parameter) in linear:
+            groups.append(ParameterGroup(stop, _muon_factory(config, parameter.shape), is_whole=True))
+            continue
+        if groups and not groups[-1].is_whole:
+            groups.pop()  # this one reaches further
+        groups.append(ParameterGroup(stop, make))
     return groups
 
 
-def _runs(model: torch.nn.Module, flat: FlatParameters) -> Iterator[tuple[tuple[int, int] | None, int]]:
-    """Of each parameter in the vector: its shape, if it is a linear layer's weight, and where the next one begins."""
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
-    starts = [start for _, start in flat.bounds] + [flat.num_elements]
-    for (parameter, _), stop in zip(flat.bounds, starts[1:], strict=True):
-        rows, columns = parameter.shape if id(parameter) in linear else (0, 0)
-        yield ((rows, columns) if rows else None), stop
-
-
-def _muon_factory(config: OptimizerConfig, shape: tuple[int, int]) -> OptimizerFactory:
-    return partial(
-        Muon, shape=shape, lr=config.learning_rate, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
+def _muon_factory(config: OptimizerConfig, shape: torch.Size) -> OptimizerFactory:
+    rows, columns = shape
+    settings = {"lr": config.learning_rate, "nesterov": config.nesterov, "weight_decay": config.weight_decay}
+    return partial(Muon, shape=(rows, columns), **settings)
 
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
