@@ -38,8 +38,9 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
 
 def _muon_factory(config: OptimizerConfig, shape: torch.Size) -> OptimizerFactory:
     rows, columns = shape
-    settings = {"lr": config.learning_rate, "nesterov": config.nesterov, "weight_decay": config.weight_decay}
-    return partial(Muon, shape=(rows, columns), **settings)
+    return partial(
+        Muon, shape=(rows, columns), lr=config.learning_rate, nesterov=config.nesterov, weight_decay=config.weight_decay
+    )
 
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
