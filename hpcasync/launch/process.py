@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
+from hpcasync.errors import UserError
 from hpcasync.launch.mpirun import JobLine
-from hpcasync.launch.session_directory import remove_left_session
+from hpcasync.launch.session_directory import remove_left_session, session_directory
 from hpcasync.launch.shared_memory import remove_left_segments
 
 # In the environment of every process of a job, so that what outlives mpirun can be found: ranks have process groups of
@@ -23,6 +25,8 @@ JOB_VARIABLE = "HPCASYNC_JOB"
 
 # mpirun ends its ranks on SIGTERM within about a second; then they are killed.
 _GRACE_SECONDS = 5.0
+# A directory in the way costs a start; nobody leaves so many in a row.
+_MOST_STARTS = 200
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class FinishedJob:
 def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: float) -> FinishedJob:
     """Run a job without a terminal and return what it printed; at the time limit all of it is ended."""
     job, started_at = uuid.uuid4().hex, time.time()
-    process = subprocess.Popen(
+    process = start_mpirun(
         line.argv,
         env={**environment, **line.variables, JOB_VARIABLE: job},
         stdin=subprocess.DEVNULL,
@@ -55,8 +59,6 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,
-        preexec_fn=ignore_broken_pipes,
     )
     guard = ParentGuard(process.pid)
     timed_out = False
@@ -73,6 +75,30 @@ def capture(line: JobLine, environment: Mapping[str, str], *, timeout_seconds: f
         guard.close()
         stragglers = clean_up(process, job, started_at)
     return FinishedJob(exit_code(process.returncode), stdout, stderr, timed_out, stragglers, ended)
+
+
+def start_mpirun(argv: Sequence[str], **how: Any) -> "subprocess.Popen[Any]":
+    """Start mpirun in a session of its own, under a process id that no killed one has left a directory of.
+
+    What is in the way is not removed: it may be in use, by a container that numbers its processes anew.
+
+    Args:
+        how: what subprocess.Popen takes.
+    """
+
+    def prepare() -> None:
+        # Nobody may read what mpirun says of its end; it must not die of that before its ranks.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if session_directory(os.getpid()).exists():
+            raise FileExistsError
+
+    for _ in range(_MOST_STARTS):
+        try:
+            return subprocess.Popen(argv, start_new_session=True, preexec_fn=prepare, **how)
+        except subprocess.SubprocessError:  # what `prepare` raises
+            continue
+    left = session_directory(0).with_suffix(".*")
+    raise UserError(f"mpirun finds directories of killed jobs in its way: remove {left}, unless a job is running")
 
 
 def clean_up(
@@ -135,11 +161,6 @@ class ParentGuard:
         """The process has ended, or is left alone from now on."""
         with contextlib.suppress(OSError):
             self._shell.communicate(b"done\n")
-
-
-def ignore_broken_pipes() -> None:
-    """In mpirun before it starts: nobody may read what it says of its end; it must not die of that before its ranks."""
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def exit_code(returncode: int) -> int:

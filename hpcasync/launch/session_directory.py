@@ -1,7 +1,7 @@
 """What a killed mpirun leaves behind: Open MPI's session directory, named by its process id.
 
 When that number comes round again, the next mpirun finds the directory in its way, and ends at once: "The PMIx server's
-listener thread failed to start" (Open MPI 5.0.11).
+listener thread failed to start", with exit code 213 (Open MPI 5.0.11).
 """
 
 import shutil

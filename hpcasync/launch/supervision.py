@@ -13,7 +13,7 @@ from hpcasync.deaths.lifeline_hub import Lifelines, Rank, describe_deaths
 from hpcasync.errors import UserError
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.launch.mpirun import JobLine
-from hpcasync.launch.process import JOB_VARIABLE, ParentGuard, clean_up, exit_code, ignore_broken_pipes
+from hpcasync.launch.process import JOB_VARIABLE, ParentGuard, clean_up, exit_code, start_mpirun
 from hpcasync.launch.relay import Relay
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -64,15 +64,13 @@ def supervise(
     previous = {number: signal.signal(number, supervision.forward) for number in numbers}
     try:
         # A session of its own, or a terminal's Ctrl-C would reach mpirun twice, which makes it kill rather than end.
-        process = subprocess.Popen(
+        process = start_mpirun(
             line.argv,
             env={**environment, **line.variables, JOB_VARIABLE: job},
             # mpirun reads all there is, for a rank that may read nothing; see `hpcasync.launch.standard_input`.
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if has_live_line else None,
             stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=ignore_broken_pipes,
         )
         relay.begin(process.stdout, process.stderr)
         with closing(ParentGuard(process.pid)), lifelines.watched(supervision.lose):

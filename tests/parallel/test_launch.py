@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_a_killed_mpirun_leaves_nothing_in_the_way_of_the_next_of_its_number(tmp
     assert process.returncode != 0
     assert not left.exists()
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
+
+
+def test_mpirun_does_not_start_under_a_number_that_a_killed_one_has_left_its_directory_of(
+    mpirun: MpiRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    last_pid = int(Path("/proc/loadavg").read_text().split()[-1])
+    left = [session_directory(last_pid + number) for number in range(1, 60)]
+    for directory in left:
+        directory.mkdir()
+    job = mpirun(1, ["--help"], env={"TMPDIR": str(tmp_path)})
+    assert "Usage" in job.stdout
+    assert all(directory.is_dir() for directory in left)  # it may be in use, in a container
 
 
 def test_launch_prints_the_line_and_runs_the_command(run_cli: CliRunner) -> None:

@@ -14,7 +14,7 @@ from runners import RANK_ENVIRONMENT
 
 from hpcasync.launch.here import job_line_here
 from hpcasync.launch.mpirun import Launcher
-from hpcasync.launch.process import FinishedJob, ParentGuard, ignore_broken_pipes
+from hpcasync.launch.process import FinishedJob, ParentGuard, start_mpirun
 
 NUM_RANKS = 5
 _POLL_SECONDS = 0.01
@@ -82,14 +82,12 @@ class WarmJob:
         command = [sys.executable, "-m", "mpi4py", str(program), str(self._requests), str(os.getpid())]
         line = job_line_here(NUM_RANKS, command, environment=environment, launcher=self._launcher)
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(
+            self._process = start_mpirun(
                 line.argv,
                 env={**environment, **line.variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
-                preexec_fn=ignore_broken_pipes,
             )
         self._guard = ParentGuard(self._process.pid)
 
