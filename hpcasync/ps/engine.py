@@ -165,7 +165,12 @@ class Engine:
         self._state: ShardState | None = None
         self._client: Client | None = None
         if self._link.server_index is None:
-            self._client = Client(self._link, options.pull, may_lose_workers=options.may_lose_workers)
+            self._client = Client(
+                self._link,
+                options.pull,
+                may_lose_workers=options.may_lose_workers,
+                fresh_updates=options.fresh_updates,
+            )
         else:
             shard = self._link.shards[self._link.server_index]
             self._state = ShardState(

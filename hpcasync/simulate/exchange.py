@@ -26,6 +26,7 @@ class ExchangeOptions:
         num_local: accumulate.local.
         num_slots: exchange.slots.
         prefetch: a batch is drawn while the one before is being computed.
+        fresh_updates: of the fresh start.
         sums_late: gradients stay in their slots until the update, as in `ps.server.group_sum` if the format allows.
     """
 
@@ -35,16 +36,18 @@ class ExchangeOptions:
     num_slots: int
     prefetch: bool
     sums_late: bool
+    fresh_updates: int
 
     @classmethod
-    def of(cls, config: Config) -> "ExchangeOptions":
+    def of(cls, config: Config, fresh_updates: int = 0) -> "ExchangeOptions":
         """As configured."""
         exchange = config.exchange
         if exchange.host_sums:
             raise UserError("exchange.host_sums is not simulated: every push travels; set it to false")
         sums_late = exchange.gradients not in WHOLE_GRADIENT_FORMATS and not config.staleness.compensation
         prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
-        return cls(exchange.pull, exchange.overlap, config.accumulate.local, exchange.slots, prefetch, sums_late)
+        num_local = config.accumulate.local
+        return cls(exchange.pull, exchange.overlap, num_local, exchange.slots, prefetch, sums_late, fresh_updates)
 
 
 @dataclass

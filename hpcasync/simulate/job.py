@@ -203,7 +203,8 @@ def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> Asy
             costs, program, counts, num_local=config.accumulate.local, during_backward=config.precision != "fp16"
         )
     decisions = make_decisions(config, cluster.workers, counts, fresh_updates=setup.fresh_updates)
-    return AsynchronousCluster(costs, program, decisions, ExchangeOptions.of(config), stop_seconds=config.stop.seconds)
+    options = ExchangeOptions.of(config, setup.fresh_updates)
+    return AsynchronousCluster(costs, program, decisions, options, stop_seconds=config.stop.seconds)
 
 
 def _open_timelines(setup: _Setup) -> Sequence[Timeline]:

@@ -4,13 +4,14 @@ What a worker waits for is decided by `ps.protocol.working`; each class has the 
 exchange of the same name in `train.modes.asynchronous` or `train.modes.overlapped`.
 """
 
+from collections import deque
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 import simpy
 
-from hpcasync.ps.protocol.working import Source, Wait, Working
+from hpcasync.ps.protocol.working import DRAWS_AHEAD, Source, Wait, Working
 from hpcasync.ps.worker.buckets import PUSHED_ELEMENTS
 from hpcasync.simulate.exchange import Exchange, Goodbye, Push
 from hpcasync.simulate.network import Waiting
@@ -35,10 +36,11 @@ class SimulatedWorker:
         self._version = -1
         self._parameters: Any = None
         self._pulled = -1
-        self._working = Working(exchange.options.num_slots, exchange.options.pull)
+        options = exchange.options
+        self._working = Working(options.num_slots, options.pull, fresh_updates=options.fresh_updates)
         self._compute_seconds = 0.0
         self._is_finished = False
-        self._ahead: list[int | None] = []
+        self._ahead: deque[int | None] = deque()
 
     def run(self) -> Waiting:
         yield from self._pull()
@@ -60,7 +62,7 @@ class SimulatedWorker:
         tickets: list[int] = []
         self._compute_seconds = 0.0
         while len(tickets) < self._options.num_local:
-            drawing = (1 if self._ahead else 2) * exchange.round_trip  # the stop flag, the cursor
+            drawing = self._drawing_seconds()
             ticket = self._draw()
             if ticket is None:
                 break
@@ -70,7 +72,7 @@ class SimulatedWorker:
             is_last = len(tickets) == self._options.num_local
             if is_last:
                 self._expect_gradient(exchange.now + drawing, seconds)
-            if is_last and self._options.prefetch:
+            if is_last and self._options.prefetch and not self._ahead:
                 yield self._env.timeout(drawing)
                 self._ahead.append(self._draw())
                 drawing = 0.0
@@ -79,18 +81,26 @@ class SimulatedWorker:
             exchange.usage.compute += seconds
         return tuple(tickets)
 
+    def _drawing_seconds(self) -> float:
+        return (1 if self._ahead else 2) * self._exchange.round_trip  # the stop flag, the cursor
+
     def _draw(self) -> int | None:
         """The next ticket, which may have been drawn while the last gradient was being computed."""
-        exchange = self._exchange
-        is_stopping = exchange.is_stopping or self._is_finished
-        source = self._working.next_source(0, is_stopping=is_stopping)  # nobody dies here, and leaves something
-        if self._ahead and source is not Source.END:
-            return self._ahead.pop()
-        ticket = exchange.program.ticket(exchange.num_drawn) if source is Source.CURSOR else None
-        if ticket is None:
-            self._is_finished = self._working.drew(has_batch=False)
+        if self._is_finished or self._exchange.is_stopping:
+            ticket = None
         else:
-            exchange.num_drawn += 1
+            ticket = self._ahead.popleft() if self._ahead else self._draw_new()
+        self._is_finished = ticket is None
+        return ticket
+
+    def _draw_new(self) -> int | None:
+        exchange = self._exchange
+        source = self._working.next_source(
+            0, is_stopping=exchange.is_stopping
+        )  # nobody dies here, and leaves something
+        ticket = exchange.program.ticket(exchange.num_drawn) if source is Source.CURSOR else None
+        self._working.drew(has_batch=ticket is not None)
+        exchange.num_drawn += ticket is not None
         return ticket
 
     def _expect_gradient(self, start: float, seconds: float) -> None:
@@ -248,7 +258,16 @@ class OverlappedWorker(PushOverlappedWorker):
         pushed = self._finish_stream(tickets)
         with self._timeline.span("wait"):
             yield from self._collect()
+        while len(self._ahead) < DRAWS_AHEAD:
+            yield from self._draw_ahead()
         self._transfer = self._in_thread(self._wait_and_fetch(pushed))
+        if not self._working.computes_ahead(self._version):
+            with self._timeline.span("wait"):
+                yield from self._collect()
+
+    def _drawing_seconds(self) -> float:
+        """The thread has drawn, after its pull."""
+        return 0.0 if self._ahead else super()._drawing_seconds()
 
     def _take(self) -> Waiting:
         """Nothing: `_give` has put the newest parameters that are there in place."""
@@ -260,7 +279,13 @@ class OverlappedWorker(PushOverlappedWorker):
     def _wait_and_fetch(self, pushed: simpy.Process) -> Generator[simpy.Event, Any, tuple[int, Any] | None]:
         if not pushed.value or not (yield from self._wait_for_servers()):
             return None
-        return (yield from self._fetch())
+        fetched = yield from self._fetch()
+        yield from self._draw_ahead()
+        return fetched
+
+    def _draw_ahead(self) -> Waiting:
+        yield self._env.timeout(2 * self._exchange.round_trip)  # the stop flag, the cursor
+        self._ahead.append(self._draw_new())
 
     def _collect(self) -> Waiting:
         """Wait for the transfer of the gradient before; take its parameters."""

@@ -105,6 +105,13 @@ def test_overlap_of_pull_and_push_is_training_one_update_late(
     assert_same(late, losses, parameters)
 
 
+def test_a_fresh_start_is_fresh_though_transfers_run_beside_the_computation(trainer: Trainer) -> None:
+    start = "staleness.fresh_start=1", "schedule.warmup=3", "stop.updates=12"
+    run = trainer(3, "mode=async-global", "roles.servers=1", "exchange.overlap=full", *start, "name=fresh")
+    histogram = run.summary["staleness"]["histogram"]
+    assert histogram["0"] >= 6 and sum(histogram.values()) == 24 and run.summary["staleness"]["max"] >= 1
+
+
 def test_pushing_during_backward_does_not_change_the_result(one_worker: Run, trainer: Trainer) -> None:
     overlap = trainer(
         3, "mode=async", "exchange.pull=applied", "exchange.overlap=push", "roles.servers=2", "name=push", STOP

@@ -123,6 +123,13 @@ def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simula
     assert summary(fresh)["staleness"]["max"] == 1 and losses(fresh) != losses(together)
 
 
+def test_a_fresh_start_is_fresh_though_transfers_run_beside_the_computation(simulate: Simulator) -> None:
+    more: dict[str, Any] = {"schedule": {"name": "constant", "warmup": 3}, "exchange": {"overlap": "full"}}
+    run = simulate(mode="async-global", workers=2, staleness={"fresh_start": 1}, stop={"updates": 12}, **more)
+    staleness = summary(run)["staleness"]
+    assert staleness["histogram"]["0"] >= 6 and sum(staleness["histogram"].values()) == 24 and staleness["max"] == 2
+
+
 def test_servers_do_not_change_the_result(simulate: Simulator) -> None:
     one, three = (
         simulate(

@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 from hpcasync.choices import PullPolicy
 
+# Who computes while its gradient travels has drawn so many batches before that: the next one, and the one that is made
+# while that is computed. Between hosts a draw would wait until the gradient has left.
+DRAWS_AHEAD = 2
+
 
 class Count(enum.Enum):
     """What servers tell a worker of its pushes: how many are so far (`ControlWords`)."""
@@ -45,11 +49,15 @@ class Working:
         num_slots: of its pushes that servers have not read yet, at most.
         pull: what it waits for after a push (exchange.pull).
         may_lose_workers: the job goes on without workers that die: who finds no more batches rests.
+        fresh_updates: as long as versions are older, gradients are to be fresh (staleness.fresh_start).
     """
 
-    def __init__(self, num_slots: int, pull: PullPolicy, *, may_lose_workers: bool = False) -> None:
+    def __init__(
+        self, num_slots: int, pull: PullPolicy, *, may_lose_workers: bool = False, fresh_updates: int = 0
+    ) -> None:
         self._num_slots = num_slots
         self._pull = pull
+        self._fresh_updates = fresh_updates
         self.may_lose_workers = may_lose_workers
         self.num_pushed = 0
         self.num_taken_offers = 0
@@ -75,6 +83,10 @@ class Working:
         """A push is whole; returns its number, which is announced."""
         self.num_pushed += 1
         return self.num_pushed
+
+    def computes_ahead(self, version: int) -> bool:
+        """Whether it may compute while a gradient of this version travels, if it ever does so (exchange.overlap)."""
+        return version >= self._fresh_updates
 
     def has_offer(self, num_offers: int) -> bool:
         """Whether a batch is offered to it that it has not taken. The next is offered only when this one is pushed."""

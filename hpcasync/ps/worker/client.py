@@ -32,6 +32,7 @@ class Client:
     Args:
         link: the windows.
         pull: what `wait` waits for.
+        may_lose_workers, fresh_updates: as `ps.protocol.working.Working` takes them.
 
     Attributes:
         working: what this worker has done, and so waits for.
@@ -39,9 +40,11 @@ class Client:
         wait_seconds: time spent waiting for a free slot or for the own push to be applied.
     """
 
-    def __init__(self, link: Link, pull: PullPolicy = "handled", *, may_lose_workers: bool = False) -> None:
+    def __init__(
+        self, link: Link, pull: PullPolicy = "handled", *, may_lose_workers: bool = False, fresh_updates: int = 0
+    ) -> None:
         assert link.worker_index is not None
-        self.working = Working(link.num_slots, pull, may_lose_workers=may_lose_workers)
+        self.working = Working(link.num_slots, pull, may_lose_workers=may_lose_workers, fresh_updates=fresh_updates)
         self._link = link
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank

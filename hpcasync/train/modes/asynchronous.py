@@ -1,5 +1,6 @@
 """The asynchronous modes: workers' exchange over RMA, and the coordinator's view of the run."""
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,8 @@ class AsynchronousExchange:
         self._timeline = timeline
         self._version = 0
         self._is_finished = False
-        self._ahead: tuple[int | None] | None = None
+        # Drawn already, in order. Pushes are in the order of draws all the same, which is what the others rely on.
+        self._ahead: deque[int | None] = deque()
         self.numbers: Iterator[int] | None = None
         client.place_gradients(flat, self._NUM_GRADIENTS)
 
@@ -55,9 +57,8 @@ class AsynchronousExchange:
         if source is Source.END:
             self._is_finished = True
             return None
-        if self._ahead is not None:
-            (ticket,), self._ahead = self._ahead, None
-            return ticket
+        if self._ahead:
+            return self._ahead.popleft()
         ticket, self._is_finished = self._draw(source)
         return ticket
 
@@ -67,9 +68,8 @@ class AsynchronousExchange:
         return None if source is Source.END else self._draw(source)[0]
 
     def next_ticket(self) -> int | None:
-        """Drawn already. Pushes are in the order of draws all the same, which is what the others rely on."""
-        if self._ahead is None:
-            self._ahead = (self.draw(),)
+        if not self._ahead:
+            self._ahead.append(self.draw())
         return self._ahead[0]
 
     def expect_gradient(self) -> None:

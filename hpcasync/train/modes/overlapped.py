@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.working import DRAWS_AHEAD
 from hpcasync.ps.worker.bucketed_push import GradientStream
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -43,6 +44,7 @@ class PushOverlappedExchange(AsynchronousExchange):
 class OverlappedExchange(PushOverlappedExchange):
     """Pushes and pulls while the next gradient is being computed; gradients are one update staler for it.
 
+    Not during a fresh start: there it computes when it has pulled.
     Two parameter vectors take turns, and gradients: the computation has one of each, the transfer another.
     """
 
@@ -51,8 +53,10 @@ class OverlappedExchange(PushOverlappedExchange):
     def __init__(self, client: Client, flat: FlatParameters, batches: TicketOrder, timeline: Timeline) -> None:
         super().__init__(client, flat, batches, timeline)
         self._other_parameters = torch.empty_like(flat.parameters)
-        self._transfer: Future[int | None] | None = None
+        self._transfer: Future[tuple[int, list[int | None]] | None] | None = None
         self._has_parameters = False
+        # Not where workers may die: there others rely on pushes in the order of draws.
+        self._draws_ahead = not client.working.may_lose_workers
 
     def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
         """Hand the gradient to the thread, and take what the transfer before has brought."""
@@ -61,8 +65,13 @@ class OverlappedExchange(PushOverlappedExchange):
             return
         with self._timeline.span("wait"):
             self._collect()
+        while self._draws_ahead and len(self._ahead) < DRAWS_AHEAD:
+            self._ahead.append(self.draw_ahead())
         pushed = self._stream.end(record)
         self._transfer = self._executor.submit(self._wait_and_pull, pushed, self._other_parameters)
+        if not self._client.working.computes_ahead(self._version):
+            with self._timeline.span("wait"):
+                self._collect()
 
     def pull(self, parameters: torch.Tensor) -> None:
         """The first time pull; then `push` has put the newest parameters that are there in place."""
@@ -80,20 +89,35 @@ class OverlappedExchange(PushOverlappedExchange):
         self._collect()
         super().close()
 
-    def _wait_and_pull(self, pushed: "Future[bool]", parameters: torch.Tensor) -> int | None:
-        """Returns the version in `parameters`, None if training has ended."""
+    def draw(self) -> int | None:
+        """What has been drawn is taken without a look whether training has ended: it would wait for the push."""
+        if self._draws_ahead and self._ahead:
+            return self._ahead.popleft()
+        return super().draw()
+
+    def next_ticket(self) -> int | None:
+        if not self._draws_ahead:
+            return super().next_ticket()
+        return self._ahead[0] if self._ahead else None
+
+    def _wait_and_pull(self, pushed: "Future[bool]", parameters: torch.Tensor) -> tuple[int, list[int | None]] | None:
+        """Returns the version in `parameters`, and what was drawn for later; None if training has ended."""
         if not pushed.result() or not self._client.wait():
             return None
-        return self._client.pull(parameters)
+        version = self._client.pull(parameters)
+        return version, [self.draw_ahead()] if self._draws_ahead else []
 
     def _collect(self) -> None:
         """Wait for the transfer of the gradient before; swap its parameters in."""
         if self._transfer is None:
             return
-        version, self._transfer = self._transfer.result(), None
-        if version is None:
+        transferred, self._transfer = self._transfer.result(), None
+        if transferred is None:
             self._is_finished = True
-        elif version != self._version:
+            return
+        version, drawn = transferred
+        self._ahead.extend(drawn)
+        if version != self._version:
             parameters = self._flat.parameters
             self._flat.use_parameters(self._other_parameters)
             self._other_parameters, self._version = parameters, version
