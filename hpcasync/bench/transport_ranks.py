@@ -18,6 +18,7 @@ from hpcasync.bench.memory import Memcpy
 from hpcasync.choices import ParameterFormat as Form
 from hpcasync.comm.mpi import gather_hosts, library_name
 from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.shards import cut_shards
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.protocol.record import PushRecord
@@ -34,7 +35,7 @@ def main(num_servers: int, num_elements: int, num_rounds: int, form: Form) -> No
     roles = assign_roles(gather_hosts(comm), num_servers)
     spans_hosts = len(set(roles.hosts)) > 1
     line_rate = _line_rate(comm, roles.server_ranks[0], roles.worker_ranks[0]) if spans_hosts else None
-    link = Link(comm, roles, num_elements, LinkOptions(gradients=form, parameters=form))
+    link = Link(comm, roles, cut_shards(num_elements, num_servers), LinkOptions(gradients=form, parameters=form))
     is_worker = link.worker_index is not None
     workers = comm.Split(1 if is_worker else 0, comm.rank)
     assert isinstance(workers, MPI.Intracomm)

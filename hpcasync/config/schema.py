@@ -322,10 +322,6 @@ class Config(RunConfig):
             raise ValueError(
                 "optimizer.name=muon is for the Transformer's layers: take adam with model.architecture=rnn"
             )
-        if self.optimizer.name == "muon" and self.mode != "sync" and self.roles.servers != 1:
-            raise ValueError(
-                "optimizer.name=muon steps whole matrices, which several servers would share: set roles.servers to 1"
-            )
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.compensation import DelayCompensation
 from hpcasync.ps.server.coordinator import Coordinator
 from hpcasync.ps.server.follower import Follower
-from hpcasync.ps.server.parameter_groups import Optimizers
+from hpcasync.ps.server.parameter_groups import Optimizers, cut_in_shards
 from hpcasync.ps.server.shard_server import initial_shard
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.start_checks import require_elementwise, require_same_training
@@ -125,13 +125,14 @@ class Engine:
         comm: all ranks.
         parameters: [num_elements] float32, the same on all ranks (`ps.worker.flat_parameters.FlatParameters`).
         optimizers: build the optimizer of a block of parameters, which must work element by element; or groups of
-            parameters, each with its own (`ps.server.parameter_groups`).
+            parameters, each with its own (`ps.server.parameter_groups`), the same on all ranks.
         options: the same on all ranks.
         setup: this rank's.
 
     Raises:
         UserError: on every rank, if there are too few ranks, a host has too little memory for the windows, ranks would
-            not train the same (`ps.start_checks`), or the optimizer cannot be cut in blocks.
+            not train the same (`ps.start_checks`), the vector cannot be cut into that many shards, or the optimizer
+            cannot be cut in blocks.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Engine:
         self._link = Link(
             comm,
             self.roles,
-            parameters.numel(),
+            cut_in_shards(optimizers, parameters.numel(), len(self.roles.server_ranks)),
             options.link,
             device=setup.server_device if is_server else parameters.device,
             private_copies=self._num_private_copies(setup.server_device),

@@ -6,7 +6,7 @@ before it as they are. Gradients are seeded by ticket (`train.loop.step`): no ge
 """
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -155,7 +155,7 @@ def read_shard(checkpoint: Path, num_shards: int, shard: Shard) -> dict[str, tor
         UserError: a file is missing, damaged, not the one that was written, or does not fit the others.
     """
     digests = {name: values["sha256"] for name, values in read_state(checkpoint)["files"].items()}
-    parts: dict[str, list[torch.Tensor]] = {}
+    parts: list[tuple[int, dict[str, torch.Tensor]]] = []
     for index in range(num_shards):
         path = checkpoint / _shard_file(index, num_shards)
         try:
@@ -166,22 +166,36 @@ def read_shard(checkpoint: Path, num_shards: int, shard: Shard) -> dict[str, tor
                 if low >= high:
                     continue
                 _check_digest(path, digests[path.name])
+                tensors: dict[str, torch.Tensor] = {}
                 for key in file.keys():  # noqa: SIM118 - no mapping, an iterator over it is not offered
                     part = file.get_slice(key)
                     is_vector = part.get_shape() == [stop - start]
-                    parts.setdefault(key, []).append(
-                        part[low - start : high - start] if is_vector else file.get_tensor(key)
-                    )
+                    tensors[key] = part[low - start : high - start] if is_vector else file.get_tensor(key)
+                parts.append((high - low, tensors))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"cannot read {path}: {describe(error, f'remove {checkpoint} to resume from an older one')}"
             ) from error
-    tensors = {key: torch.cat(values) if values[0].dim() else values[0] for key, values in parts.items()}
+    tensors = _join(parts)
     if "parameters" not in tensors or tensors["parameters"].numel() != shard.size:
         raise UserError(
             f"{checkpoint} does not cover the parameters of this model; remove it to resume from an older one"
         )
     return tensors
+
+
+def _join(parts: Sequence[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """Vectors one after the other, each with its number of elements.
+
+    Where optimizers differ one shard lacks what another keeps: that is zero there, and not looked at.
+    """
+    joined = {}
+    for key in dict.fromkeys(key for _, tensors in parts for key in tensors):
+        first = next(tensors[key] for _, tensors in parts if key in tensors)
+        is_vector = first.dim() == 1
+        vectors = ((tensors[key] if key in tensors else first.new_zeros(size)) for size, tensors in parts)
+        joined[key] = torch.cat([*vectors]) if is_vector else first
+    return joined
 
 
 def _check_digest(path: Path, expected: str) -> None:

@@ -7,13 +7,14 @@ import torch
 
 from hpcasync.comm.allocator import keep_freed_memory
 from hpcasync.comm.roles import Roles, assign_roles
-from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.comm.shards import Shard
 from hpcasync.complete_files import write_text_atomically
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.nmt.load import choose_device
 from hpcasync.ps.protocol.tickets import TicketLedger
 from hpcasync.ps.protocol.updates import PushCounts
+from hpcasync.ps.server.parameter_groups import cut_in_shards
 from hpcasync.runs.checkpoints import ShardWriter, read_shard
 from hpcasync.runs.directory import (
     create_run_directory,
@@ -153,7 +154,7 @@ def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
         keep_freed_memory()
     task = make_task(config, device)
     # One per server; in sync the whole.
-    shards = cut_shards(task.flat.num_elements, max(1, config.num_servers))
+    shards = cut_in_shards(task.optimizers, task.flat.num_elements, max(1, config.num_servers))
     return _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
 
 

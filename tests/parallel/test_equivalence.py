@@ -167,6 +167,21 @@ def test_windows_do_not_change_a_bit(trainer: Trainer, settings: tuple[str, ...]
     assert all((found[name] == values).all() for name, values in expected.items())
 
 
+def test_with_muon_servers_do_not_change_a_bit(trainer: Trainer) -> None:
+    """Each makes the iterations of its own matrices."""
+    waiting = "mode=async-global", "accumulate.global=2", "exchange.pull=applied", "optimizer.name=muon"
+    more = *waiting, "optimizer.clip_norm=0", "optimizer.weight_decay=0.01", STOP
+    runs = [
+        trainer(servers + 2, *more, f"roles.servers={servers}", f"exchange.window={window}", f"name=muon-{servers}")
+        for servers, window in ((1, "mpi"), (2, "mapped"), (3, "mpi"))
+    ]
+    assert all("matrices: by Muon" in run.job.stdout for run in runs)
+    first, *others = (run.parameters(SNAPSHOT) for run in runs)
+    for run, found in zip(runs[1:], others, strict=True):
+        assert run.losses == runs[0].losses
+        assert all((found[name] == values).all() for name, values in first.items())
+
+
 def test_local_accumulation_is_a_larger_batch(trainer: Trainer, one_worker: Run) -> None:
     """Two batches summed in the worker are two pushes summed at the server."""
     local = trainer(2, "mode=async-local", "accumulate.local=2", "exchange.pull=applied", "name=local", STOP)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
@@ -47,20 +48,21 @@ def test_sync(trainer: Trainer) -> None:
     assert all(np.array_equal(array, expected[name]) for name, array in resumed.parameters(AT_END).items())
 
 
-def test_one_worker_with_another_number_of_servers(trainer: Trainer) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_one_worker_with_another_number_of_servers(trainer: Trainer, optimizer: str) -> None:
     """And other windows; then again from its end, which makes nothing."""
-    common = "mode=async", "exchange.pull=applied"
-    straight = trainer(2, *common, "name=straight", stop(END))
-    trainer(3, *common, "name=resumed", "roles.servers=2", stop(MIDDLE))
+    common = "mode=async", "exchange.pull=applied", f"optimizer.name={optimizer}"
+    straight = trainer(2, *common, f"name=straight-{optimizer}", stop(END))
+    trainer(3, *common, f"name=resumed-{optimizer}", "roles.servers=2", stop(MIDDLE))
     other = "roles.servers=3", "exchange.window=mapped"
-    resumed = trainer(4, *common, "name=resumed", *other, stop(END), flags=["--resume"])
+    resumed = trainer(4, *common, f"name=resumed-{optimizer}", *other, stop(END), flags=["--resume"])
     assert {path.name for path in (resumed.path / "checkpoints" / AT_MIDDLE).glob("shard-*")} == {
         f"shard-{index:05d}-of-00002.safetensors" for index in range(2)
     }
     assert_same_end(resumed, straight)
 
     before = resumed.parameters(AT_END)
-    again = trainer(2, *common, "name=resumed", stop(END), flags=["--resume"])
+    again = trainer(2, *common, f"name=resumed-{optimizer}", stop(END), flags=["--resume"])
     assert again.summary["num_updates"] == END and again.summary["stop_reason"] == f"stop.updates={END} reached"
     assert again.summary["gradients_applied"] == resumed.summary["gradients_applied"]
     after = again.parameters(AT_END)

@@ -91,10 +91,6 @@ def test_unknown_keys_of_every_section(more: dict[str, Any], expected: str) -> N
         ({"optimizer": {"learning_rate": float("nan")}}, ("optimizer.learning_rate", "given: nan")),
         ({"optimizer": {"betas": [0.9, 1.0]}}, ("optimizer", "betas must lie in [0, 1), not [0.9, 1.0]")),
         ({"optimizer": {"betas": [0.9]}}, ("optimizer.betas.1 is required",)),
-        (
-            {"optimizer": {"name": "muon"}, "mode": "async-global", "roles": {"servers": 2}},
-            ("optimizer.name=muon", "set roles.servers to 1"),
-        ),
         ({"optimizer": {"name": "muon"}, "model": {"architecture": "rnn"}}, ("muon", "model.architecture=rnn")),
         ({"schedule": {"name": "cosine", "warmup": 9, "total": 9}}, ("schedule", "greater than warmup (9), not 9")),
         ({"stop": {}}, ("stop", "training would never end", "patience")),

@@ -1,15 +1,22 @@
 """Muon: steps of the matrices in a flat vector."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_run import TinyRun
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.comm.shards import Shard
+from hpcasync.config.schema import CheckpointConfig, OptimizerConfig, load_config
+from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
 from hpcasync.ps.server.muon import Muon, orthogonal
-from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_blocks
+from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_blocks, cut_in_shards
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.train.loop.optimizers import make_optimizers
+from hpcasync.train.loop.task import make_task
 
 
 class Model(torch.nn.Module):
@@ -87,6 +94,38 @@ def step(state: ShardState, gradients: list[torch.Tensor]) -> None:
         state.apply(blocks_of(gradient), scale=1.0, learning_rate=0.01, version=version + 1)
 
 
+def test_a_state_goes_on_in_other_shards_bit_for_bit(tmp_path: Path) -> None:
+    """Of the shards before one has matrices alone, and no moments of Adam; with the table alone one has no momentum."""
+    model = Model()
+    flat = FlatParameters(model)
+    optimizers = make_optimizers(OptimizerConfig(name="muon", weight_decay=0.01), model, flat)
+    start = flat.parameters.detach().clone()
+    gradients = [torch.randn(flat.num_elements) for _ in range(4)]
+    through = ShardState(start.clone(), optimizers)
+    step(through, gradients)
+    bounds = [start for _, start in flat.bounds]
+    before = [Shard(0, bounds[1]), Shard(bounds[1], bounds[2]), Shard(bounds[2], flat.num_elements)]
+    writer = ShardWriter(tmp_path, len(before))
+    directory = CheckpointDirectory(tmp_path, len(before), CheckpointConfig())
+    assert directory.begin("u00000002", {}, 1) == ""
+    for index, shard in enumerate(before):
+        state = ShardState(start[shard.start : shard.stop].clone(), optimizers, start=shard.start)
+        step(state, [gradient[shard.start : shard.stop] for gradient in gradients[:2]])
+        writer.save_shard("u00000002", index, shard, state.state_tensors())
+        [saved] = writer.wait()
+        assert saved.error == ""
+        directory.shard_saved(saved)
+    for num_servers in (1, 2):
+        after = cut_in_shards(optimizers, flat.num_elements, num_servers)
+        for shard in after:
+            resumed = ShardState(torch.zeros(shard.size), optimizers, start=shard.start)
+            resumed.load_state_tensors(read_shard(tmp_path / "u00000002", len(before), shard))
+            for version in (2, 3):
+                part = gradients[version][shard.start : shard.stop]
+                resumed.apply(blocks_of(part), scale=1.0, learning_rate=0.01, version=version + 1)
+            assert torch.equal(resumed.parameters, through.parameters[shard.start : shard.stop])
+
+
 def test_a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
     model = Model()
     flat = FlatParameters(model)
@@ -102,3 +141,16 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
     step(resumed, gradients[2:])
     assert torch.equal(through.parameters, resumed.parameters)
     assert not torch.equal(through.parameters, stopped.parameters)
+
+
+def test_a_run_says_when_matrices_make_shards_uneven_and_refuses_servers_without_one(tiny_run: TinyRun) -> None:
+    def lines(*overrides: str) -> str:
+        common = f"data.path={tiny_run.corpus}", "optimizer.name=muon", "mode=async-global"
+        config = load_config(tiny_run.run_dir / "config.yaml", (*common, *overrides))
+        return "\n".join(make_task(config, torch.device("cpu")).describe(2))
+
+    assert "shards" not in lines("roles.servers=1") and "shards" not in lines("roles.servers=per-device")
+    uneven = lines("roles.servers=64")
+    assert "one server's update costs" in uneven and "would do about as well (roles.servers)" in uneven
+    with pytest.raises(UserError, match=r"cannot be cut into 1000000 shards.*is not cut; use \d+ servers"):
+        lines("roles.servers=1000000")

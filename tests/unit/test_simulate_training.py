@@ -113,6 +113,15 @@ def test_with_muon_workers_that_wait_learn_what_synchronous_training_does(simula
     assert losses(together) != losses(adam)
 
 
+def test_with_muon_servers_do_not_change_the_result(simulate: Simulator) -> None:
+    muon = {"name": "muon", "learning_rate": 0.003, "clip_norm": 0.0}
+    one, three = (
+        simulate(mode="async-global", accumulate={"global": 2}, roles={"servers": servers}, optimizer=muon)
+        for servers in (1, 3)
+    )
+    assert_same(one, three)
+
+
 def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simulator) -> None:
     more: dict[str, Any] = {"schedule": {"name": "constant", "warmup": 3}, "stop": {"updates": 12}}
     together, fresh, stale = (

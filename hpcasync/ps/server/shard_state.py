@@ -25,7 +25,7 @@ BLOCK_ELEMENTS = 1 << 19
 
 
 class ShardState:
-    """A shard with its optimizer. The optimizer must work element by element (Adam, SGD, …; not LAMB).
+    """A shard with its optimizer, which works element by element (Adam, SGD, …; not LAMB), or steps a whole group.
 
     Args:
         optimizers: build the optimizer of a list of parameters, called once per block; or groups, each with its own.

@@ -14,7 +14,7 @@ from hpcasync.comm import futex
 from hpcasync.comm.gpu_memory import takes_gpu_memory
 from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.roles import Roles
-from hpcasync.comm.shards import Shard, cut_shards
+from hpcasync.comm.shards import Shard
 from hpcasync.comm.shared_words import SharedControlWindow
 from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
 from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
@@ -62,7 +62,7 @@ class Link:
     Args:
         comm: all ranks.
         roles: at least one server and one worker.
-        num_elements: length of the flat parameter vector.
+        shards: of the flat parameter vector, one for each server.
         options: what the windows hold; the same on all ranks.
         device: where this worker computes, or this server holds its shard; default: CPU.
         private_copies: float32 copies of its shard that a server keeps beside its windows, counted in the memory check.
@@ -90,7 +90,7 @@ class Link:
         self,
         comm: MPI.Intracomm,
         roles: Roles,
-        num_elements: int,
+        shards: list[Shard],
         options: LinkOptions,
         *,
         device: torch.device | None = None,
@@ -100,7 +100,7 @@ class Link:
     ) -> None:
         self.comm = comm
         self.roles = roles
-        self.shards: list[Shard] = cut_shards(num_elements, len(roles.server_ranks))
+        self.shards = shards
         self.num_slots = options.num_slots
         self.max_tickets = options.max_tickets
         self.parameter_dtype = _PARAMETER_DTYPES[options.parameters]

@@ -6,7 +6,7 @@ import torch
 
 from hpcasync.config.schema import OptimizerConfig
 from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
-from hpcasync.ps.server.muon import Muon
+from hpcasync.ps.server.muon import Muon, cost_of_element
 from hpcasync.ps.server.parameter_groups import OptimizerFactory, Optimizers, ParameterGroup
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
@@ -28,7 +28,10 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
     groups: list[ParameterGroup] = []
     for (parameter, _), stop in zip(flat.bounds, starts, strict=True):
         if id(parameter) in linear:
-            groups.append(ParameterGroup(stop, _muon_factory(config, parameter.shape), is_whole=True))
+            rows, columns = parameter.shape
+            make_muon = _muon_factory(config, (rows, columns))
+            cost = cost_of_element((rows, columns))
+            groups.append(ParameterGroup(stop, make_muon, is_whole=True, cost=cost))
             continue
         if groups and not groups[-1].is_whole:
             groups.pop()  # this one reaches further
@@ -36,10 +39,9 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
     return groups
 
 
-def _muon_factory(config: OptimizerConfig, shape: torch.Size) -> OptimizerFactory:
-    rows, columns = shape
+def _muon_factory(config: OptimizerConfig, shape: tuple[int, int]) -> OptimizerFactory:
     return partial(
-        Muon, shape=(rows, columns), lr=config.learning_rate, nesterov=config.nesterov, weight_decay=config.weight_decay
+        Muon, shape=shape, lr=config.learning_rate, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
 
 

@@ -1,5 +1,6 @@
 """What a run trains, whatever ranks and clock it has: a corpus in batches, and a model in one vector."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.server.kernel_library import describe_updates
-from hpcasync.ps.server.parameter_groups import Optimizers
+from hpcasync.ps.server.parameter_groups import Optimizers, cost_of_dearest_shard
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.identity import identity
@@ -26,6 +27,9 @@ from hpcasync.train.loop.corpus_checks import open_corpora
 from hpcasync.train.loop.fine_tuning import freeze_, start_from_
 from hpcasync.train.loop.optimizers import make_optimizers
 from hpcasync.train.loop.schedule import rate_of
+
+# Times an equal part of an update that the dearest shard may cost before a run says so.
+_UNEVEN = 1.5
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,15 @@ class Task:
         """Target tokens in one update, on average."""
         return self.tokens_per_batch * self.config.accumulate.local * self.config.pushes_per_update(num_workers)
 
+    def cost_of_dearest_shard(self) -> float:
+        """Of its update, where an equal part has 1; as for one server where nobody knows their number yet.
+
+        Raises:
+            UserError: there are more servers than shards can be cut.
+        """
+        num_servers = 1 if self.config.has_server_per_device else max(1, self.config.num_servers)
+        return cost_of_dearest_shard(self.optimizers, self.flat.num_elements, num_servers)
+
     def describe(self, num_workers: int, fresh_updates: int | None = None) -> Iterator[str]:
         """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start, if it is known."""
         config, flat, plan, model = self.config, self.flat, self.plan, self.config.model
@@ -125,6 +138,11 @@ class Task:
         yield f"  updates on CPU: {describe_updates()}"
         if not callable(groups := self.optimizers):
             yield f"  of {sum(group.is_whole for group in groups)} matrices: by Muon, an operation after the other"
+        if (cost := self.cost_of_dearest_shard()) > _UNEVEN:
+            yield (
+                f"  shards: matrices are not cut, so one server's update costs {cost:.1f} times an equal part; "
+                f"{math.ceil(config.num_servers / cost)} would do about as well (roles.servers)"
+            )
         yield (
             f"  corpus: {len(self.mixture.tokens):,} pairs, {plan.num_batches():,} batches per epoch of "
             f"{self.tokens_per_batch:,.0f} target tokens on average, padding {100 * plan.padding().both:.1f} %"
@@ -143,7 +161,7 @@ def make_task(config: Config, device: torch.device) -> Task:
     """Open the corpus and build the model on a device.
 
     Raises:
-        UserError: the corpus cannot be used.
+        UserError: the corpus cannot be used, or the model cannot be cut into a shard for each server.
     """
     mixture = open_corpora(config)
     corpus = mixture.corpora[0]
@@ -165,7 +183,9 @@ def make_task(config: Config, device: torch.device) -> Task:
     if config.compile:
         assert isinstance(model, Transformer)
         model.compile_layers()
-    return Task(config, mixture, plan, model, FlatParameters(model), start_digest, frozen_digest)
+    task = Task(config, mixture, plan, model, FlatParameters(model), start_digest, frozen_digest)
+    task.cost_of_dearest_shard()  # refuses what cannot be cut, before anything is written
+    return task
 
 
 def _identity(config: Config, corpus: PreparedCorpus) -> dict[str, str]:

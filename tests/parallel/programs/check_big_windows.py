@@ -14,7 +14,7 @@ from mpi4py import MPI
 from pretended_nodes import on_nodes
 
 from hpcasync.comm.roles import assign_roles
-from hpcasync.comm.shards import Shard
+from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.comm.windows import DataWindow
 from hpcasync.ps.protocol.control_words import ControlWords
@@ -58,7 +58,7 @@ def check_window(comm: MPI.Intracomm, node_comm: MPI.Intracomm) -> None:
 def check_link(comm: MPI.Intracomm, _: MPI.Intracomm) -> None:
     """A worker pushes the last elements of a vector of more than 2 GiB; the server publishes, the worker pulls them."""
     options = LinkOptions(num_slots=1)
-    link = Link(comm, assign_roles(["host"] * comm.size, 1), LINK_ELEMENTS, options)
+    link = Link(comm, assign_roles(["host"] * comm.size, 1), cut_shards(LINK_ELEMENTS, 1), options)
     far = Shard(LINK_ELEMENTS - PART, LINK_ELEMENTS)
     pattern = torch.arange(PART, dtype=torch.float32)
     if link.worker_index is not None:

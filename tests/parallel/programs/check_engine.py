@@ -32,6 +32,7 @@ from quadratic import (
 
 from hpcasync.choices import PullPolicy, WindowKind
 from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.shards import cut_shards
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.protocol.coordination import Coordination
 from hpcasync.ps.protocol.observer import SaveRequest
@@ -67,7 +68,7 @@ def run(world: MPI.Intracomm, scenario: Scenario) -> Vector | None:
 
 def run_job(comm: MPI.Intracomm, scenario: Scenario) -> Vector | None:
     roles = assign_roles(["host"] * comm.size, scenario.num_servers)
-    link = Link(comm, roles, NUM_ELEMENTS, scenario.link_options)
+    link = Link(comm, roles, cut_shards(NUM_ELEMENTS, scenario.num_servers), scenario.link_options)
     recording, counts, final = Recording(scenario), PushCounts(), None
     num_pushed, pulls = 0, list[tuple[int, Vector]]()
     if link.server_index is None:
