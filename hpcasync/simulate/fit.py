@@ -14,7 +14,7 @@ from hpcasync.simulate.recorded import RankTimes, read_timelines
 from hpcasync.simulate.server_speed import measure_accumulate
 from hpcasync.simulate.synchronous import num_buckets
 from hpcasync.simulate.timing import BACKWARD_SHARE
-from hpcasync.simulate.workload import push_and_pull_bytes
+from hpcasync.simulate.workload import push_and_pull_bytes, step_cost_of
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
 _UPDATE_SECONDS = 1e-4
@@ -30,7 +30,7 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
 
     Computing: seconds per token and per batch by least squares over all workers, a speed for each worker, and the
     spread of what remains as lognormal jitter. A synchronous run tells the bandwidth of its allreduce, an asynchronous
-    one that of pushes and pulls and the servers' speed.
+    one that of pushes and pulls and the servers' speed. An element's update is charged as Adam's would take.
 
     Args:
         overrides: `key=value` on what was fitted.
@@ -44,7 +44,7 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
     compute = _fit_compute(ranks, config.accumulate.local)
     if config.mode == "sync":
         network, server = _fit_allreduce(ranks, config, num_elements), {}
-        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements
+        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements / step_cost_of(config)
     else:
         network = _fit_transfers(ranks, config, num_elements)
         server = _fit_server(ranks, config, num_elements)
@@ -139,7 +139,7 @@ def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -
     apply = (seconds - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
     return {
         "accumulate_seconds_per_element": accumulate,
-        "apply_seconds_per_element": max(0.0, float(apply)),
+        "apply_seconds_per_element": max(0.0, float(apply)) / step_cost_of(config),
         "push_seconds": _mean(servers, "accumulate"),
         "update_seconds": _UPDATE_SECONDS,
     }

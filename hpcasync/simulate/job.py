@@ -38,6 +38,7 @@ from hpcasync.simulate.training import Training
 from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
 from hpcasync.train.header import title_lines
+from hpcasync.train.loop.optimizers import step_cost
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.records.start import begin_records
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -197,7 +198,8 @@ def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> Asy
     config, cluster = setup.config, setup.cluster
     num_elements = setup.task.flat.num_elements
     moved = push_and_pull_bytes(config, num_elements, in_place=cluster.network.gradients_in_place)
-    costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, *moved)
+    cost = step_cost(config.optimizer, setup.task.model)
+    costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, *moved, step_cost=cost)
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(

@@ -46,7 +46,9 @@ def measure_throughput(
     """
     num_servers = max(1, config.num_servers)
     moved = push_and_pull_bytes(config, workload.num_elements, in_place=cluster.network.gradients_in_place)
-    costs = Costs(cluster, make_times(cluster), num_servers, workload.num_elements, *moved)
+    costs = Costs(
+        cluster, make_times(cluster), num_servers, workload.num_elements, *moved, step_cost=workload.step_cost
+    )
     per_update = config.pushes_per_update(cluster.workers)
     num_pushes = cluster.workers * (num_steps or default_steps(cluster.workers))
     counter = _TokenCounter(workload, max(num_pushes, _FEWEST_UPDATES * per_update))

@@ -32,6 +32,7 @@ class Costs:
         num_servers: servers that share the parameters equally; at least 1.
         num_elements: length of the flat parameter vector.
         push_bytes, pull_bytes: of the whole vector, as it travels.
+        step_cost: of an optimizer step, where Adam's has 1.
     """
 
     cluster: ClusterConfig
@@ -40,6 +41,7 @@ class Costs:
     num_elements: int
     push_bytes: float
     pull_bytes: float
+    step_cost: float = 1.0
 
     @property
     def accumulate_seconds(self) -> float:
@@ -53,7 +55,8 @@ class Costs:
         """A server's time for an update, without the sum."""
         server = self.cluster.server
         assert not isinstance(server.apply_seconds_per_element, str)
-        return server.update_seconds + server.apply_seconds_per_element * self.num_elements / self.num_servers
+        per_element = server.apply_seconds_per_element * self.step_cost
+        return server.update_seconds + per_element * self.num_elements / self.num_servers
 
     @property
     def step_seconds(self) -> float:
@@ -62,7 +65,7 @@ class Costs:
         if per_element is None:
             assert not isinstance(self.cluster.server.apply_seconds_per_element, str)
             per_element = self.cluster.server.apply_seconds_per_element
-        return per_element * self.num_elements
+        return per_element * self.step_cost * self.num_elements
 
 
 @dataclass

@@ -11,6 +11,7 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.mixture import Mixture
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
+from hpcasync.train.loop.optimizers import step_cost
 
 # Batches of one data epoch stand for those of all, and of a large corpus the first ones for the others.
 _MOST_BATCHES = 5000
@@ -26,10 +27,12 @@ class Workload:
     Attributes:
         batch_tokens: target tokens of batches, in the order of their tickets; repeated from there on.
         num_elements: length of the flat parameter vector.
+        step_cost: of an optimizer step on it, where Adam's has 1.
     """
 
     batch_tokens: tuple[int, ...]
     num_elements: int
+    step_cost: float = 1.0
 
 
 def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload, str]:
@@ -49,9 +52,20 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
     except UserError as error:
         raise UserError(f"{error}; or give --parameters N to simulate without a corpus") from error
     batch_tokens = _batch_tokens(config, corpus)
-    num_elements = _count_parameters(config, corpus) if num_parameters is None else num_parameters
+    model = _model_of_no_memory(config, corpus)
+    num_elements = sum(parameter.numel() for parameter in model.parameters())
+    cost = step_cost(config.optimizer, model)
+    if num_parameters is not None:
+        num_elements = num_parameters
     told = f"{len(batch_tokens):,} batches of {np.mean(batch_tokens):,.0f} target tokens on average, from {corpus.path}"
-    return Workload(batch_tokens, num_elements), told
+    return Workload(batch_tokens, num_elements, cost), told
+
+
+def step_cost_of(config: Config) -> float:
+    """As `Workload.step_cost`; for Muon the corpus has to be there, whose vocabularies are part of the model."""
+    if config.optimizer.name != "muon":
+        return 1.0
+    return step_cost(config.optimizer, _model_of_no_memory(config, PreparedCorpus.open(config.data.path)))
 
 
 def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = False) -> tuple[float, float]:
@@ -78,8 +92,7 @@ def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:
     return tuple(plan.num_target_tokens(ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
 
 
-def _count_parameters(config: Config, corpus: PreparedCorpus) -> int:
+def _model_of_no_memory(config: Config, corpus: PreparedCorpus) -> torch.nn.Module:
     source, target = corpus.source_vocabulary, corpus.target_vocabulary
     with torch.device("meta"):
-        model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)

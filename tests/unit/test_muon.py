@@ -15,7 +15,7 @@ from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_bl
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
-from hpcasync.train.loop.optimizers import make_optimizers
+from hpcasync.train.loop.optimizers import make_optimizers, step_cost
 from hpcasync.train.loop.task import make_task
 
 
@@ -75,6 +75,20 @@ def test_the_weights_of_linear_layers_are_whole_and_all_else_is_adams() -> None:
     assert groups[-1].stop == flat.num_elements
     block = torch.nn.Parameter(torch.zeros(64))
     assert type(groups[0].make_optimizer([block])).__name__ == "NesterovAdamW"
+
+
+def test_what_a_step_costs_is_what_its_groups_cost() -> None:
+    model, config = Model(), OptimizerConfig(name="muon")
+    flat = FlatParameters(model)
+    groups = make_optimizers(config, model, flat)
+    assert isinstance(groups, list)
+    starts = [0, *(group.stop for group in groups[:-1])]
+    cost = sum((group.stop - start) * group.cost for start, group in zip(starts, groups, strict=True))
+    # Between tensors the flat vector has a few elements that belong to none.
+    assert (
+        step_cost(config, model) == pytest.approx(cost / flat.num_elements, rel=1e-3) and step_cost(config, model) > 9
+    )
+    assert step_cost(OptimizerConfig(), model) == 1
 
 
 @pytest.mark.parametrize(("start", "size"), [(0, 8), (4, 12), (4, 2)])

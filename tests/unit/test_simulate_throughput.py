@@ -48,8 +48,8 @@ def rate(config: Config, **cluster: Any) -> float:
     return measure(config, cluster_of(**cluster)).target_tokens_per_second
 
 
-@pytest.mark.parametrize(("prefetch", "num_latencies"), [(False, 21), (True, 19)])
-def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int) -> None:
+@pytest.mark.parametrize(("prefetch", "num_latencies", "step_cost"), [(False, 21, 1), (True, 19, 1), (False, 21, 3)])
+def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, step_cost: float) -> None:
     """Long waits are seen half a millisecond late; 21 latencies: draw 4, slot 4, push 3, handled 4, pull 6.
 
     With prefetch the batch has been drawn, while the one before was computed; whether to stop is still asked.
@@ -69,8 +69,8 @@ def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int) -> No
         "test",
     )
     config = config_of("async", data={"path": "corpus", "prefetch": prefetch})
-    result = measure(config, cluster, Workload((100,), 100_000))
-    served = 0.03 + 0.05 + 0.02 + 0.1
+    result = measure(config, cluster, Workload((100,), 100_000, step_cost))
+    served = 0.03 + 0.05 + 0.02 + 0.1 * step_cost
     cycle = 2.0 + served + 2 * 0.4 + num_latencies * 0.01 + 2 * 0.0005
     assert result.target_tokens_per_second == pytest.approx(100 / cycle, rel=1e-6)
     assert result.efficiency == pytest.approx(2.0 / cycle, rel=1e-6)

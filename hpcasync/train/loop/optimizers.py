@@ -23,11 +23,11 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
     make = optimizer_factory(config)
     if config.name != "muon":
         return make
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    matrices = _matrices(model)
     starts = [start for _, start in flat.bounds[1:]] + [flat.num_elements]
     groups: list[ParameterGroup] = []
     for (parameter, _), stop in zip(flat.bounds, starts, strict=True):
-        if id(parameter) in linear:
+        if id(parameter) in matrices:
             rows, columns = parameter.shape
             make_muon = _muon_factory(config, (rows, columns))
             cost = cost_of_element((rows, columns))
@@ -37,6 +37,21 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
             groups.pop()  # this one reaches further
         groups.append(ParameterGroup(stop, make))
     return groups
+
+
+def step_cost(config: OptimizerConfig, model: torch.nn.Module) -> float:
+    """What the step of a model costs, where Adam's has 1; `model` may be on torch's meta device."""
+    if config.name != "muon":
+        return 1.0
+    matrices, sizes = _matrices(model).values(), [parameter.numel() for parameter in model.parameters()]
+    more = sum((cost_of_element((rows, columns)) - 1) * rows * columns for rows, columns in matrices)
+    return 1 + more / sum(sizes)
+
+
+def _matrices(model: torch.nn.Module) -> dict[int, tuple[int, int]]:
+    """Shapes of what Muon steps: the weights of linear layers, by the parameter's id."""
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return {id(weight): (weight.shape[0], weight.shape[1]) for weight in linear}
 
 
 def _muon_factory(config: OptimizerConfig, shape: tuple[int, int]) -> OptimizerFactory:
