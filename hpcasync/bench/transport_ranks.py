@@ -87,7 +87,7 @@ def _serve(link: Link) -> None:
     is_coordinator = own == link.coordinator_rank
     handled = [0] * link.num_workers
     version = 0
-    waiting = link.make_wait()
+    waiting = link.control.make_wait()
     while True:
         announced = [
             link.control.read(link.coordinator_rank, ControlWords.announced(worker))
@@ -104,12 +104,12 @@ def _serve(link: Link) -> None:
                 continue
             waiting.reset()
             handled[worker] = sequence
-            link.tell_worker(worker, ControlWords.consumed(worker), sequence)
+            link.control.tell_worker(worker, ControlWords.consumed(worker), sequence)
             if is_coordinator:
                 version += 1
                 link.begin_writing(version)
                 link.control.store(own, ControlWords.PUBLISHED, version)
-                link.tell_worker(worker, ControlWords.handled(worker), sequence)
+                link.control.tell_worker(worker, ControlWords.handled(worker), sequence)
         link.make_progress()
         waiting.wait()
 

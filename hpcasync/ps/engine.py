@@ -325,8 +325,8 @@ class Engine:
     def _hear_of_the_end(self, exit_code: int) -> int:
         control, coordinator = self._link.control, self._link.coordinator_rank
         if self.is_coordinator:
-            self._link.tell_everybody(ControlWords.ENDED, exit_code + 1)
-        waiting = self._link.make_wait(LONG_SECONDS)
+            control.tell_everybody(ControlWords.ENDED, exit_code + 1)
+        waiting = control.make_wait(LONG_SECONDS)
         while not (ended := control.read(coordinator, ControlWords.ENDED)):
             make_progress(self._comm)
             waiting.wait()

@@ -91,7 +91,7 @@ class Coordinator(ShardServer):
     def finish(self) -> None:
         """End the other servers and wait until everything that was to be saved is."""
         self._orders.send(Order(Kind.FINISH))
-        self._link.wake_followers()
+        self._link.control.wake_followers()
         self._orders.wait()
         for saved in self._saver.wait():
             self._count_save(saved)
@@ -105,17 +105,17 @@ class Coordinator(ShardServer):
         self._orders.send(order, request)
         # A push that completes a group is followed by the order to apply it: one wake-up for both.
         if order.kind not in (Kind.ACCUMULATE, Kind.DROP) or not self._coordination.updates.should_apply():
-            self._link.wake_followers()
+            self._link.control.wake_followers()
         self._execute(order, request)
 
     def _after_apply(self, order: Order) -> None:
         """A version is published when all shards have it."""
-        waiting = self._link.make_wait()
-        while not self._link.have_applied(order.version):
+        waiting = self._link.control.make_wait()
+        while not self._link.control.have_applied(order.version):
             self._orders.advance()
             self._link.make_progress()
             # Making progress may have given the core away (Open MPI's yield_when_idle).
-            if not self._link.have_applied(order.version):
+            if not self._link.control.have_applied(order.version):
                 waiting.wait()
 
     def _take_arrivals(self) -> bool:
@@ -171,9 +171,9 @@ class Coordinator(ShardServer):
                 case Publish(version):
                     link.control.store(self._rank, ControlWords.PUBLISHED, version)
                 case Settled(worker, sequence):
-                    link.tell_worker(worker, ControlWords.settled(worker), sequence)
+                    link.control.tell_worker(worker, ControlWords.settled(worker), sequence)
                 case Handled(worker, sequence):
-                    link.tell_worker(worker, ControlWords.handled(worker), sequence)
+                    link.control.tell_worker(worker, ControlWords.handled(worker), sequence)
                 case Report(update):
                     self._report(update, self._learning_rate)
                 case Dropped(record, is_stale):
@@ -183,11 +183,11 @@ class Coordinator(ShardServer):
                 case Lost(worker, is_last):
                     observer.after_loss(worker, is_last=is_last)
                 case Offer(worker, ticket):
-                    link.offer(worker, ticket)
+                    link.control.offer(worker, ticket)
                 case Exhausted():
-                    link.tell_everybody(ControlWords.EXHAUSTED, 1)
+                    link.control.tell_everybody(ControlWords.EXHAUSTED, 1)
                 case Stop():
-                    link.tell_everybody(ControlWords.STOP, 1)
+                    link.control.tell_everybody(ControlWords.STOP, 1)
                     # At once: workers may take long to notice, and what asked for the stop may leave little time.
                     self.save_last()
 

@@ -29,7 +29,7 @@ class Follower(ShardServer):
         self._report_saves(self._saver.wait())
 
     def _after_apply(self, order: Order) -> None:
-        self._link.tell_applied(order.version)
+        self._link.control.tell_applied(self._index, order.version)
 
     def _report_saves(self, results: Iterable[SavedShard]) -> None:
         for saved in results:

@@ -22,7 +22,7 @@ class Polling:
     def __init__(self, link: Link) -> None:
         self._link = link
         between_hosts = Backoff(LONG_SECONDS, quick_seconds=_QUICK_SECONDS, part_of_wait=_PART_OF_WAIT)
-        self._waiting = between_hosts if link.spans_nodes else link.make_wait(LONG_SECONDS)
+        self._waiting = between_hosts if link.spans_nodes else link.control.make_wait(LONG_SECONDS)
         self._arrived = [0] * link.num_workers
         self._all_begun = ControlWords.all_begun(link.num_workers)
         self._is_moving = False

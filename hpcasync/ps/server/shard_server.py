@@ -124,7 +124,7 @@ class ShardServer:
 
     def _consume(self, order: Order) -> None:
         for worker, sequence in self._slots.consume(order):
-            self._link.tell_worker(worker, ControlWords.consumed(worker), sequence)
+            self._link.control.tell_worker(worker, ControlWords.consumed(worker), sequence)
 
     def _apply(self, order: Order) -> None:
         self._gradients.apply(order, self._clip_norm, self._squared_norm, lambda: self._begin_writing(order.version))

@@ -1,7 +1,7 @@
-"""The windows between servers and workers: how each rank reaches what lies there, and nothing of what it means.
+"""The data windows between servers and workers: how each rank reaches what lies there, and nothing of what it means.
 
-Parameters, gradients and records lie in the data windows (`ps.transport.window_layout`). Versions, counts and flags
-are words of the control window.
+Parameters, gradients and records lie in them (`ps.transport.window_layout`). Versions, counts and flags are control
+words (`ps.transport.control_channel`).
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,14 @@ import torch
 from mpi4py import MPI
 
 from hpcasync.choices import GradientFormat, ParameterFormat, WindowKind
-from hpcasync.comm import futex
 from hpcasync.comm.gpu_memory import takes_gpu_memory
 from hpcasync.comm.mapped_window import MappedWindow
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard
-from hpcasync.comm.shared_words import SharedControlWindow
-from hpcasync.comm.waiting import SHORT_SECONDS, Backoff, make_progress
-from hpcasync.comm.wake_ups import ANYTHING, WakeUps, WakeUpWait
-from hpcasync.comm.windows import ControlWindow, DataWindow
+from hpcasync.comm.waiting import make_progress
+from hpcasync.comm.windows import DataWindow
 from hpcasync.ps.protocol.control_words import ControlWords
+from hpcasync.ps.transport.control_channel import ControlChannel
 from hpcasync.ps.transport.gradient_formats import SlotAddress, make_wire
 from hpcasync.ps.transport.record_codec import record_bytes
 from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
@@ -28,7 +26,6 @@ from hpcasync.ps.transport.window_kind import is_mapped
 from hpcasync.ps.transport.window_layout import Layout, Place, require_servers
 from hpcasync.ps.transport.window_memory import Copies, RankMemory, memory_of, require_memory
 
-Control = ControlWindow | SharedControlWindow
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -71,6 +68,7 @@ class Link:
         may_lose_workers: the job goes on without workers that die; all ranks are on one host then.
 
     Attributes:
+        control: versions, counts and flags.
         data: parameters, and what ranks of one host exchange.
         mpi_window: records, and what goes from one host to another; the same one, unless windows are mapped.
         spans_nodes: whether there are several hosts.
@@ -119,10 +117,7 @@ class Link:
         nodes = tuple(comm.allgather(node_comm.bcast(comm.rank)))
         self._layout = self._lay_out(options, nodes, may_lose_workers=may_lose_workers)
         self._require_memory(device, private_copies, mirrored_vectors if self.spans_nodes else 0)
-        num_words = ControlWords.count(self.num_workers, len(self.shards)) if is_server else 0
-        self.control: Control = (ControlWindow if self.spans_nodes else SharedControlWindow)(comm, num_words)
-        # Between hosts ranks poll: what is put there moves while its target looks.
-        self._wake_ups = WakeUps(comm) if not self.spans_nodes and futex.is_available() else None
+        self.control = ControlChannel(comm, roles, spans_nodes=self.spans_nodes)
         self._open_data_windows(node_comm, device)
         self.page_locks = self._lock_pages(device)
         if any(self.page_locks.values()):
@@ -300,56 +295,6 @@ class Link:
             self._views[key] = window.memory(rank)[offset : offset + num_bytes].view(dtype)
         return self._views[key]
 
-    def tell_worker(self, worker: int, word: int, value: int) -> None:
-        """Store one of this server's words that a worker may be waiting for."""
-        self.control.store(self.comm.rank, word, value)
-        self._wake(self.roles.worker_ranks[worker], word)
-
-    def tell_everybody(self, word: int, value: int) -> None:
-        """Store one of this server's words that all ranks look at while they wait."""
-        self.control.store(self.comm.rank, word, value)
-        for rank in range(self.comm.size):
-            self._wake(rank)
-
-    def tell_coordinator(self, word: int, value: int) -> None:
-        """Store one of the coordinator's words."""
-        self.control.store(self.coordinator_rank, word, value)
-        self._wake(self.coordinator_rank)
-
-    def offer(self, worker: int, ticket: int) -> None:
-        """At the coordinator: offer a worker a batch that a dead one has left undone."""
-        self.control.store(self.coordinator_rank, ControlWords.offered_ticket(worker), ticket)
-        word = ControlWords.offers(worker)
-        self.tell_worker(worker, word, int(self.control.local()[word]) + 1)
-
-    def wake_followers(self) -> None:
-        """The other servers have been sent something."""
-        for rank in self.roles.server_ranks[1:]:
-            self._wake(rank)
-
-    def _wake(self, rank: int, topic: int = ANYTHING) -> None:
-        if self._wake_ups is not None:
-            self._wake_ups.wake(rank, topic)
-
-    def make_wait(self, longest_seconds: float = SHORT_SECONDS, word: int = ANYTHING) -> Backoff | WakeUpWait:
-        """How this rank is to wait for others' stores; to be made before the first look.
-
-        Args:
-            longest_seconds: of a sleep, between hosts.
-            word: that a worker waits for, if it is one only.
-        """
-        return Backoff(longest_seconds) if self._wake_ups is None else WakeUpWait(self._wake_ups, word)
-
-    def tell_applied(self, version: int) -> None:
-        """This server's shard has a version: tell the coordinator."""
-        assert self.server_index is not None
-        self.tell_coordinator(ControlWords.applied(self.num_workers, self.server_index), version)
-
-    def have_applied(self, version: int) -> bool:
-        """At the coordinator: whether all other servers' shards have a version."""
-        first = ControlWords.applied(self.num_workers, 1)
-        return min(self.control.local()[first:].tolist(), default=version) >= version
-
     def begin_writing(self, version: int) -> None:
         """To be called before the first byte of a version is written, over those of the version before the last."""
         if self._sender is not None:
@@ -394,6 +339,4 @@ class Link:
         self.data.free()
         if self.is_mapped:
             self.mpi_window.free()
-        if self._wake_ups is not None:
-            self._wake_ups.free()
         self.control.free()

@@ -89,8 +89,8 @@ class Client:
     def rest(self) -> bool:
         """There are no more batches to draw: wait for an offer; False if nothing is left to do for anybody."""
         read, rank = self._link.control.read, self._coordinator
-        self._link.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
-        waiting = self._link.make_wait(LONG_SECONDS)
+        self._link.control.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
+        waiting = self._link.control.make_wait(LONG_SECONDS)
         while not self.working.has_offer(read(rank, ControlWords.offers(self._worker))):
             if self.should_stop() or read(rank, ControlWords.EXHAUSTED):
                 return False
@@ -317,7 +317,7 @@ class Client:
         link = self._link
         link.write_record(self.working.next_push, encode_record(record, link.max_tickets))
         link.complete_push()
-        link.tell_coordinator(ControlWords.announced(self._worker), self.working.announce())
+        link.control.tell_coordinator(ControlWords.announced(self._worker), self.working.announce())
 
     def wait(self) -> bool:
         """Wait after a push as the pull policy says; False if training has ended."""
@@ -326,7 +326,7 @@ class Client:
 
     def finish(self) -> None:
         """Tell the coordinator that this worker pushes nothing more."""
-        self._link.tell_coordinator(ControlWords.finished(self._worker), 1)
+        self._link.control.tell_coordinator(ControlWords.finished(self._worker), 1)
         if self._ring is not None:
             self._ring.leave()
 
@@ -334,7 +334,7 @@ class Client:
         word, value = _WORDS[wait.told](self._worker), wait.value
         ranks = self._link.roles.server_ranks if wait.told is Count.CONSUMED else (self._coordinator,)
         started = time.perf_counter()
-        waiting = self._link.make_wait(word=word)
+        waiting = self._link.control.make_wait(word=word)
         try:
             while any(self._link.control.read(rank, word) < value for rank in ranks):
                 if self.should_stop():

@@ -85,7 +85,7 @@ def check_link(comm: MPI.Intracomm, _: MPI.Intracomm) -> None:
         assert torch.equal(total, pattern)
         link.own_buffer(1)[far.start : far.stop] = 2 * total
         link.data.sync()
-        link.tell_worker(0, ControlWords.handled(0), 1)
+        link.control.tell_worker(0, ControlWords.handled(0), 1)
     wait_for_all(comm)
     link.free()
 

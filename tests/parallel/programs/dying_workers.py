@@ -71,9 +71,9 @@ class Mortal(Client):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def draw(self) -> int:
-        control = self._link.control
-        assert isinstance(control, SharedControlWindow)
-        with control._alone():
+        words = self._link.control._window
+        assert isinstance(words, SharedControlWindow)
+        with words._alone():
             self._die_at("lock")
         number = super().draw()
         self._die_at("draw")
@@ -96,7 +96,7 @@ class Mortal(Client):
 
     def rest(self) -> bool:
         if self.moment == "rest":
-            self._link.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
+            self._link.control.tell_coordinator(ControlWords.rests(self._worker), self.working.rest())
         self._die_at("rest")
         return super().rest()
 
