@@ -16,7 +16,7 @@ import yaml
 
 from hpcasync import device_kernels
 from hpcasync.config.model import ModelConfig
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model

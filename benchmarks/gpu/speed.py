@@ -19,7 +19,7 @@ from hpcasync.comm.copy_stream import CopyStream
 from hpcasync.comm.page_lock import PageLock
 from hpcasync.comm.shards import Shard
 from hpcasync.config.model import ModelConfig
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.nmt import loss as loss_module
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.loss import summed_cross_entropy

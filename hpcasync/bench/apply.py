@@ -6,7 +6,7 @@ import torch
 
 from hpcasync.bench.memory import Bandwidth, seconds_of
 from hpcasync.bench.rows import Row, rate_row, time_row
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum

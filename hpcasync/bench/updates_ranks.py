@@ -16,7 +16,7 @@ from mpi4py import MPI
 from hpcasync.bench.jobs import RESULT
 from hpcasync.choices import PullPolicy
 from hpcasync.comm.mpi import library_name
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord

@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from hpcasync.cli.cores import settle_threads
 from hpcasync.cli.parameters import BEAM, FILE, SPLIT, THREADS, Count, Number
-from hpcasync.config.schema import Config, Tokenizer, load_config
+from hpcasync.config.schema import Config, load_config
+from hpcasync.config.validation import Tokenizer
 from hpcasync.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hpcasync.config.schedule import StopConfig
-from hpcasync.config.schema import RunConfig, StalenessConfig, ValidationConfig
+from hpcasync.config.schema import RunConfig
 from hpcasync.config.strict import UserPath, validate
+from hpcasync.config.updates import StalenessConfig
+from hpcasync.config.validation import ValidationConfig
 
 
 class ProgramStopConfig(StopConfig):

@@ -5,92 +5,30 @@ Every rank resolves the same file and overrides; `Config.digest` is what ranks c
 
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from hpcasync.choices import StalenessPolicy
 from hpcasync.config.data import DataConfig
 from hpcasync.config.exchange import ExchangeConfig
 from hpcasync.config.model import ModelConfig
+from hpcasync.config.optimizer import OptimizerConfig, UpdateConfig
 from hpcasync.config.records import LoggingConfig
 from hpcasync.config.roles import PER_DEVICE, RolesConfig
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
-from hpcasync.config.section import MOST_THREADS, Section
+from hpcasync.config.section import Section
 from hpcasync.config.strict import UserPath, read_values, validate
+from hpcasync.config.updates import AccumulateConfig, StalenessConfig
+from hpcasync.config.validation import CheckpointConfig, ValidationConfig
 from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
-Tokenizer = Literal[
-    "auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "none"
-]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 # Part of a run that staleness.fresh_start can be: what is trained as in sync is no faster than sync.
 _MOST_FRESH = 0.25
-
-
-def _check_pushes(value: Any) -> Any:
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if is_number or (isinstance(value, str) and re.fullmatch(r"([1-9]\d{0,3}\*)?workers", value)):
-        return value
-    raise ValueError(f"must be a positive number, workers, or a multiple such as 2*workers, not {value}")
-
-
-class AccumulateConfig(Section):
-    """How many gradients are summed: local in a worker before a push, global at the servers before an update."""
-
-    local: int = Field(1, ge=1, le=2**31 - 1, description="micro-batches per push")
-    global_: Annotated[int | str, BeforeValidator(_check_pushes)] = Field(
-        "workers",
-        alias="global",
-        description="pushes per update: a number, workers, or a multiple such as 2*workers; always one in async and "
-        "async-local, all workers in sync",
-    )
-
-
-class StalenessConfig(Section):
-    """What is done about gradients computed from old parameters; asynchronous modes only."""
-
-    limit: int | None = Field(None, ge=0, description="most updates that a gradient may be behind; default: any number")
-    policy: StalenessPolicy = Field(
-        "wait",
-        description="at the limit: updates wait for slow workers; staler gradients are dropped; or the learning rate "
-        "is divided by staleness over limit",
-    )
-    compensation: float = Field(
-        0.0, ge=0, description="strength of delay compensation (DC-ASGD); costs servers limit + 1 copies of the shard"
-    )
-
-    lookahead: float = Field(
-        1.0,
-        ge=0,
-        description="workers compute with parameters that are ahead by so much of the mean staleness, along the last "
-        "update; 1: by all of it",
-    )
-
-    fresh_start: float = Field(
-        2.0,
-        ge=0,
-        description="so many times the warm-up of the learning rate, but at most a quarter of the run, workers wait "
-        "for the update that their gradient is part of, as in sync: there learning is fastest, and staleness costs "
-        "most; 0: never",
-    )
-
-    @model_validator(mode="after")
-    def _check_lookahead(self) -> "StalenessConfig":
-        if self.lookahead and self.compensation:
-            raise ValueError("lookahead and compensation both correct for staleness: set lookahead to 0")
-        return self
-
-    @model_validator(mode="after")
-    def _check_compensation(self) -> "StalenessConfig":
-        if self.compensation and (self.limit is None or self.policy == "scale"):
-            raise ValueError("compensation keeps the last limit + 1 versions: set limit, with policy wait or drop")
-        return self
 
 
 class SyncConfig(Section):
@@ -112,77 +50,6 @@ class StragglerConfig(Section):
     slowdown: float = Field(
         2.0, ge=1, le=1e6, description="how many times as long it takes to compute: it rests in between"
     )
-
-
-class UpdateConfig(Section):
-    """What is done around an optimizer step, whatever the optimizer."""
-
-    clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient per token; 0: no clipping")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="averaged parameters, per update; 0: none")
-
-
-class OptimizerConfig(UpdateConfig):
-    """One optimizer step is made per update, on the gradient per target token."""
-
-    name: Literal["adam", "adamw", "muon"] = Field(
-        "adam",
-        description="adamw: decoupled weight decay; muon: steps the matrices of the Transformer's layers along "
-        "momentum whose singular values are made one, and all else as adamw does, at the same rate",
-    )
-    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
-    eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.0, ge=0, description="of all parameters")
-    nesterov: bool = Field(
-        True,
-        description="step along b1 * m + (1 - b1) * gradient, not along the mean m alone: stale gradients do less harm",
-    )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all pieces")
-
-    @model_validator(mode="after")
-    def _check_betas(self) -> "OptimizerConfig":
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
-        return self
-
-
-class ValidationConfig(Section):
-    """Scoring of snapshots while training goes on."""
-
-    every: int = Field(0, ge=0, description="updates between snapshots; 0: only at the end")
-    score: bool = Field(
-        True, description="score snapshots during the run; else later with `hpcasync evaluate RUN_DIR --all`"
-    )
-    metric: Literal["bleu", "chrf", "comet", "loss"] = Field("bleu", description="what makes a snapshot the best")
-    comet: UserPath | None = Field(
-        None, description="directory of a COMET model, to score with it, too; default: none (docs/translate.md)"
-    )
-    tokenize: Tokenizer = Field(
-        "auto",
-        description="of BLEU, as sacreBLEU's; auto: by the corpus's target language: zh, ja-mecab, ko-mecab, else 13a",
-    )
-    beam: int = Field(5, ge=1, le=10_000, description="beam of the search for BLEU and chrF")
-    max_sentences: int = Field(0, ge=0, description="pairs searched for BLEU and chrF; 0: all")
-    threads: int = Field(1, ge=1, le=MOST_THREADS, description="intra-op threads of the scoring process")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto",
-        description="of the scoring process; auto: a GPU that no rank uses, or the CPU; cuda: any",
-    )
-    keep: int = Field(0, ge=0, description="most recent snapshots kept, and the best one; 0: all")
-
-    @model_validator(mode="after")
-    def _check_comet(self) -> "ValidationConfig":
-        if self.metric == "comet" and self.comet is None:
-            raise ValueError("metric comet needs a model: set comet to its directory")
-        return self
-
-
-class CheckpointConfig(Section):
-    """Checkpoints to go on from."""
-
-    every: int = Field(0, ge=0, description="updates between checkpoints; 0: with every snapshot and at the end")
-    keep: int = Field(3, ge=1, description="most recent checkpoints kept, and that of the best snapshot")
-    keep_every: int = Field(0, ge=0, description="checkpoints at multiples of so many updates are kept too; 0: none")
 
 
 class RunConfig(Section):

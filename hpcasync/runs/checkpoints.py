@@ -19,7 +19,7 @@ from safetensors.torch import save_file as save_tensors
 
 from hpcasync.comm.shards import Shard
 from hpcasync.complete_files import list_complete, partial_of, publish, remove_complete, sync_path
-from hpcasync.config.schema import CheckpointConfig
+from hpcasync.config.validation import CheckpointConfig
 from hpcasync.data.digests import file_digest
 from hpcasync.errors import UserError, describe
 from hpcasync.ps.protocol.saved_shard import SavedShard

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.train.loop.optimizers import optimizer_factory

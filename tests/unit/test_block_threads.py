@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcasync.choices import GradientFormat
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.block_threads import BlockThreads
 from hpcasync.ps.server.group_sum import GroupSum

@@ -9,7 +9,7 @@ import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.complete_files import list_complete
-from hpcasync.config.schema import CheckpointConfig
+from hpcasync.config.validation import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.ps.protocol.saved_shard import SavedShard
 from hpcasync.runs.checkpoints import CheckpointDirectory, SavedCheckpoint, ShardWriter, read_shard

@@ -11,7 +11,7 @@ import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.complete_files import list_complete
-from hpcasync.config.schema import CheckpointConfig
+from hpcasync.config.validation import CheckpointConfig
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.runs.files import write_snapshot
 from hpcasync.train.records.console import Console

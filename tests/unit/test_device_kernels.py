@@ -13,7 +13,7 @@ from torch.nn import functional
 from update_cases import RATE, SIZES, Case, cases, check_sums
 
 from hpcasync import device_kernels
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.nmt import loss as loss_module
 from hpcasync.nmt.loss import summed_cross_entropy
 from hpcasync.ps.server import fused_apply

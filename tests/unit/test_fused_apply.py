@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from update_cases import BETAS, RATE, SIZES, Case, cases, check_sums
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import fused_apply, kernel_library
 from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.ps.server.shard_state import ShardState

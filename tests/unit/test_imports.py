@@ -63,7 +63,7 @@ assert not loaded, loaded"""
 def test_no_rank_that_trains_on_cpus_loads_the_compiler_of_torch() -> None:
     """It takes 75 MB of each; whatever makes or steps an optimizer of torch loads it."""
     source = """import torch
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.start_checks import require_elementwise
 from hpcasync.ps.server.shard_state import ShardState, blocks_of

@@ -7,7 +7,9 @@ import torch
 from tiny_run import TinyRun
 
 from hpcasync.comm.shards import Shard
-from hpcasync.config.schema import CheckpointConfig, OptimizerConfig, load_config
+from hpcasync.config.optimizer import OptimizerConfig
+from hpcasync.config.schema import load_config
+from hpcasync.config.validation import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
 from hpcasync.ps.server.muon import Muon, orthogonal

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.train.loop.optimizers import optimizer_factory
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.runs.counters import Counters
 from hpcasync.train.loop.schedule import in_batches, learning_rate
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import shard_state
 from hpcasync.ps.server.apply_group import clip_factor
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm

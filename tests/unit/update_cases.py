@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.train.loop.optimizers import optimizer_factory

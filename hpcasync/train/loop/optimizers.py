@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
 from hpcasync.ps.server.muon import Muon, cost_of_element
 from hpcasync.ps.server.parameter_groups import OptimizerFactory, Optimizers, ParameterGroup

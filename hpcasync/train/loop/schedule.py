@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.config.schedule import ScheduleConfig, StopConfig
-from hpcasync.config.schema import Config, OptimizerConfig
+from hpcasync.config.schema import Config
 from hpcasync.runs.counters import Counters
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcasync.command_line import own_command
 from hpcasync.complete_files import list_complete, remove_complete, write_text_atomically
-from hpcasync.config.schema import ValidationConfig
+from hpcasync.config.validation import ValidationConfig
 from hpcasync.runs.background_writer import BackgroundWriter
 from hpcasync.runs.files import SavedSnapshot, explain, write_snapshot
 from hpcasync.runs.records import read_validations

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcasync.choices import GradientFormat, ParameterFormat, PullPolicy, StalenessPolicy, WindowKind
-from hpcasync.config.schema import OptimizerConfig
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
 

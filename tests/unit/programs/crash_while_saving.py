@@ -18,7 +18,7 @@ import torch
 
 from hpcasync.comm.shards import Shard, cut_shards
 from hpcasync.complete_files import list_complete, remove_partial, write_text_atomically
-from hpcasync.config.schema import CheckpointConfig
+from hpcasync.config.validation import CheckpointConfig
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.runs.files import read_state
 
