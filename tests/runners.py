@@ -21,7 +21,9 @@ RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNB
 
 
 class MpiRunner:
-    """Runs real MPI jobs and fails the test on a time-out or a process left behind.
+    """Runs real MPI jobs and fails the test where one does not end as it should; pytest shows what it has printed.
+
+    It should end in time, with the exit code that is expected (None: whichever), and leave no process behind.
 
     Args:
         launcher: the mpirun.
@@ -51,10 +53,10 @@ class MpiRunner:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        check: bool = True,
+        exit_code: int | None = 0,
     ) -> FinishedJob:
-        """Run `hpcasync ARGUMENTS` on `num_ranks` ranks; `check`: fail the test unless it exits with 0."""
-        return self._run(num_ranks, ["-m", "hpcasync", *map(str, arguments)], timeout, env, options, check)
+        """Run `hpcasync ARGUMENTS` on `num_ranks` ranks."""
+        return self._run(num_ranks, ["-m", "hpcasync", *map(str, arguments)], timeout, env, options, exit_code)
 
     def python(
         self,
@@ -64,11 +66,11 @@ class MpiRunner:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        check: bool = True,
+        exit_code: int | None = 0,
     ) -> FinishedJob:
         """Run a Python file (Path) or source text (str) on every rank; an exception on one rank ends them all."""
         what = ["-c", program] if isinstance(program, str) else [str(program)]
-        return self._run(num_ranks, ["-c", MPI4PY, *what, *map(str, arguments)], timeout, env, options, check)
+        return self._run(num_ranks, ["-c", MPI4PY, *what, *map(str, arguments)], timeout, env, options, exit_code)
 
     def program(
         self,
@@ -78,10 +80,10 @@ class MpiRunner:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        check: bool = True,
+        exit_code: int | None = 0,
     ) -> FinishedJob:
         """Run a Python file on every rank under plain `python`, which leaves errors to the file."""
-        return self._run(num_ranks, [str(program), *map(str, arguments)], timeout, env, options, check)
+        return self._run(num_ranks, [str(program), *map(str, arguments)], timeout, env, options, exit_code)
 
     def _run(
         self,
@@ -90,7 +92,7 @@ class MpiRunner:
         timeout: float,
         env: Mapping[str, str] | None,
         options: Sequence[str],
-        check: bool,
+        exit_code: int | None,
     ) -> FinishedJob:
         environment = {**os.environ, **RANK_ENVIRONMENT, **self._environment, **(env or {})}
         if self._hosts is not None:
@@ -104,18 +106,18 @@ class MpiRunner:
             argv = (*line.argv[: -len(program)], *self._forked.command(arguments))
             started = JobLine(argv, line.variables)
         job = capture(started, environment, timeout_seconds=timeout)
-        said = f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}"
+        print(f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}")
         if job.timed_out:
-            pytest.fail(f"still running after {timeout:g} s: {said}")
+            pytest.fail(f"still running after {timeout:g} s: {line}")
         if job.stragglers:
-            pytest.fail(f"processes left behind: {job.stragglers}\n{said}")
-        if check and job.returncode != 0:
-            pytest.fail(f"exit code {job.returncode}: {said}")
+            pytest.fail(f"processes left behind: {job.stragglers}: {line}")
+        if exit_code not in (None, job.returncode):
+            pytest.fail(f"exit code {job.returncode}, not {exit_code}: {line}")
         return job
 
 
 class CliRunner:
-    """Runs `hpcasync` as a person does, in a process of its own."""
+    """Runs `hpcasync` as a person does, in a process of its own; if the test fails, pytest shows what was printed."""
 
     def __call__(
         self,
@@ -126,7 +128,7 @@ class CliRunner:
         cwd: Path | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run `hpcasync ARGUMENTS` and return its exit code and output."""
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "hpcasync", *map(str, arguments)],
             input=stdin or "",
             capture_output=True,
@@ -135,3 +137,5 @@ class CliRunner:
             env={**os.environ, **(env or {})},
             cwd=cwd,
         )
+        print(f"{done.args}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}")
+        return done

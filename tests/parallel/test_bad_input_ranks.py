@@ -128,7 +128,7 @@ def make_prepared(directory: Path) -> Path:
 
 def refuse(job: FinishedJob, *says: str, cure: str) -> None:
     """Check the one message of an MPI job."""
-    check_refusal(None if job.timed_out else job.returncode, job.stderr, says, cure)
+    check_refusal(job.returncode, job.stderr, says, cure)
 
 
 def test_a_truncated_shard(trainer: Trainer, finished: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_truncated_shard(trainer: Trainer, finished: Path) -> None:
     shard.write_bytes(content[: len(content) // 2])
     before = digest_of(finished)
     more = f"stop={{updates: {NUM_UPDATES + 1}}}"
-    run = trainer.command(3, "mode=async", "roles.servers=2", "name=done", more, flags=["--resume"], check=False)
+    run = trainer.command(3, "mode=async", "roles.servers=2", "name=done", more, flags=["--resume"], exit_code=2)
     refuse(run.job, f"cannot read {shard}", cure=f"remove {shard.parent}")
     assert digest_of(finished) == before, "a refusal changes nothing"
     shard.write_bytes(content)
@@ -154,7 +154,7 @@ def test_ranks_with_another_corpus(mpirun: MpiRunner, trainer: Trainer, tmp_path
     arguments = (tmp_path / "there", "train", tmp_path / "config.yaml", "mode=async")
     options = ("--wdir" if mpirun.launcher.flavour == "openmpi" else "-wdir", str(tmp_path / "here"))
     job = mpirun.program(
-        2, PROGRAMS / "differing_corpus.py", *arguments, options=options, check=False, timeout=JOB_SECONDS
+        2, PROGRAMS / "differing_corpus.py", *arguments, options=options, exit_code=2, timeout=JOB_SECONDS
     )
     refuse(job, "the corpus corpus differs between ranks", "rank 1 has", cure="the same files")
     assert not (tmp_path / "runs").exists()
@@ -168,7 +168,7 @@ def test_horovod_is_absent(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) 
         2,
         ["train", trainer.path, "mode=sync", "name=blocked"],
         env={"PYTHONPATH": path},
-        check=False,
+        exit_code=2,
         timeout=JOB_SECONDS,
     )
     refuse(job, "mode=sync needs Horovod", "blocked by a test", cure="sync.backend=torch and every asynchronous mode")
@@ -180,7 +180,7 @@ def test_sync_by_horovod_without_threads_in_mpi(mpirun: MpiRunner, trainer: Trai
     pytest.importorskip("horovod")
     few = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
     settings = "mode=sync", "sync.backend=horovod", "name=threads"
-    job = mpirun(2, ["train", trainer.path, *settings], env=few, check=False, timeout=JOB_SECONDS)
+    job = mpirun(2, ["train", trainer.path, *settings], env=few, exit_code=2, timeout=JOB_SECONDS)
     refuse(job, "mode=sync with Horovod needs MPI_THREAD_MULTIPLE", cure="set sync.backend=torch")
 
 
@@ -199,7 +199,7 @@ def tiny_disk(directory: Path, *, options: str) -> Iterator[Path]:
 
 def test_a_read_only_run_directory(mpirun: MpiRunner, trainer: Trainer, tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", options="ro") as disk:
-        job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], check=False, timeout=JOB_SECONDS)
+        job = mpirun(2, ["train", trainer.path, "mode=async", f"run_dir={disk}/runs"], exit_code=2, timeout=JOB_SECONDS)
     refuse(
         job,
         f"cannot write {disk}/runs",

@@ -39,6 +39,13 @@ def start(how: str, file: Path) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
+def end(process: "subprocess.Popen[str]") -> int:
+    """Wait for it; returns the exit code."""
+    _, stderr = process.communicate(timeout=30)
+    print(stderr)
+    return process.returncode
+
+
 def rank_pids(process: "subprocess.Popen[str]", file: Path) -> list[int]:
     files = [file.with_suffix(f".{rank}") for rank in range(2)]
     wait_until(lambda: process.poll() is not None or all(f.is_file() and f.read_text() for f in files))
@@ -48,16 +55,14 @@ def rank_pids(process: "subprocess.Popen[str]", file: Path) -> list[int]:
 
 def test_the_exit_code_is_passed_through(tmp_path: Path) -> None:
     process = start("exit", tmp_path / "out")
-    process.communicate(timeout=30)
-    assert process.returncode == 7
+    assert end(process) == 7
 
 
 def test_usr1_reaches_every_rank_and_the_job_goes_on(tmp_path: Path) -> None:
     process = start("wait-for-usr1", tmp_path / "out")
     rank_pids(process, tmp_path / "out")
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
+    assert end(process) == 0
     assert (tmp_path / "out").read_text() == "2"
 
 
@@ -66,8 +71,7 @@ def test_ending_the_launcher_ends_all_ranks(tmp_path: Path, number: signal.Signa
     process = start("sleep", tmp_path / "out")
     pids = rank_pids(process, tmp_path / "out")
     process.send_signal(number)
-    process.communicate(timeout=20)
-    assert process.returncode != 0
+    assert end(process) != 0
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
 
 
@@ -76,8 +80,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_shared_memory(tmp_path: Path) 
     process = start("sleep", tmp_path / "out")
     pids = rank_pids(process, tmp_path / "out")
     os.kill(pids[1], signal.SIGKILL)
-    process.communicate(timeout=20)
-    assert process.returncode != 0
+    assert end(process) != 0
     assert not psutil.pid_exists(pids[0])
     wait_until(lambda: not unused_segments(before), seconds=10)
 
@@ -99,8 +102,7 @@ def test_a_killed_mpirun_leaves_nothing_in_the_way_of_the_next_of_its_number(tmp
     left = session_directory(mpirun.pid)
     assert left.is_dir() or mpirun.name() != "prterun"  # that of Open MPI
     mpirun.kill()
-    process.communicate(timeout=20)
-    assert process.returncode != 0
+    assert end(process) != 0
     assert not left.exists()
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
 
@@ -127,8 +129,7 @@ def test_launch_prints_the_line_and_runs_the_command(run_cli: CliRunner) -> None
 
 
 def test_launch_inside_a_job_is_refused_once(mpirun: MpiRunner) -> None:
-    job = mpirun(2, ["launch", "-n", "2", "--", "train", "x.yaml"], check=False)
-    assert job.returncode == 2
+    job = mpirun(2, ["launch", "-n", "2", "--", "train", "x.yaml"], exit_code=2)
     assert job.stderr.count("starts mpirun itself") == 1
 
 

@@ -79,9 +79,8 @@ def jobs(mpirun: MpiRunner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"mode": "sync", "run": "sync-split", "share": {"epochs": 2}, "made": {"stream": "split"}},
         {"mode": "sync", **stopped, "run": "sync-stopped"},
     ]
-    three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240, check=False)
-    two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240, check=False)
-    assert three.returncode == two.returncode == PREEMPTED, three.stderr + two.stderr
+    three = mpirun.python(3, PROGRAM, directory, json.dumps(asynchronous), timeout=240, exit_code=PREEMPTED)
+    two = mpirun.python(2, PROGRAM, directory, json.dumps(synchronous), timeout=240, exit_code=PREEMPTED)
     yield directory, three, two
 
 
@@ -187,11 +186,11 @@ def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
     streamed = [{**stopped, "run": f"stopped-{stream}", "made": {"stream": stream}} for stream in streams]
     for stream, case in zip(streams, streamed, strict=True):
         part = {**case, "made": {**STOPPING, "stream": stream}}
-        job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([part]), timeout=120, check=False)
-        assert job.returncode == PREEMPTED and not told(job, str(case["run"])), job.stderr
+        job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([part]), timeout=120, exit_code=PREEMPTED)
+        assert not told(job, str(case["run"]))
     dying = {**killed, "made": {"kill_at": 25, "pause": 0.02}}
-    job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([dying]), timeout=120, check=False)
-    assert job.returncode not in (0, PREEMPTED)
+    job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([dying]), timeout=120, exit_code=None)
+    assert job.returncode not in (0, PREEMPTED), job.stderr
     cases = [stopped, killed, *streamed]
     for case in cases:
         assert not told(three, str(case["run"])) + told(two, str(case["run"])), "the program ends where it is stopped"
@@ -234,8 +233,7 @@ def test_compiled_modules(mpirun: MpiRunner, tmp_path: Path) -> None:
 def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, tmp_path: Path) -> None:
     whole = {"mode": "async-global", "run": "whole", "share": {"epochs": 3}}
     part = {**whole, "run": "part", "made": {"signal_at": 20}}
-    job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), timeout=120, check=False)
-    assert job.returncode == PREEMPTED
+    job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), timeout=120, exit_code=PREEMPTED)
     assert 0 < state_of(tmp_path / "part")["counters"]["num_updates"] < 3 * BATCHES
     part["made"] = {}
     rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]), timeout=120)
@@ -250,8 +248,7 @@ def test_a_program_that_ends_in_the_loop_has_left_it(mpirun: MpiRunner, tmp_path
         case = {"mode": "async-global", "run": f"{num_ranks}-{code}", "share": {"epochs": 100}}
         # The other worker may have had most of an epoch before.
         case["made"] = {"exit_at": 9, "code": code, "total": 100 * BATCHES}
-        job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, check=False)
-        assert job.returncode == code, job.stderr
+        job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, exit_code=code)
         assert "done (the program asked for it)" in job.stdout
         assert 0 < state_of(tmp_path / str(case["run"]))["tickets"]["low"] < 100 * BATCHES
 
@@ -262,15 +259,13 @@ def test_a_program_that_ends_before_the_loop(mpirun: MpiRunner, tmp_path: Path) 
     job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60)
     assert not job.stderr and not (tmp_path / "run").exists()
     case["made"] = {"leaves": "server"}
-    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60, check=False)
-    assert job.returncode == 2
+    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60, exit_code=2)
     assert job.stderr.count("rank 0, a server, has ended its program before the loop of job.share()") == 1
 
 
 def test_a_run_at_its_end_says_so(mpirun: MpiRunner, tmp_path: Path) -> None:
     case = {"mode": "sync", "run": "run", "share": {"epochs": 2}}
     cases = [case, case, {**case, "mode": "async"}]
-    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps(cases), timeout=120, check=False)
-    assert job.returncode == 2
+    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps(cases), timeout=120, exit_code=2)
     assert job.stdout.count("this run was at its end (2 epochs): nothing is left to train") == 1
     assert "trained to its end (2 epochs) in mode sync: nothing is left to train in mode async" in job.stderr

@@ -30,8 +30,8 @@ def test_two_jobs_in_one_run_directory(trainer: Trainer, tmp_path: Path) -> None
         job.wait_until(lambda: job.newest, "a checkpoint")
         coordinator = job.rank(0).pid
         for flags in (["--overwrite"], ["--resume"], []):
-            refused = trainer(2, *settings, flags=flags, check=False).job
-            assert refused.returncode == 2 and refused.stderr.count("hpcasync: error") == 1, refused.stderr
+            refused = trainer(2, *settings, flags=flags, exit_code=2).job
+            assert refused.stderr.count("hpcasync: error") == 1, refused.stderr
             assert f"contested-async-seed1 is being written by process {coordinator} on " in refused.stderr
             assert CURE in refused.stderr
         other = trainer(2, *settings[:1], "name=other", "stop={updates: 2}", flags=["--resume-from", str(job.run_dir)])

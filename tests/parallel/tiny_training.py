@@ -122,15 +122,17 @@ class Trainer:
         values = {**CONFIG, "run_dir": str(directory / "runs"), "data": {**CONFIG["data"], "path": str(corpus.path)}}
         self.path.write_text(yaml.safe_dump(values))
 
-    def __call__(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
-        """Train on `num_ranks` ranks; `check=False`: it may be refused, by all ranks, before it begins."""
+    def __call__(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), exit_code: int = 0) -> Run:
+        """Train on `num_ranks` ranks; another `exit_code` than 0: it is refused, by all ranks, before it begins."""
         if self._warm is None or num_ranks > NUM_RANKS:
-            return self.command(num_ranks, *overrides, flags=flags, check=check)
+            return self.command(num_ranks, *overrides, flags=flags, exit_code=exit_code)
         job = self._warm.train(num_ranks, [*flags, str(self.path), *overrides], timeout=_TIMEOUT_SECONDS)
-        assert not check or job.returncode == 0, job.stderr
+        print(f"{self.path} {overrides}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}")
+        assert job.returncode == exit_code
         return Run(load_config(self.path, overrides), job)
 
-    def command(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), check: bool = True) -> Run:
+    def command(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), exit_code: int = 0) -> Run:
         """`hpcasync train` in a job of its own."""
-        job = self._mpirun(num_ranks, ["train", *flags, self.path, *overrides], timeout=_TIMEOUT_SECONDS, check=check)
+        words = ["train", *flags, self.path, *overrides]
+        job = self._mpirun(num_ranks, words, timeout=_TIMEOUT_SECONDS, exit_code=exit_code)
         return Run(load_config(self.path, overrides), job)
