@@ -2,7 +2,6 @@
 
 from itertools import count
 
-from hpcasync.program.buffer_means import changed_buffers
 from hpcasync.program.final import give_last_version
 from hpcasync.program.messages import Messages
 from hpcasync.program.serving import BufferTeller, ProgramObserver
@@ -64,5 +63,5 @@ class ProgramWorker(WorkerPart):
             self._teller.after_step()
 
     def _tell_buffers(self, names: list[str]) -> None:
-        arrays = changed_buffers(self._task.model, names)
+        arrays = self._task.flat.buffers.arrays(names)
         self._messages.tell({"buffers": arrays, "weight": self._engine.client.num_pushed})

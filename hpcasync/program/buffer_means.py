@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from hpcasync.errors import UserError
-
-Arrays = dict[str, np.ndarray]
+from hpcasync.ps.worker.buffers import Arrays, array_of, mean_of
 
 
 class BufferMeans:
@@ -22,37 +21,18 @@ class BufferMeans:
             self._newest[worker] = weight, arrays
 
     def mean(self) -> Arrays:
-        """Of floating-point buffers the mean; of others those of the worker whose values are largest."""
+        """Of each buffer that any of them has told (`mean_of`)."""
         names = sorted({name for _, arrays in self._newest.values() for name in arrays})
-        return {name: self._mean_of(name) for name in names}
-
-    def _mean_of(self, name: str) -> np.ndarray:
-        held = [(weight, arrays[name]) for weight, arrays in self._newest.values() if name in arrays]
-        first = held[0][1]
-        if not np.issubdtype(first.dtype, np.inexact):
-            return max((array for _, array in held), key=lambda array: float(array.sum()))
-        total = sum(weight for weight, _ in held)
-        mean = sum(array.astype(np.float64) * (weight / total) for weight, array in held)
-        return np.asarray(mean, dtype=first.dtype)
-
-
-def changed_buffers(module: torch.nn.Module, names: list[str]) -> Arrays:
-    """Copies of buffers by name."""
-    buffers = dict(module.named_buffers())
-    return {name: _array(buffers[name]).copy() for name in names}
+        told = self._newest.values()
+        return {name: mean_of([(weight, held[name]) for weight, held in told if name in held]) for name in names}
 
 
 def kept_arrays(module: torch.nn.Module) -> Arrays:
     """What the module's state_dict holds beside trainable parameters: copies of buffers, and frozen parameters."""
-    names = {name for name, _ in module.named_buffers()}
-    frozen = {name: _array(values) for name, values in module.named_parameters() if not values.requires_grad}
-    return {**frozen, **changed_buffers(module, [name for name in module.state_dict() if name in names])}
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    values = tensor.detach().cpu()
-    # numpy has no bfloat16; float32 holds the same numbers.
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    frozen = {name: array_of(values) for name, values in module.named_parameters() if not values.requires_grad}
+    kept = module.state_dict()
+    buffers = {name: array_of(values).copy() for name, values in module.named_buffers() if name in kept}
+    return {**frozen, **buffers}
 
 
 def to_json(arrays: Arrays) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hpcasync.program.buffer_means import changed_buffers, kept_arrays, to_json
+from hpcasync.program.buffer_means import kept_arrays, to_json
 from hpcasync.program.final import give_last_version
 from hpcasync.program.messages import Messages, heed
 from hpcasync.program.task import BUFFERS_KEY, ProgramTask
@@ -54,5 +54,5 @@ class ProgramSynchronous(SynchronousPart):
             heed(self._messages.arrived(), self._supervisor)
 
     def _changed(self) -> dict[str, Any]:
-        names = self._task.flat.buffers.changed()
-        return {BUFFERS_KEY: to_json(changed_buffers(self._task.model, names))}
+        buffers = self._task.flat.buffers
+        return {BUFFERS_KEY: to_json(buffers.arrays(buffers.changed()))}

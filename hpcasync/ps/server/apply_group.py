@@ -87,4 +87,4 @@ def apply_group(
 
 def clip_factor(norm: float, clip_norm: float) -> float:
     """Factor that brings a gradient of global norm `norm` down to `clip_norm`, as torch.nn.utils.clip_grad_norm_."""
-    return min(1.0, clip_norm / (norm + 1e-6)) if clip_norm else 1.0
+    return min(1.0, clip_norm / (norm + 1e-6))

@@ -1,12 +1,16 @@
 """A module's buffers, such as a BatchNorm's running statistics: every worker makes its own, no server sees them."""
 
 import hashlib
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:  # a module can be flattened where MPI has not been started
     from mpi4py import MPI
+
+Arrays = dict[str, np.ndarray]
 
 
 class Buffers:
@@ -32,26 +36,43 @@ class Buffers:
         current = dict(self._module.named_buffers())
         return [name for name, digest in self._digests.items() if name in current and _digest(current[name]) != digest]
 
+    def arrays(self, names: Iterable[str]) -> Arrays:
+        """Copies of buffers by name."""
+        current = dict(self._module.named_buffers())
+        return {name: array_of(current[name]).copy() for name in names}
+
     def average(self, comm: "MPI.Intracomm", weight: int) -> None:
-        """Give every rank the mean of the buffers that have changed; of whole numbers, the largest (collective).
+        """Give every rank the means (`mean_of`) of the buffers that have changed (collective).
 
         Args:
             comm: all ranks, with the same buffers.
             weight: of this rank's: gradients that it pushed.
         """
-        total = comm.allreduce(weight)
         names = sorted(set().union(*comm.allgather(self.changed() if weight else [])))
+        if not names:
+            return
+        held = [(other, arrays) for other, arrays in comm.allgather((weight, self.arrays(names))) if other]
         current = dict(self._module.named_buffers())
         for name in names:
-            buffer = current[name]
-            if buffer.is_floating_point() or buffer.is_complex():
-                wide = torch.complex128 if buffer.is_complex() else torch.float64
-                own = buffer.to("cpu", wide) * (weight / total) if weight else torch.zeros(buffer.shape, dtype=wide)
-                mean = torch.empty_like(own)
-                comm.Allreduce(own.numpy(), mean.numpy())
-                buffer.copy_(mean)
-            else:
-                buffer.copy_(max(comm.allgather(buffer.cpu()), key=lambda values: int(values.sum())))
+            mean = mean_of([(other, arrays[name]) for other, arrays in held])
+            current[name].copy_(torch.from_numpy(mean))
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """What a tensor holds; it may lie in its memory."""
+    values = tensor.detach().cpu()
+    # numpy has no bfloat16; float32 holds the same numbers.
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def mean_of(held: Collection[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Of what workers hold of a buffer, each with its weight: the mean, of whole numbers that with the largest sum."""
+    first = next(iter(held))[1]
+    if not np.issubdtype(first.dtype, np.inexact):
+        return max((array for _, array in held), key=lambda array: float(array.sum()))
+    total = sum(weight for weight, _ in held)
+    wide = np.result_type(first.dtype, np.float64)
+    return np.asarray(sum(array.astype(wide) * (weight / total) for weight, array in held), dtype=first.dtype)
 
 
 def _digest(buffer: torch.Tensor) -> bytes:

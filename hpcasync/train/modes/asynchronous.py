@@ -80,8 +80,12 @@ class AsynchronousExchange:
             self.rest()
             return
         with self._timeline.span("push"):
-            is_pushed = self._client.push(gradient, record, is_checked=True)
-        self._go_on(is_pushed)
+            is_pushed = self._push(gradient, record)
+        if not is_pushed:
+            self._is_finished = True
+        elif not self._is_finished:
+            with self._timeline.span("wait"):
+                self._is_finished = not self._client.wait()
 
     def rest(self) -> bool:
         """There was nothing to draw. Where workers may die, one that dies leaves batches to the others."""
@@ -97,13 +101,9 @@ class AsynchronousExchange:
         ticket = self._batches.ticket(draw()) if source is Source.CURSOR else None
         return ticket, self._client.working.drew(has_batch=ticket is not None)
 
-    def _go_on(self, is_pushed: bool) -> None:
-        """After a push: wait as configured."""
-        if not is_pushed:
-            self._is_finished = True
-        elif not self._is_finished:
-            with self._timeline.span("wait"):
-                self._is_finished = not self._client.wait()
+    def _push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
+        """False if training has ended."""
+        return self._client.push(gradient, record, is_checked=True)
 
     def pull(self, parameters: torch.Tensor) -> None:
         if not self._is_finished:

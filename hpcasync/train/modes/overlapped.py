@@ -28,13 +28,8 @@ class PushOverlappedExchange(AsynchronousExchange):
     def expect_gradient(self) -> None:
         self._stream.begin()
 
-    def push(self, gradient: torch.Tensor, record: PushRecord) -> None:
-        if not record.tickets:
-            self.rest()
-            return
-        with self._timeline.span("push"):
-            is_pushed = self._stream.end(record).result()
-        self._go_on(is_pushed)
+    def _push(self, gradient: torch.Tensor, record: PushRecord) -> bool:
+        return self._stream.end(record).result()
 
     def close(self) -> None:
         self._executor.shutdown()
