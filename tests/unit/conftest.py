@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpus_text import sentence_pairs, write
 from simulator import Simulator
 from tiny_run import TinyRun, make_tiny_run
 
@@ -19,6 +20,12 @@ os.environ["TRITON_INTERPRET"] = "1"
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A trained model with its run directory and corpus; read it, or work on a copy."""
     return make_tiny_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    """Text of two languages to prepare."""
+    return write(tmp_path / "text", sentence_pairs())
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What is explored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcasync.choices import PullPolicy, StalenessPolicy
 
@@ -59,3 +59,13 @@ class Options:
     def num_tokens(self, worker: int, sequence: int) -> int:
         """Target tokens in the record of a push."""
         return 0 if (worker, sequence) in self.rejected else 1
+
+
+# Vectors, slots and buffers on GPUs, whose streams do what they were asked for later.
+STREAMS = Options(num_servers=1, num_tickets=2, pushes_per_update=1, streams=True)
+ALONE = replace(STREAMS, num_workers=1, num_tickets=3)
+# A host's gradients are summed there before they leave it.
+HOSTS = Options(num_tickets=2, pushes_per_update=1, in_place=True, hosts=2)
+IN_TURN = replace(HOSTS, pull="applied")
+# Workers that die are survived; their batches are done by the others.
+SURVIVED = replace(Options(), survives=True, deaths=1, num_servers=1, num_tickets=2, pull="handled")
