@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from forked_commands import ForkedCommands
 from forked_ranks import ForkedRanks
 from runners import RANK_ENVIRONMENT, CliRunner, MpiRunner
 from xdist.remote import Producer
@@ -32,15 +33,27 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def mpirun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MpiRunner]:
-    """Run MPI jobs with the mpirun of this environment."""
-    launcher = find_launcher()
-    if launcher.flavour != "openmpi":  # hydra talks to its ranks by descriptors that they inherit
-        yield MpiRunner(launcher)
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRanks | None]:
+    """What ranks of the mpirun of this environment are forks of; None: they are started one by one."""
+    if find_launcher().flavour != "openmpi":  # hydra talks to its ranks by descriptors that they inherit
+        yield None
         return
     forked = ForkedRanks(tmp_path_factory.mktemp("ranks"), {**os.environ, **RANK_ENVIRONMENT})
-    yield MpiRunner(launcher, forked=forked)
+    yield forked
     forked.close()
+
+
+@pytest.fixture(scope="session")
+def mpirun(forked: ForkedRanks | None) -> MpiRunner:
+    """Run MPI jobs with the mpirun of this environment."""
+    return MpiRunner(find_launcher(), forked=forked)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    """Run commands as forks of a process that has imported all that they do."""
+    with ForkedCommands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

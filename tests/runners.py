@@ -29,7 +29,7 @@ class MpiRunner:
         launcher: the mpirun.
         environment: of all ranks, such as what makes mpi4py load another library.
         hosts: where the ranks run, if not here.
-        forked: what the ranks are forks of, if they are not started one by one; Open MPI's, of this host.
+        forked: what the ranks are forks of, if they are not started one by one; Open MPI's.
     """
 
     def __init__(
@@ -99,12 +99,10 @@ class MpiRunner:
             options = (*self._hosts.mpirun_options(self.launcher.flavour, num_ranks), *options)
         program = [sys.executable, *arguments]
         line = job_line_here(num_ranks, program, environment=environment, options=options, launcher=self.launcher)
-        started = line
-        if self._hosts is not None:
-            started = line = JobLine(self._hosts.on(0, line.argv), line.variables)
-        elif self._forked is not None and self._forked.can_be(env or ()):
-            argv = (*line.argv[: -len(program)], *self._forked.command(arguments))
-            started = JobLine(argv, line.variables)
+        argv = line.argv
+        if self._forked is not None and self._forked.can_be(env or ()):
+            argv = (*argv[: -len(program)], self._forked.python, *arguments)
+        started = JobLine(argv if self._hosts is None else self._hosts.on(0, argv), line.variables)
         job = capture(started, environment, timeout_seconds=timeout)
         print(f"{line}\n--- stdout\n{job.stdout}\n--- stderr\n{job.stderr}")
         if job.timed_out:
@@ -116,8 +114,25 @@ class MpiRunner:
         return job
 
 
+def launch_line(
+    forked: ForkedRanks | None, num_ranks: int, program: Path, *arguments: str | Path, options: Sequence[str] = ()
+) -> list[str]:
+    """`hpcasync launch` of a Python file, whose ranks are forks where there are some."""
+    hpcasync, python = [sys.executable, "-m", "hpcasync"], sys.executable
+    if forked is not None:
+        hpcasync, python = forked.hpcasync, forked.python
+    return [*hpcasync, "launch", "-n", str(num_ranks), *options, "--", python, str(program), *map(str, arguments)]
+
+
 class CliRunner:
-    """Runs `hpcasync` as a person does, in a process of its own; if the test fails, pytest shows what was printed."""
+    """Runs `hpcasync` as a person does, in a process of its own; if the test fails, pytest shows what was printed.
+
+    Args:
+        forked: what the ranks of jobs that it starts are forks of, if they are not started one by one.
+    """
+
+    def __init__(self, forked: ForkedRanks | None = None) -> None:
+        self._forked = forked
 
     def __call__(
         self,
@@ -128,8 +143,9 @@ class CliRunner:
         cwd: Path | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run `hpcasync ARGUMENTS` and return its exit code and output."""
+        hpcasync = [sys.executable, "-m", "hpcasync"] if self._forked is None else self._forked.hpcasync
         done = subprocess.run(
-            [sys.executable, "-m", "hpcasync", *map(str, arguments)],
+            [*hpcasync, *map(str, arguments)],
             input=stdin or "",
             capture_output=True,
             text=True,

@@ -1,10 +1,13 @@
 """Fixtures of the parallel tests: a small corpus, prepared once, and emulated hosts."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forked_ranks import ForkedRanks
 from runners import MpiRunner
+from running_job import RunningJob, StartJob
 from tiny_training import TinyCorpus, Trainer, make_tiny_corpus
 from warm_job import WarmJob
 
@@ -32,6 +35,12 @@ def trainer(
 ) -> Trainer:
     """Trains tiny models; all runs of a module are in one directory."""
     return Trainer(mpirun, tmp_path_factory.mktemp("trainer"), tiny_corpus, warm)
+
+
+@pytest.fixture(scope="session")
+def start_job(forked: ForkedRanks | None) -> StartJob:
+    """Start a job that runs beside the test."""
+    return partial(RunningJob, forked=forked)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script
 
 import psutil
 import yaml
-from running_job import RunningJob
+from running_job import RunningJob, StartJob
 from tiny_training import CONFIG, TinyCorpus, make_tiny_corpus
 
 from hpcasync.comm.shards import Shard
@@ -61,7 +61,9 @@ class Campaign:
     losses: tuple[float, float] = (0.0, 0.0)
 
 
-def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: int) -> Campaign:
+def run_campaign(
+    directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: int, start_job: StartJob = RunningJob
+) -> Campaign:
     """Train once in peace and once with `num_kills` deaths; raises AssertionError where something is wrong."""
     generator = random.Random(seed)
     config = _write_config(directory, corpus)
@@ -73,12 +75,12 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
         "checkpoint={every: 2, keep: 2}",
     )
     timeout = 240.0 + 60 * num_kills
-    with RunningJob(NUM_RANKS, config, "name=peace", *overrides, log=directory / "peace.log") as job:
+    with start_job(NUM_RANKS, config, "name=peace", *overrides, log=directory / "peace.log") as job:
         assert job.wait(timeout) == 0, job.output
     peace, log = job, directory / "killed.log"
     for number in range(num_kills):
         victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else generator.choice(VICTIMS)
-        with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
+        with start_job(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
             [moment] = generator.choices(list(MOMENTS), list(MOMENTS.values()))
             _kill(job, victim, moment, generator)
         campaign.killed[victim] += 1
@@ -86,7 +88,7 @@ def run_campaign(directory: Path, corpus: TinyCorpus, *, num_kills: int, seed: i
         campaign.num_cut_off += bool(_partial_checkpoints(job))
         campaign.num_checks += _check(job.run_dir)
         print(f"{number + 1}: {victim} ({moment}), newest {job.newest or 'none'}", flush=True)
-    with RunningJob(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
+    with start_job(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
         assert job.wait(timeout) == 0, job.output
     campaign.num_checks += _check(job.run_dir)
     _compare(peace, job)

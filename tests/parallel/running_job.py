@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from forked_ranks import ForkedRanks
 
 from hpcasync.bench.network_hosts import NetworkHosts
 from hpcasync.config.schema import Config, load_config
@@ -37,6 +38,7 @@ class RunningJob:
         log: file for all that the job prints.
         environment: of all processes, beside this one's.
         hosts: where the ranks run, if not here; `launch` runs on the first.
+        forked: what the ranks are forks of, if they are not started one by one.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class RunningJob:
         log: Path,
         environment: Mapping[str, str] | None = None,
         hosts: NetworkHosts | None = None,
+        forked: ForkedRanks | None = None,
     ) -> None:
         settings = tuple(word for word in overrides if not word.startswith("--"))
         self.config: Config = load_config(config, settings)
         self._log = log
         self._offset = log.stat().st_size if log.exists() else 0
-        command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_ranks), *options, "--", "train"]
-        command += [str(config), *overrides]
+        self._forked = forked if forked is not None and forked.can_be(environment or ()) else None
+        hpcasync = [sys.executable, "-m", "hpcasync"] if self._forked is None else self._forked.hpcasync
+        command = [*hpcasync, "launch", "-n", str(num_ranks), *options, "--", "train", str(config), *overrides]
         self._mark = uuid.uuid4().hex
         common = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", _MARK_VARIABLE: self._mark}
         with log.open("ab") as output:
@@ -130,7 +134,9 @@ class RunningJob:
         for process in self.processes():
             name = next((name for name in _RANK_VARIABLES if name in process.info["environ"]), None)
             if name and "train" in (process.info["cmdline"] or []):
-                found[int(process.info["environ"][name])] = process
+                rank = process if self._forked is None else self._forked.rank(process)
+                if rank is not None:
+                    found[int(process.info["environ"][name])] = rank
         return found
 
     def processes(self) -> list[psutil.Process]:
@@ -146,3 +152,7 @@ class RunningJob:
         """The process of mpirun."""
         [process] = [child for child in psutil.Process(self.process.pid).children() if child.name() != "sh"]
         return process
+
+
+# With the arguments of the class.
+StartJob = Callable[..., RunningJob]

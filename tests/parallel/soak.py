@@ -84,13 +84,13 @@ class Soak:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def run_soak(directory: Path, plan: Plan) -> Soak:
+def run_soak(directory: Path, plan: Plan, python: str = sys.executable) -> Soak:
     """Run one; raises AssertionError where something is wrong."""
     num_ranks = plan.num_servers + plan.num_workers
     program = [str(PROGRAM), str(directory)]
     program += map(str, (plan.num_servers, plan.num_elements, plan.pushes_per_update))
     environment = {**environment_of_ranks(), "OMP_NUM_THREADS": "1"}
-    line = job_line_here(num_ranks, [sys.executable, "-m", "mpi4py", *program], environment=environment)
+    line = job_line_here(num_ranks, [python, "-m", "mpi4py", *program], environment=environment)
     soak = Soak()
     with ThreadPoolExecutor(1) as executor:
         job = executor.submit(capture, line, environment, timeout_seconds=plan.seconds + 4 * PATIENCE_SECONDS)

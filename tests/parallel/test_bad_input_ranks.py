@@ -46,12 +46,6 @@ def finished(trainer: Trainer) -> Path:
     return run.path
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
-
-
 def edit_state(**values: object) -> Prepare:
     """Change keys of the checkpoint's state."""
 

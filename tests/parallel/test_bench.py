@@ -1,11 +1,13 @@
 """The benchmarks run and say what they promise; what they measure is nobody's test."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from forked_ranks import ForkedRanks
 from tiny_training import make_tiny_corpus
 
 from hpcasync.bench.abort import bench_abort
@@ -18,6 +20,13 @@ from hpcasync.errors import UserError
 from hpcasync.ps.server import fused_apply
 
 ROW = {"name", "value", "unit", "limit", "ratio", "goal", "met", "spread", "note"}
+
+
+@pytest.fixture
+def forks(forked: ForkedRanks | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks on this host are forks, where they can be."""
+    if forked is not None:
+        monkeypatch.setattr(sys, "executable", forked.python)
 
 
 def rows_of(*arguments: str) -> list[dict[str, object]]:
@@ -35,6 +44,7 @@ def test_apply() -> None:
     assert [row["goal"] for row in rows] == ([0.9, None, 0.9, None] if fused_apply.is_available() else [0.9, 0.9])
 
 
+@pytest.mark.usefixtures("forks")
 def test_transport() -> None:
     rows = rows_of("transport", "--elements", "100000", "--rounds", "2")
     assert [str(row["name"]).split(" of ")[0] for row in rows][:2] == ["push", "pull"]
@@ -55,6 +65,7 @@ def test_a_link_of_no_known_speed_is_refused() -> None:
     assert bytes_per_second("10gbit") == 1.25e9 and bytes_per_second("2.5mbit") == 312_500
 
 
+@pytest.mark.usefixtures("forks")
 def test_latency_has_all_its_parts() -> None:
     rows = rows_of("latency", "--elements", "1000", "--updates", "5", "--rounds", "1", "--compute", "1")
     names = [str(row["name"]).strip() for row in rows]
@@ -62,6 +73,7 @@ def test_latency_has_all_its_parts() -> None:
     assert names[:2] == ["update of 1,000, at once", "push"]
 
 
+@pytest.mark.usefixtures("forks")
 def test_idle_names_every_server() -> None:
     rows = rows_of("idle", "--seconds", "1", "--step", "0.5")
     assert [str(row["name"])[:13] for row in rows] == ["server 0 of 1", "server 0 of 2", "server 1 of 2"]
@@ -86,6 +98,7 @@ def test_memory_has_every_rank_and_what_it_needs(tmp_path: Path) -> None:
     assert all(0 < float(str(row["limit"])) < float(str(row["value"])) for row in totals)
 
 
+@pytest.mark.usefixtures("forks")
 def test_abort_ends_a_job_as_promised() -> None:
     # One role: each starts a job. It raises where the job does not end with one traceback that names rank and host.
     [row], library = bench_abort(1, ["server"])

@@ -1,6 +1,7 @@
 """The programs in examples/: as good as their plain versions, from which they differ in six lines at most."""
 
 import difflib
+import importlib.util
 import io
 import json
 import os
@@ -10,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from runners import RANK_ENVIRONMENT, MpiRunner
+from forked_ranks import ForkedRanks
+from runners import RANK_ENVIRONMENT, MpiRunner, launch_line
 from tiny_training import TinyCorpus
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,12 +34,31 @@ BOUNDS = {
     "translation": (0.5, 3.5),
 }
 STREAM_BATCH = 16
+# What examples import takes longer than what they do.
+IMPORTED = ("sklearn.datasets", "transformers.trainer", "transformers.models.bert.modeling_bert")
 
 
 @pytest.fixture(autouse=True)
 def _transformers(request: pytest.FixtureRequest) -> None:
     if request.node.callspec.params["name"] == "trainer":
         pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs transformers and accelerate")
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory, forked: ForkedRanks | None) -> Iterator[ForkedRanks | None]:
+    if forked is None:
+        yield None
+        return
+    present = [module for module in IMPORTED if importlib.util.find_spec(module.partition(".")[0])]
+    environment = {**os.environ, **RANK_ENVIRONMENT}
+    forked = ForkedRanks(tmp_path_factory.mktemp("ranks"), environment, modules=present)
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def mpirun(mpirun: MpiRunner, forked: ForkedRanks | None) -> MpiRunner:
+    return MpiRunner(mpirun.launcher, forked=forked)
 
 
 def code_lines(path: Path) -> list[str]:
@@ -95,12 +117,11 @@ def batches_per_epoch(name: str, said: str) -> int:
 
 @pytest.mark.parametrize("name", EPOCHS)
 def test_an_example_that_is_stopped_goes_on_with_other_ranks(
-    name: str, mpirun: MpiRunner, tiny_corpus: TinyCorpus, tmp_path: Path
+    name: str, mpirun: MpiRunner, forked: ForkedRanks | None, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     """And is as good as it should be; every batch is trained on once an epoch."""
     run_dir, program = tmp_path / "run", EXAMPLES / f"{name}.py"
-    command = [sys.executable, "-m", "hpcasync", "launch", "-n", "2", "--", sys.executable, str(program)]
-    command += [*options_of(name, tiny_corpus, epochs=1000), "--run", str(run_dir)]
+    command = launch_line(forked, 2, program, *options_of(name, tiny_corpus, epochs=1000), "--run", run_dir)
     environment = {**os.environ, **RANK_ENVIRONMENT}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
         records = run_dir / "metrics.jsonl"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked_ranks import ForkedRanks
 from runners import CliRunner
 from tiny_training import CONFIG, TinyCorpus
 
@@ -43,7 +44,8 @@ def file(tmp_path: Path, tiny_corpus: TinyCorpus) -> Path:
     return path
 
 
-def test_an_experiment(file: Path, run_cli: CliRunner) -> None:
+def test_an_experiment(file: Path, forked: ForkedRanks | None) -> None:
+    run_cli = CliRunner(forked)
     directory = file.parent / "runs" / "trial"
     first = run_cli("experiment", file, "--jobs", "2", timeout=_TIMEOUT_SECONDS)
     # One run has no corpus: it is named with its log, and the others have ended.

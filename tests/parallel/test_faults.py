@@ -6,18 +6,18 @@ import signal
 from pathlib import Path
 
 import pytest
-from running_job import RunningJob
+from running_job import StartJob
 from test_signals import check_consistent, write_config
 from tiny_training import TinyCorpus
 
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 
 
-def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     """First a worker, then the coordinator, which is once more than it may be."""
     overrides = ("checkpoint.every=2", "stop={updates: 1000000}")
     config, options = write_config(tmp_path, tiny_corpus), ("--max-restarts", "1")
-    with RunningJob(3, config, *overrides, options=options, log=tmp_path / "log") as job:
+    with start_job(3, config, *overrides, options=options, log=tmp_path / "log") as job:
         job.wait_until(lambda: job.newest, "a checkpoint")
         job.rank(2).kill()
         job.wait_until(lambda: len(job.records("start")) == 2, "the second start")
@@ -36,10 +36,10 @@ def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_
     assert f"{reason}{job.run_dir}/checkpoints/{job.newest}" in job.output
 
 
-def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     """Also when it hangs for ever, the checkpoint that a signal asks for is saved."""
     overrides = ("accumulate.global=1", "mode=async", "stop={updates: 1000000}", "logging={every: 5, stall: 1}")
-    with RunningJob(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
+    with start_job(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
         job.wait_until(lambda: job.num_updates >= 30, "update 30")
         hanging = job.rank(2)
         hanging.suspend()
@@ -58,10 +58,10 @@ def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_
     assert f"worker 1 (rank 2 on {host}) pushes again, after " in job.output
 
 
-def test_divergence_has_an_exit_code_of_its_own(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+def test_divergence_has_an_exit_code_of_its_own(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     overrides = ("mode=async", "optimizer.learning_rate=1e30", "stop={updates: 1000000, rejected: 5}")
     log = tmp_path / "log"
-    with RunningJob(
+    with start_job(
         2, write_config(tmp_path, tiny_corpus), *overrides, options=("--max-restarts", "2"), log=log
     ) as job:
         assert job.wait() == DIVERGED, job.output
@@ -70,11 +70,11 @@ def test_divergence_has_an_exit_code_of_its_own(tmp_path: Path, tiny_corpus: Tin
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_the_rank_that_all_wait_for_is_named(tmp_path: Path, tiny_corpus: TinyCorpus, victim: int) -> None:
+def test_the_rank_that_all_wait_for_is_named(tmp_path: Path, tiny_corpus: TinyCorpus, victim: int, start_job: StartJob) -> None:
     """Its whole process is stopped, and Horovod's threads with it. Rank 1 speaks for rank 0."""
     pytest.importorskip("horovod", reason="Horovod is not installed: make setup")
     overrides = ("mode=sync", "stop={updates: 1000000}", "logging={every: 5, stall: 2}")
-    with RunningJob(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
+    with start_job(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
         job.wait_until(lambda: job.num_updates >= 10, "update 10")
         hanging = job.rank(victim)
         hanging.suspend()

@@ -1,16 +1,29 @@
 """The transport between hosts, and the same on MPICH: three hosts joined by real TCP, and one."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import mpich
 import pytest
-from runners import MpiRunner
+from forked_ranks import ForkedRanks
+from runners import RANK_ENVIRONMENT, MpiRunner
 from tiny_training import TinyCorpus, Trainer
+
+from hpcasync.bench.network_hosts import NetworkHosts
 
 PROGRAMS = Path(__file__).parent / "programs"
 # For a machine that is busy with other things: MPICH's ranks keep a core busy while they wait.
 JOB_SECONDS = 500
 ELSEWHERE = ["mpich on one host", "this MPI on three hosts", "mpich on three hosts"]
+
+
+@pytest.fixture(scope="module")
+def forked_there(hosts: NetworkHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRanks]:
+    """Forks on all hosts."""
+    forked = ForkedRanks(tmp_path_factory.mktemp("ranks"), {**os.environ, **RANK_ENVIRONMENT}, hosts=hosts)
+    yield forked
+    forked.close()
 
 
 @pytest.fixture
@@ -22,7 +35,8 @@ def runner(request: pytest.FixtureRequest, mpirun: MpiRunner) -> MpiRunner:
     hosts = request.getfixturevalue("hosts") if number == "three hosts" else None
     if library == "mpich":
         return MpiRunner(mpich.LAUNCHER, environment=mpich.ENVIRONMENT, hosts=hosts)
-    return MpiRunner(mpirun.launcher, hosts=hosts)
+    forked = request.getfixturevalue("forked_there") if hosts and mpirun.launcher.flavour == "openmpi" else None
+    return MpiRunner(mpirun.launcher, hosts=hosts, forked=forked)
 
 
 everywhere = pytest.mark.parametrize("runner", ELSEWHERE, indirect=True)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from runners import CliRunner, MpiRunner
-from running_job import RunningJob
+from running_job import StartJob
 from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.launch.locate import find_launcher, find_library
@@ -249,7 +249,7 @@ def test_what_prepare_prints_trains_as_it_is(run_cli: CliRunner, tmp_path: Path,
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 @pytest.mark.parametrize("bind", ["auto", "always"])
 def test_ranks_are_bound_on_a_workstation_only_where_that_is_asked_for(
-    tmp_path: Path, tiny_corpus: TinyCorpus, bind: str
+    tmp_path: Path, tiny_corpus: TinyCorpus, bind: str, start_job: StartJob
 ) -> None:
     """Two users start a job each: `auto` would put both on the same cores."""
     if len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
@@ -259,7 +259,7 @@ def test_ranks_are_bound_on_a_workstation_only_where_that_is_asked_for(
     config = tmp_path / "q.yaml"
     config.write_text(yaml.safe_dump(values))
     environment = {name: "" for name in os.environ if name.startswith("SLURM_")}
-    with RunningJob(2, config, log=tmp_path / "log", environment=environment) as job:
+    with start_job(2, config, log=tmp_path / "log", environment=environment) as job:
         job.wait_until(lambda: job.num_updates, "training")
         used = [set(process.cpu_affinity() or ()) for _, process in sorted(job.ranks().items())]
     assert len(used) == 2

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from runners import MpiRunner
+from forked_ranks import ForkedRanks
+from runners import MpiRunner, launch_line
 from safetensors.torch import load_file
 
 from hpcasync.exit_codes import PREEMPTED
@@ -207,10 +207,9 @@ def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
         assert told(resumed, run)[0]["accuracy"] > (0.8 if case in streamed else 0.9)
 
 
-def test_launch_lets_a_program_save(tmp_path: Path) -> None:
+def test_launch_lets_a_program_save(tmp_path: Path, forked: ForkedRanks | None) -> None:
     case = {"mode": "async-global", "run": "run", "share": {"epochs": 1000}, "made": {"pause": 0.02}}
-    command = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", "--"]
-    command += [sys.executable, str(PROGRAM), str(tmp_path), json.dumps([case])]
+    command = launch_line(forked, 3, PROGRAM, tmp_path, json.dumps([case]))
     records = tmp_path / "run" / "metrics.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runners import MpiRunner
+from forked_ranks import ForkedRanks
+from runners import MpiRunner, launch_line
 from safetensors.torch import load_file
 from test_program import PROGRAM, assert_all_was_trained_once, told
 
@@ -21,10 +21,11 @@ def _needs_open_mpi(mpirun: MpiRunner) -> None:
         pytest.skip("MPICH ends a job when a rank dies")
 
 
-def launched(num_ranks: int, directory: Path, case: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+def launched(
+    forked: ForkedRanks | None, num_ranks: int, directory: Path, case: dict[str, Any]
+) -> "subprocess.CompletedProcess[str]":
     """`hpcasync launch --survive-workers` of a program."""
-    command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_ranks), "--survive-workers", "--"]
-    command += [sys.executable, str(PROGRAM), str(directory), json.dumps([case])]
+    command = launch_line(forked, num_ranks, PROGRAM, directory, json.dumps([case]), options=["--survive-workers"])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
@@ -38,7 +39,7 @@ def launched(num_ranks: int, directory: Path, case: dict[str, Any]) -> "subproce
     ],
 )
 def test_the_others_do_what_dead_workers_had_begun(
-    tmp_path: Path, given: dict[str, Any], pull: str, processes: int
+    tmp_path: Path, forked: ForkedRanks | None, given: dict[str, Any], pull: str, processes: int
 ) -> None:
     """Two servers and three workers, of which two die, the first among them."""
     case = {
@@ -49,7 +50,7 @@ def test_the_others_do_what_dead_workers_had_begun(
         "made": {"processes": processes, "pause": 0.02, "dies_at": {"2": 8, "4": 12}},
         **given,
     }
-    job = launched(5, tmp_path, case)
+    job = launched(forked, 5, tmp_path, case)
     assert job.returncode == 0, job.stdout + job.stderr
     assert_all_was_trained_once(tmp_path / "run", EPOCHS)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -65,7 +66,7 @@ def test_the_others_do_what_dead_workers_had_begun(
     assert "Traceback" not in job.stderr
 
 
-def test_a_synchronous_program_cannot_survive(tmp_path: Path) -> None:
-    job = launched(2, tmp_path, {"mode": "sync", "run": "run", "share": {"epochs": 1}})
+def test_a_synchronous_program_cannot_survive(tmp_path: Path, forked: ForkedRanks | None) -> None:
+    job = launched(forked, 2, tmp_path, {"mode": "sync", "run": "run", "share": {"epochs": 1}})
     assert job.returncode == 2, job.stderr
     assert job.stderr.count("--survive-workers: mode=sync needs every rank in every step") == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running_job import RunningJob
+from running_job import RunningJob, StartJob
 from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.complete_files import list_complete
@@ -40,10 +40,10 @@ def check_consistent(job: RunningJob) -> int:
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on(
-    tmp_path: Path, tiny_corpus: TinyCorpus, number: signal.Signals, num_ranks: int, overrides: tuple[str, ...]
+    tmp_path: Path, tiny_corpus: TinyCorpus, number: signal.Signals, num_ranks: int, overrides: tuple[str, ...], start_job: StartJob
 ) -> None:
     config, log = write_config(tmp_path, tiny_corpus), tmp_path / "log"
-    with RunningJob(num_ranks, config, *overrides, "stop={updates: 1000000}", log=log) as job:
+    with start_job(num_ranks, config, *overrides, "stop={updates: 1000000}", log=log) as job:
         job.wait_until(lambda: job.num_updates >= 25, "update 25")
         job.process.send_signal(number)
         assert job.wait() == PREEMPTED, job.output
@@ -55,7 +55,7 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert "Traceback" not in job.output and "killed" not in job.output.lower()
 
     end = num_updates + 7
-    with RunningJob(num_ranks, config, *overrides, f"stop={{updates: {end}}}", "--resume", log=log) as job:
+    with start_job(num_ranks, config, *overrides, f"stop={{updates: {end}}}", "--resume", log=log) as job:
         assert job.wait() == 0, job.output
     assert f"resuming from {job.run_dir}/checkpoints/u{num_updates:08d}" in job.output
     assert check_consistent(job) == end

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from runners import MpiRunner
-from running_job import RunningJob
+from running_job import RunningJob, StartJob
 from test_signals import check_consistent, write_config
 from tiny_training import TinyCorpus
 
@@ -55,13 +55,13 @@ def ranks_of(job: RunningJob, num_ranks: int) -> dict[int, psutil.Process]:
     return job.ranks()
 
 
-def test_training_goes_on_without_workers_that_are_killed(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+def test_training_goes_on_without_workers_that_are_killed(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     """Two of three, one after the other; no batch is lost or done twice."""
     num_epochs = 30
     ahead = "data.prefetch=true"  # a worker that dies has drawn two batches
     overrides = "roles.servers=2", "accumulate.global=2", f"stop={{epochs: {num_epochs}}}", "checkpoint.every=50", ahead
     log = tmp_path / "log"
-    with RunningJob(5, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
+    with start_job(5, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
         ranks = ranks_of(job, 5)
         for number, victim in ((1, 3), (2, 4)):
             due = job.num_updates + 10
@@ -80,9 +80,9 @@ def test_training_goes_on_without_workers_that_are_killed(tmp_path: Path, tiny_c
     assert "; workers lost: 2" in job.output and "Traceback" not in job.output
 
 
-def test_the_last_worker_takes_the_job_with_it(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+def test_the_last_worker_takes_the_job_with_it(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     config, log = write_config(tmp_path, tiny_corpus), tmp_path / "log"
-    with RunningJob(2, config, "mode=async", "stop={updates: 1000000}", options=SURVIVE, log=log) as job:
+    with start_job(2, config, "mode=async", "stop={updates: 1000000}", options=SURVIVE, log=log) as job:
         job.wait_until(lambda: job.num_updates >= 10, "update 10")
         job.rank(1).kill()
         assert job.wait() == RANK_LOST, job.output
@@ -91,10 +91,10 @@ def test_the_last_worker_takes_the_job_with_it(tmp_path: Path, tiny_corpus: Tiny
 
 
 @pytest.mark.parametrize(("rank", "name"), [(0, "server 0"), (1, "server 1")])
-def test_the_death_of_a_server_ends_the_job(tmp_path: Path, tiny_corpus: TinyCorpus, rank: int, name: str) -> None:
+def test_the_death_of_a_server_ends_the_job(tmp_path: Path, tiny_corpus: TinyCorpus, rank: int, name: str, start_job: StartJob) -> None:
     overrides = ("roles.servers=2", "accumulate.global=2", "stop={updates: 1000000}")
     log = tmp_path / "log"
-    with RunningJob(4, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
+    with start_job(4, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
         job.wait_until(lambda: job.num_updates >= 10, "update 10")
         job.rank(rank).kill()
         assert job.wait() == RANK_LOST, job.output
@@ -105,7 +105,7 @@ def test_the_death_of_a_server_ends_the_job(tmp_path: Path, tiny_corpus: TinyCor
     assert "Traceback" not in job.output
 
 
-def test_synchronous_training_cannot_survive(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
-    with RunningJob(2, write_config(tmp_path, tiny_corpus), "mode=sync", options=SURVIVE, log=tmp_path / "log") as job:
+def test_synchronous_training_cannot_survive(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
+    with start_job(2, write_config(tmp_path, tiny_corpus), "mode=sync", options=SURVIVE, log=tmp_path / "log") as job:
         assert job.wait() == 2, job.output
     assert job.output.count("--survive-workers: mode=sync needs every rank in every step") == 1

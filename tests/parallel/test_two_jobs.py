@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 from runners import CliRunner
-from running_job import RunningJob
+from running_job import StartJob
 from tiny_training import CONFIG, TinyCorpus, Trainer
 
 from hpcasync.sole_writer import LOCK_FILE
@@ -24,9 +24,9 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.05)
 
 
-def test_two_jobs_in_one_run_directory(trainer: Trainer, tmp_path: Path) -> None:
+def test_two_jobs_in_one_run_directory(trainer: Trainer, tmp_path: Path, start_job: StartJob) -> None:
     settings = "mode=async", "name=contested", "stop={updates: 1000000}", "checkpoint={every: 200}"
-    with RunningJob(2, trainer.path, *settings, log=tmp_path / "log") as job:
+    with start_job(2, trainer.path, *settings, log=tmp_path / "log") as job:
         job.wait_until(lambda: job.newest, "a checkpoint")
         coordinator = job.rank(0).pid
         for flags in (["--overwrite"], ["--resume"], []):

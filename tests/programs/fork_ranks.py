@@ -1,11 +1,12 @@
 """A process that has imported torch and forks for each rank: a second of CPU time less for each of them.
 
-`fork_ranks.py SOCKET` serves `forked_rank.py`, which mpirun starts, and ends with its standard input. What a rank
-imports of hpcasync, and MPI, it imports itself.
+`fork_ranks.py SOCKET MODULES` serves copies of `forked_rank.py`, which mpirun starts, and ends with its standard input.
+It has imported MODULES, too. What a rank imports of hpcasync, and MPI, it imports itself.
 """
 
 import contextlib
 import gc
+import importlib
 import io
 import json
 import os
@@ -108,6 +109,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     # As python -u has them; what Python knows of the server's (can they be sought in?) is not true of these.
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)))
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w", closefd=False), write_through=True) for n in (1, 2))
+    sys.executable = request["python"]
     os.chdir(request["cwd"])
     os.umask(request["umask"])
     os.sched_setaffinity(0, request["cores"])
@@ -117,6 +119,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
     ranks = Ranks(sys.argv[1])
     print("ready", flush=True)
     gc.collect()

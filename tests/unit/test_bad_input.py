@@ -6,7 +6,6 @@ Mistakes that concern several ranks are in tests/parallel/test_bad_input_ranks.p
 import gzip
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -288,12 +287,6 @@ CASES = {
     }.items()
     for case in cases
 }
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
 
 
 @pytest.fixture(scope="module")

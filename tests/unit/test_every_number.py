@@ -158,12 +158,6 @@ def test_whatever_a_value_is_it_is_taken_or_refused(base: Path) -> None:
     assert read_values(base, Config)["stop"] == {"updates": 1}
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
-
-
 def test_infinity_is_no_limit(tmp_path: Path, tiny_run: TinyRun, commands: ForkedCommands) -> None:
     text = tiny_run.corpus.parent
     models = ("--source-model", tiny_run.corpus / "source.spm", "--target-model", tiny_run.corpus / "target.spm")

@@ -14,6 +14,7 @@ from forked_ranks import ForkedRanks
 SHOW = """
 import json, os, sys
 print(json.dumps([sys.argv, os.getcwd(), os.environ["GIVEN"], sorted(os.sched_getaffinity(0)), sys.stdin.read()]))
+print(sys.executable)
 print("torch" in sys.modules, [name for name in sys.modules if name.startswith(("mpi4py", "hpcasync.comm"))])
 print("wrong", file=sys.stderr)
 sys.exit(7)
@@ -38,14 +39,15 @@ def test_what_a_rank_is_given_and_gives(forked: ForkedRanks, tmp_path: Path) -> 
     (tmp_path / "program.py").write_text(SHOW)
     environment = {**os.environ, "GIVEN": "by mpirun"}
     done = subprocess.run(
-        forked.command(["program.py", "a b"]),
+        [forked.python, "program.py", "a b"],
         capture_output=True,
         text=True,
         input="line\n",
         cwd=tmp_path,
         env=environment,
     )
-    shown, loaded = done.stdout.splitlines()
+    shown, python, loaded = done.stdout.splitlines()
+    assert python == forked.python, "what it starts are forks, too"
     assert json.loads(shown) == [
         ["program.py", "a b"],
         str(tmp_path),
@@ -58,19 +60,20 @@ def test_what_a_rank_is_given_and_gives(forked: ForkedRanks, tmp_path: Path) -> 
 
 
 def test_an_exception_and_a_death_are_its_own(forked: ForkedRanks) -> None:
-    done = subprocess.run(forked.command(["-c", "1 / 0"]), capture_output=True, text=True)
+    done = subprocess.run([forked.python, "-c", "1 / 0"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
-    done = subprocess.run(forked.command(["-c", "import os; os.kill(os.getpid(), 11)"]), capture_output=True, text=True)
+    done = subprocess.run([forked.python, "-c", "import os; os.kill(os.getpid(), 11)"], capture_output=True, text=True)
     assert done.returncode == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_the_rank(forked: ForkedRanks, number: signal.Signals) -> None:
-    with subprocess.Popen(forked.command(["-c", WAIT]), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([forked.python, "-c", WAIT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         rank = psutil.Process(int(process.stdout.readline()))
         process.send_signal(signal.SIGUSR1)
         assert process.stdout.readline() == "told\n"
+        assert forked.rank(psutil.Process(process.pid)) == rank
         process.send_signal(number)
         assert process.wait(60) == -number
         rank.wait(60)

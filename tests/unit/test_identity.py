@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from hpcasync.runs.files import write_snapshot
 from hpcasync.runs.identity import LAYOUT_KEY, identity, identity_of_run
 
 _TIMEOUT_SECONDS = 240
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("streams")) as commands:
-        yield commands
 
 
 @pytest.fixture

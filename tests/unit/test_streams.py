@@ -3,7 +3,6 @@
 import gzip
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ FORMS = {
     "returns": SENTENCE + b"\r\r\n",
     "no end": SENTENCE,
 }
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,12 +82,6 @@ def test_training_goes_on_when_nobody_reads_its_lines(place: Path) -> None:
         assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
         summary = next((place / "runs").glob(f"r{number}-*")) / "summary.json"
         assert '"num_updates": 6' in summary.read_text()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("streams")) as commands:
-        yield commands
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Text that vocabularies have trouble with: long lines, CR line ends, normalisation, reserved names, foreign models."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,6 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import read_manifest
 
 Prepare = Callable[..., FinishedCommand]
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ def write_text(directory: Path, num_pairs: int = 500) -> None:
     for name, number, seed in (("train", num_pairs, 1), ("valid", 20, 2)):
         for side, lines in zip(("src", "tgt"), pairs(number, seed), strict=True):
             (directory / f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines))
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
 
 
 @pytest.mark.parametrize(

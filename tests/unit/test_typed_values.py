@@ -1,7 +1,6 @@
 """Values are read by the type of their key, in files and in overrides; ~ is the home directory in every path."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,12 +129,6 @@ def test_what_has_no_type_yet_keeps_its_spelling(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("seed: [008, 010, 3]\nname: [1e3, on]\n")
     assert read_yaml(path, "sweep") == {"seed": ["008", "010", 3], "name": ["1e3", "on"]}
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    with ForkedCommands(tmp_path_factory.mktemp("commands")) as forked:
-        yield forked
 
 
 def test_seeds_with_zeros_before_them_are_runs_of_their_own(
