@@ -77,7 +77,12 @@ class ForkedRanks:
         self._path.chmod(0o755)
         names = [os.uname().nodename] if self._hosts is None else list(self._hosts.addresses)
         for number, name in enumerate(names):
-            command = [sys.executable, str(_PROGRAMS / "fork_ranks.py"), f"{self._path}.{name[:_NAME_LENGTH]}", *self._modules]
+            command = [
+                sys.executable,
+                str(_PROGRAMS / "fork_ranks.py"),
+                f"{self._path}.{name[:_NAME_LENGTH]}",
+                *self._modules,
+            ]
             process = subprocess.Popen(
                 command if self._hosts is None else self._hosts.on(number, command),
                 stdin=subprocess.PIPE,

@@ -13,7 +13,9 @@ from tiny_training import TinyCorpus
 from hpcasync.exit_codes import DIVERGED, PREEMPTED
 
 
-def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
+def test_a_killed_rank_ends_the_job_which_is_started_again(
+    tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob
+) -> None:
     """First a worker, then the coordinator, which is once more than it may be."""
     overrides = ("checkpoint.every=2", "stop={updates: 1000000}")
     config, options = write_config(tmp_path, tiny_corpus), ("--max-restarts", "1")
@@ -36,7 +38,9 @@ def test_a_killed_rank_ends_the_job_which_is_started_again(tmp_path: Path, tiny_
     assert f"{reason}{job.run_dir}/checkpoints/{job.newest}" in job.output
 
 
-def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
+def test_a_worker_that_hangs_is_named_and_the_others_go_on(
+    tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob
+) -> None:
     """Also when it hangs for ever, the checkpoint that a signal asks for is saved."""
     overrides = ("accumulate.global=1", "mode=async", "stop={updates: 1000000}", "logging={every: 5, stall: 1}")
     with start_job(3, write_config(tmp_path, tiny_corpus), *overrides, log=tmp_path / "log") as job:
@@ -61,16 +65,16 @@ def test_a_worker_that_hangs_is_named_and_the_others_go_on(tmp_path: Path, tiny_
 def test_divergence_has_an_exit_code_of_its_own(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
     overrides = ("mode=async", "optimizer.learning_rate=1e30", "stop={updates: 1000000, rejected: 5}")
     log = tmp_path / "log"
-    with start_job(
-        2, write_config(tmp_path, tiny_corpus), *overrides, options=("--max-restarts", "2"), log=log
-    ) as job:
+    with start_job(2, write_config(tmp_path, tiny_corpus), *overrides, options=("--max-restarts", "2"), log=log) as job:
         assert job.wait() == DIVERGED, job.output
     assert "stopped (training has diverged: 5 gradients in a row were not finite (stop.rejected))" in job.output
     assert len(job.records("start")) == 1, "it is not started again"
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_the_rank_that_all_wait_for_is_named(tmp_path: Path, tiny_corpus: TinyCorpus, victim: int, start_job: StartJob) -> None:
+def test_the_rank_that_all_wait_for_is_named(
+    tmp_path: Path, tiny_corpus: TinyCorpus, victim: int, start_job: StartJob
+) -> None:
     """Its whole process is stopped, and Horovod's threads with it. Rank 1 speaks for rank 0."""
     pytest.importorskip("horovod", reason="Horovod is not installed: make setup")
     overrides = ("mode=sync", "stop={updates: 1000000}", "logging={every: 5, stall: 2}")

@@ -40,7 +40,12 @@ def check_consistent(job: RunningJob) -> int:
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on(
-    tmp_path: Path, tiny_corpus: TinyCorpus, number: signal.Signals, num_ranks: int, overrides: tuple[str, ...], start_job: StartJob
+    tmp_path: Path,
+    tiny_corpus: TinyCorpus,
+    number: signal.Signals,
+    num_ranks: int,
+    overrides: tuple[str, ...],
+    start_job: StartJob,
 ) -> None:
     config, log = write_config(tmp_path, tiny_corpus), tmp_path / "log"
     with start_job(num_ranks, config, *overrides, "stop={updates: 1000000}", log=log) as job:

@@ -55,7 +55,9 @@ def ranks_of(job: RunningJob, num_ranks: int) -> dict[int, psutil.Process]:
     return job.ranks()
 
 
-def test_training_goes_on_without_workers_that_are_killed(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:
+def test_training_goes_on_without_workers_that_are_killed(
+    tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob
+) -> None:
     """Two of three, one after the other; no batch is lost or done twice."""
     num_epochs = 30
     ahead = "data.prefetch=true"  # a worker that dies has drawn two batches
@@ -91,7 +93,9 @@ def test_the_last_worker_takes_the_job_with_it(tmp_path: Path, tiny_corpus: Tiny
 
 
 @pytest.mark.parametrize(("rank", "name"), [(0, "server 0"), (1, "server 1")])
-def test_the_death_of_a_server_ends_the_job(tmp_path: Path, tiny_corpus: TinyCorpus, rank: int, name: str, start_job: StartJob) -> None:
+def test_the_death_of_a_server_ends_the_job(
+    tmp_path: Path, tiny_corpus: TinyCorpus, rank: int, name: str, start_job: StartJob
+) -> None:
     overrides = ("roles.servers=2", "accumulate.global=2", "stop={updates: 1000000}")
     log = tmp_path / "log"
     with start_job(4, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:

@@ -133,6 +133,6 @@ class Trainer:
 
     def command(self, num_ranks: int, *overrides: str, flags: Sequence[str] = (), exit_code: int = 0) -> Run:
         """`hpcasync train` in a job of its own."""
-        words = ["train", *flags, self.path, *overrides]
+        words: list[str | Path] = ["train", *flags, self.path, *overrides]
         job = self._mpirun(num_ranks, words, timeout=_TIMEOUT_SECONDS, exit_code=exit_code)
         return Run(load_config(self.path, overrides), job)

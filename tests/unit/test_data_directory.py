@@ -1,11 +1,5 @@
 """The directory of a corpus: replaced only when asked, whole or not there, and by one command at a time."""
 
-import gzip
-import hashlib
-import io
-import itertools
-import json
-import random
 import subprocess
 import sys
 import time
@@ -15,16 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
-import sentencepiece
-from click.testing import CliRunner, Result
 from corpus_text import NUM_PAIRS, content, options, sentence_pairs, write
 
-from hpcasync.cli.data import data
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.encode import Limits, encode_pairs
-from hpcasync.data.prepare import PrepareOptions, prepare
-from hpcasync.data.subwords import SubwordOptions
+from hpcasync.data.prepare import prepare
 from hpcasync.errors import UserError
+
 
 def test_a_finished_corpus_is_replaced_only_when_asked(tmp_path: Path, texts: tuple[Path, Path]) -> None:
     prepare(*texts, tmp_path / "out", options())

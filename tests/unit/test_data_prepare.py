@@ -5,15 +5,9 @@ import hashlib
 import io
 import itertools
 import json
-import random
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import sentencepiece
 from click.testing import CliRunner, Result
@@ -21,10 +15,10 @@ from corpus_text import NUM_PAIRS, content, options, sentence_pairs, write
 
 from hpcasync.cli.data import data
 from hpcasync.data.corpus import PreparedCorpus
-from hpcasync.data.encode import Limits, encode_pairs
-from hpcasync.data.prepare import PrepareOptions, prepare
-from hpcasync.data.subwords import SubwordOptions
+from hpcasync.data.encode import Limits
+from hpcasync.data.prepare import prepare
 from hpcasync.errors import UserError
+
 
 def test_corpus_holds_every_pair_in_order(tmp_path: Path, texts: tuple[Path, Path]) -> None:
     manifest = prepare(*texts, tmp_path / "out", options(source_language="en", target_language="de"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from protocol_model import Options, Report, ViolationError, check
+from protocol_model import Options, ViolationError, check
 from protocol_model.options import ALONE, HOSTS, IN_TURN, STREAMS, SURVIVED
 
 from hpcasync.ps.protocol import slots

@@ -7,20 +7,11 @@ that was announced, whole; what is computed with is one version, whole, until th
 each shard's sum is that of the group.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from protocol_model import Options, Report, ViolationError, check
+from protocol_model import Options, Report, check
 from protocol_model.options import ALONE, HOSTS, IN_TURN, STREAMS, SURVIVED
-
-from hpcasync.ps.protocol import slots
-from hpcasync.ps.protocol.host_group import Exchange, HostGroup
-from hpcasync.ps.protocol.lost_work import LostWork
-from hpcasync.ps.protocol.orders import Kind
-from hpcasync.ps.protocol.slots import Step
-from hpcasync.ps.protocol.updates import Arrival, UpdateState
 
 SMALL = [
     Options(num_tickets=3),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcasync.config.schedule import ScheduleConfig, StopConfig
 from hpcasync.config.optimizer import OptimizerConfig
+from hpcasync.config.schedule import ScheduleConfig, StopConfig
 from hpcasync.runs.counters import Counters
 from hpcasync.train.loop.schedule import in_batches, learning_rate
 

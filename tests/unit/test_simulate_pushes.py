@@ -1,25 +1,20 @@
 """What becomes of every push in virtual time."""
 
-import itertools
-import json
 from typing import Any
 
 import pytest
 from simulated_cluster import MODES, cluster_of, config_of
 
-from hpcasync.config.schema import Config, parse_config
+from hpcasync.config.schema import Config
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import PushCounts, Update
 from hpcasync.simulate.asynchronous import AsynchronousCluster
-from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.compute_time import ModelledTimes
 from hpcasync.simulate.exchange import ExchangeOptions
-from hpcasync.simulate.result import Throughput, bottleneck
-from hpcasync.simulate.sweep import compare_sizes, search_servers
 from hpcasync.simulate.synchronous import SynchronousCluster
-from hpcasync.simulate.throughput import fewest_servers, make_decisions, measure_throughput
+from hpcasync.simulate.throughput import make_decisions
 from hpcasync.simulate.timing import Costs
-from hpcasync.simulate.workload import Workload, push_and_pull_bytes
+from hpcasync.simulate.workload import push_and_pull_bytes
 
 
 class Observed:

@@ -1,5 +1,6 @@
 """The signature of a run: versions of everything that took part."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -29,6 +30,7 @@ def _package(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of the source tree, where the package runs from one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
