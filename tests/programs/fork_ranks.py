@@ -19,10 +19,13 @@ from typing import Any
 import click  # noqa: F401
 import numpy
 import psutil  # noqa: F401
-import pydantic  # noqa: F401
+import safetensors.numpy
 import safetensors.torch  # noqa: F401
+import sentencepiece  # noqa: F401
+import torch.profiler
 import torch.utils.data  # noqa: F401
 import yaml  # noqa: F401
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator  # noqa: F401
 
 
 class Ranks:
