@@ -30,8 +30,11 @@ class SimulatedCoordinator:
         self._env = exchange.env
         self._program = exchange.program
         self._coordination = coordination
-        self._slots = SlotLedger(exchange.options.num_slots, sums_late=exchange.options.sums_late)
         self._costs = exchange.costs
+        self._hosts = [] if self._costs.hosts is None else self._costs.hosts.groups()
+        self._slots = SlotLedger(
+            exchange.options.num_slots, sums_late=exchange.options.sums_late, sums_hosts=bool(self._hosts)
+        )
         self._timeline = timeline
         self._taken: PushRecord
 
@@ -94,17 +97,31 @@ class SimulatedCoordinator:
         # Reading takes time in the pass that needs the gradients.
         reading_seconds = len(self._slots.held) * self._costs.accumulate_seconds
         if step is Step.TAKE:
-            self._program.accumulate(self._taken)
+            self._program.accumulate(order.worker, self._taken)
+            for host in self._hosts:
+                host.take(order.worker)
         elif step is Step.FOLD and self._slots.held:
             yield self._serve_for(reading_seconds)
+        elif step is Step.EXCHANGE:
+            yield self._serve_for(reading_seconds)
+            yield from self._exchange_sums()
         elif step is Step.APPLY:
             assert update is not None
             self._exchange.writing = order.version
-            yield self._serve_for(self._costs.apply_seconds + reading_seconds)
+            left_seconds = 0.0 if self._hosts else reading_seconds  # hosts have read what they summed
+            yield self._serve_for(self._costs.apply_seconds + left_seconds)
             self._program.apply(update)
         elif step is Step.CONSUME:
             for worker, sequence in self._slots.consume(order):
                 self._exchange.told[worker].tell(consumed=sequence)
+
+    def _exchange_sums(self) -> Waiting:
+        """Every host sends a sum for each shard of the others; all wait for those that they need, and add them."""
+        num_sums = max(len(host.exchange().sources) for host in self._hosts)
+        num_bytes = self._costs.sum_bytes / self._costs.num_servers
+        yield from self._exchange.network.exchange((len(self._hosts) - 1) * num_bytes, num_sums * num_bytes)
+        yield self._serve_for(num_sums * self._costs.accumulate_seconds)
+        self._program.exchange()
 
     def _serve_for(self, seconds: float) -> simpy.Event:
         self._exchange.usage.server += seconds

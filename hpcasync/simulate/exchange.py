@@ -10,7 +10,6 @@ import simpy
 from hpcasync.choices import WHOLE_GRADIENT_FORMATS, PullPolicy
 from hpcasync.config.exchange import Overlap
 from hpcasync.config.schema import Config
-from hpcasync.errors import UserError
 from hpcasync.simulate.network import Network
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.timing import Costs, Usage, polling_delay
@@ -42,8 +41,6 @@ class ExchangeOptions:
     def of(cls, config: Config, fresh_updates: int = 0) -> "ExchangeOptions":
         """As configured."""
         exchange = config.exchange
-        if exchange.host_sums:
-            raise UserError("exchange.host_sums is not simulated: every push travels; set it to false")
         sums_late = exchange.gradients not in WHOLE_GRADIENT_FORMATS and not config.staleness.compensation
         prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
         num_local = config.accumulate.local

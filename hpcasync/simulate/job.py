@@ -27,6 +27,7 @@ from hpcasync.runs.run_state import RunState
 from hpcasync.simulate.asynchronous import AsynchronousCluster
 from hpcasync.simulate.cluster import MOST_WORKERS_WITH_GRADIENTS, ClusterConfig
 from hpcasync.simulate.exchange import ExchangeOptions
+from hpcasync.simulate.hosts import hosts_of
 from hpcasync.simulate.program import Program
 from hpcasync.simulate.resumption import Replay, SavedSimulation
 from hpcasync.simulate.run_directory import CLUSTER_FILE, check_overwrite, check_same_run
@@ -35,7 +36,6 @@ from hpcasync.simulate.throughput import make_decisions
 from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
-from hpcasync.simulate.workload import push_and_pull_bytes
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
 from hpcasync.train.header import title_lines
 from hpcasync.train.loop.optimizers import step_cost
@@ -113,7 +113,13 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
     writer = ShardWriter(config.output_dir / "checkpoints", len(setup.shards))
     supervisor = _make_supervisor(setup, writer)
     training = Training(
-        setup.task, setup.shards, supervisor, writer, cluster.workers, fresh_updates=setup.fresh_updates
+        setup.task,
+        setup.shards,
+        supervisor,
+        writer,
+        cluster.workers,
+        fresh_updates=setup.fresh_updates,
+        hosts=hosts_of(config, cluster, len(setup.shards)),
     )
     program: Program = training
     if setup.saved is None:
@@ -134,7 +140,7 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
 
 
 def _check(config: Config, cluster: ClusterConfig) -> None:
-    ExchangeOptions.of(config)  # refuses what is not simulated, before anything is written
+    hosts_of(config, cluster, max(1, config.num_servers))  # refuses what cannot be, before anything is written
     if cluster.workers > MOST_WORKERS_WITH_GRADIENTS:
         raise UserError(
             f"cluster.workers={cluster.workers}: with gradients at most {MOST_WORKERS_WITH_GRADIENTS} workers can be "
@@ -196,10 +202,8 @@ def _header(setup: _Setup) -> Iterator[str]:
 
 def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
     config, cluster = setup.config, setup.cluster
-    num_elements = setup.task.flat.num_elements
-    moved = push_and_pull_bytes(config, num_elements, in_place=cluster.network.gradients_in_place)
-    cost = step_cost(config.optimizer, setup.task.model)
-    costs = Costs(cluster, make_times(cluster), len(setup.shards), num_elements, *moved, step_cost=cost)
+    num_elements, cost = setup.task.flat.num_elements, step_cost(config.optimizer, setup.task.model)
+    costs = Costs.of(config, cluster, make_times(cluster), len(setup.shards), num_elements, step_cost=cost)
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(

@@ -71,6 +71,12 @@ class Network:
         arrival = yield from self._carry(self.from_server, num_bytes / self._num_servers, own, num_bytes)
         yield self._env.timeout(arrival - self._env.now + after)
 
+    def exchange(self, sent_bytes: float, received_bytes: float) -> Waiting:
+        """Wait until a server has sent so many bytes to others, and has received so many."""
+        _, sent = self.from_server.reserve(self._env.now, sent_bytes)
+        _, received = self.to_server.reserve(self._env.now, received_bytes)
+        yield self._env.timeout(max(sent, received) + self.latency - self._env.now)
+
     def _carry(
         self, first: FifoLink, first_bytes: float, second: FifoLink, second_bytes: float
     ) -> Generator[simpy.Event, Any, float]:

@@ -24,8 +24,11 @@ class Program(Protocol):
     ) -> PushRecord:
         """Compute the gradient of some batches; 0 tokens in the record if it is rejected."""
 
-    def accumulate(self, record: PushRecord) -> None:
-        """Add the gradient that was computed last, whose record this is, to the sum of the group."""
+    def accumulate(self, worker: int, record: PushRecord) -> None:
+        """Add the gradient that was computed last, whose record this is, to the sum of the group, or of its host."""
+
+    def exchange(self) -> None:
+        """Add the sums of other hosts to the group's."""
 
     def discard(self) -> None:
         """Forget what has been added since the last update."""

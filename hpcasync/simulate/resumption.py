@@ -148,9 +148,13 @@ class Replay:
         num_tokens = 0 if is_rejected else sum(map(self.num_tokens, tickets))
         return PushRecord(version, num_tokens, 0.0, 0, compute_seconds, tickets)
 
-    def accumulate(self, record: PushRecord) -> None:
+    def accumulate(self, worker: int, record: PushRecord) -> None:
         if self._is_live:
-            self._training.accumulate(record)
+            self._training.accumulate(worker, record)
+
+    def exchange(self) -> None:
+        if self._is_live:
+            self._training.exchange()
 
     def discard(self) -> None:
         if self._is_live:

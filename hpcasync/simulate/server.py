@@ -1,15 +1,17 @@
 """One server of a simulated cluster: its shard, with the real sum, optimizer, formats and compensation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hpcasync.comm.shards import Shard
 from hpcasync.config.schema import Config
+from hpcasync.ps.protocol.host_group import HostGroup
 from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.server.apply_group import ShardGroup
 from hpcasync.ps.server.compensation import DelayCompensation
+from hpcasync.ps.server.group_sum import GroupSum
 from hpcasync.ps.server.parameter_groups import Optimizers
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.ps.transport.gradient_formats import SlotAddress, TopKWire, Wire, make_wire
@@ -20,11 +22,16 @@ class SimulatedServer:
 
     Args:
         vector: [num_elements] float32 initial parameters.
-        num_workers: each has a wire of its own, which may keep a residual.
+        sources: for each worker, the server that sums its gradients for this one; None: it takes them itself.
     """
 
     def __init__(
-        self, config: Config, vector: torch.Tensor, shard: Shard, num_workers: int, optimizers: Optimizers
+        self,
+        config: Config,
+        vector: torch.Tensor,
+        shard: Shard,
+        optimizers: Optimizers,
+        sources: Sequence[int | None],
     ) -> None:
         is_sync = config.mode == "sync"
         optimizer, exchange, staleness = config.optimizer, config.exchange, config.staleness
@@ -33,8 +40,13 @@ class SimulatedServer:
         self.state = ShardState(
             vector[shard.start : shard.stop].clone(), optimizers, start=shard.start, ema_decay=optimizer.ema_decay
         )
-        gradients = "fp32" if is_sync else exchange.gradients
-        self._wires: list[Wire] = [make_wire(gradients, exchange.topk) for _ in range(num_workers)]
+        self._sources = sources
+        self._hosts = HostGroup(sources)
+        # As in `ps.transport.link`: sums of hosts are rounded, not what is summed.
+        self._sum_dtype = torch.bfloat16 if exchange.gradients == "bf16" else torch.float32
+        gradients = "fp32" if is_sync or any(source is not None for source in sources) else exchange.gradients
+        # Each worker has a wire of its own, which may keep a residual.
+        self._wires: list[Wire] = [make_wire(gradients, exchange.topk) for _ in sources]
         self._slot = _Slot(self._wires[0].slot_bytes(shard.size))
         self._rounds_parameters = not is_sync and exchange.parameters == "bf16"
         # What workers get, where it is not the parameters themselves.
@@ -45,8 +57,8 @@ class SimulatedServer:
         if not is_sync and staleness.compensation and staleness.limit is not None:
             self._compensation = DelayCompensation(staleness.compensation, staleness.limit, self.state.parameters, 0)
         self._group = ShardGroup(self.state, self._wires[0], self._compensation)
+        self._sums = {source: GroupSum(shard.size, self._wires[0]) for source in set(sources) if source is not None}
         self.squared_norm = self._group.squared_norm
-        self.discard = self._group.clear
 
     def published(self) -> torch.Tensor:
         """A copy of the parameters as workers get them, [size] float32."""
@@ -58,10 +70,28 @@ class SimulatedServer:
         address = SlotAddress(self._slot, 0, 0)  # type: ignore[arg-type]
         self._wires[worker].write(address, gradient, self.shard)
 
-    def accumulate(self, record: PushRecord) -> None:
-        """Add what is in the slot to the sum."""
-        self._group.take(self._slot.bytes, record.num_tokens, record.version)
-        self._group.fold()  # the slot is for the next one
+    def accumulate(self, worker: int, record: PushRecord) -> None:
+        """Add what is in the slot to the sum of the group, or to that of the worker's host."""
+        source = self._sources[worker]
+        if self._hosts.take(worker):
+            self._group.take(self._slot.bytes, record.num_tokens, record.version)
+            self._group.fold()  # the slot is for the next one
+        elif source is not None:
+            self._sums[source].add_slot(self._slot.bytes)
+            self._sums[source].fold()
+
+    def exchange(self) -> None:
+        """Add the other hosts' sums to the group's."""
+        for source in self._hosts.exchange().sources:
+            self._group.add(self._sums[source].whole().to(self._sum_dtype))
+            self._sums[source].clear()
+
+    def discard(self) -> None:
+        """Forget the group."""
+        self._group.clear()
+        self._hosts.clear()
+        for total in self._sums.values():
+            total.clear()
 
     def memory(self) -> dict[str, torch.Tensor]:
         """Copies of what it remembers of earlier gradients and versions, beside its state; [size] each."""

@@ -90,7 +90,7 @@ class SynchronousCluster:
         record = self._program.gradient(worker, self._version - staleness, parameters, tickets, seconds)
         self._counts.num_pushed += 1
         if record.num_tokens:
-            self._program.accumulate(record)
+            self._program.accumulate(worker, record)
         return Arrival(worker, self._num_rounds, record)
 
     def _drop(self, arrivals: Sequence[Arrival]) -> None:

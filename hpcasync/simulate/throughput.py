@@ -16,7 +16,7 @@ from hpcasync.simulate.result import Throughput
 from hpcasync.simulate.synchronous import SynchronousCluster
 from hpcasync.simulate.times import MakeTimes
 from hpcasync.simulate.timing import Costs, Usage
-from hpcasync.simulate.workload import Workload, push_and_pull_bytes
+from hpcasync.simulate.workload import Workload
 
 _WARMUP = 0.25
 _FEWEST_STEPS, _MOST_STEPS = 12, 400
@@ -45,9 +45,8 @@ def measure_throughput(
         num_steps: default: enough for the number of workers.
     """
     num_servers = max(1, config.num_servers)
-    moved = push_and_pull_bytes(config, workload.num_elements, in_place=cluster.network.gradients_in_place)
-    costs = Costs(
-        cluster, make_times(cluster), num_servers, workload.num_elements, *moved, step_cost=workload.step_cost
+    costs = Costs.of(
+        config, cluster, make_times(cluster), num_servers, workload.num_elements, step_cost=workload.step_cost
     )
     per_update = config.pushes_per_update(cluster.workers)
     num_pushes = cluster.workers * (num_steps or default_steps(cluster.workers))
@@ -142,7 +141,10 @@ class _TokenCounter:
     ) -> PushRecord:
         return PushRecord(version, sum(map(self.num_tokens, tickets)), 0.0, 0, compute_seconds, tickets)
 
-    def accumulate(self, record: PushRecord) -> None:
+    def accumulate(self, worker: int, record: PushRecord) -> None:
+        pass
+
+    def exchange(self) -> None:
         pass
 
     def discard(self) -> None:

@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 
+from hpcasync.config.schema import Config
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.simulate.compute_time import ComputeTimes
+from hpcasync.simulate.hosts import Hosts, hosts_of
+from hpcasync.simulate.workload import push_and_pull_bytes, sum_bytes
 
 # Of `comm.waiting.Backoff`, which cannot be imported without MPI: each sleep is longer than the last. (A server that
 # has waited for more than a tenth of a second sleeps a hundredth of that, up to 5 ms: left out here.)
@@ -33,6 +36,8 @@ class Costs:
         num_elements: length of the flat parameter vector.
         push_bytes, pull_bytes: of the whole vector, as it travels.
         step_cost: of an optimizer step, where Adam's has 1.
+        hosts: that sum what is pushed there; None: each push travels by itself.
+        sum_bytes: of hosts' sums, likewise.
     """
 
     cluster: ClusterConfig
@@ -42,6 +47,30 @@ class Costs:
     push_bytes: float
     pull_bytes: float
     step_cost: float = 1.0
+    hosts: Hosts | None = None
+    sum_bytes: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        cluster: ClusterConfig,
+        times: ComputeTimes,
+        num_servers: int,
+        num_elements: int,
+        *,
+        step_cost: float,
+    ) -> "Costs":
+        """Of training as configured.
+
+        Raises:
+            UserError: hosts are to sum what is pushed there, and some have no server.
+        """
+        hosts = hosts_of(config, cluster, num_servers)
+        in_place, num_hosts = cluster.network.gradients_in_place, 0 if hosts is None else hosts.number
+        moved = push_and_pull_bytes(config, num_elements, in_place=in_place, num_hosts=num_hosts)
+        sums = sum_bytes(config, num_elements)
+        return cls(cluster, times, num_servers, num_elements, *moved, step_cost=step_cost, hosts=hosts, sum_bytes=sums)
 
     @property
     def accumulate_seconds(self) -> float:

@@ -14,6 +14,7 @@ from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.tickets import TicketSequence
 from hpcasync.ps.protocol.updates import Update
 from hpcasync.runs.checkpoints import ShardWriter
+from hpcasync.simulate.hosts import Hosts
 from hpcasync.simulate.resumption import Moment, SavedSimulation, Version
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.train.loop.batch_order import BatchOrder
@@ -30,6 +31,7 @@ class Training:
         shards: of the servers; one of the whole vector in sync.
         supervisor: counts, logs, saves and decides; its clock is the virtual one.
         fresh_updates: of the fresh start, kept in checkpoints.
+        hosts: that sum what is pushed there, if they do.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Training:
         num_workers: int,
         *,
         fresh_updates: int,
+        hosts: Hosts | None = None,
     ) -> None:
         self._config = config = task.config
         self._plan = task.plan
@@ -51,7 +54,11 @@ class Training:
         self._fresh_updates = fresh_updates
         # The servers' own parameters: those of the model are whatever a worker computes with.
         vector = flat.parameters.detach().to("cpu", copy=True)
-        self._servers = [SimulatedServer(config, vector, shard, num_workers, task.optimizers) for shard in shards]
+        nobody: list[int | None] = [None] * num_workers
+        self._servers = [
+            SimulatedServer(config, vector, shard, task.optimizers, nobody if hosts is None else hosts.sources(index))
+            for index, shard in enumerate(shards)
+        ]
         # Reduced precision keeps a scale for each worker.
         self._steps = [GradientStep(config, task.model, flat, task.plan) for _ in range(num_workers)]
         self._learning_rate = 0.0
@@ -88,9 +95,13 @@ class Training:
             self._rejected += record.tickets
         return replace(record, compute_seconds=compute_seconds)
 
-    def accumulate(self, record: PushRecord) -> None:
+    def accumulate(self, worker: int, record: PushRecord) -> None:
         for server in self._servers:
-            server.accumulate(record)
+            server.accumulate(worker, record)
+
+    def exchange(self) -> None:
+        for server in self._servers:
+            server.exchange()
 
     def discard(self) -> None:
         for server in self._servers:

@@ -68,18 +68,30 @@ def step_cost_of(config: Config) -> float:
     return step_cost(config.optimizer, _model_of_no_memory(config, PreparedCorpus.open(config.data.path)))
 
 
-def push_and_pull_bytes(config: Config, num_elements: int, *, in_place: bool = False) -> tuple[float, float]:
+def push_and_pull_bytes(
+    config: Config, num_elements: int, *, in_place: bool = False, num_hosts: int = 0
+) -> tuple[float, float]:
     """Bytes of a gradient and of the parameters on their way; in sync of what the allreduce sums.
 
-    `in_place`: servers read float32 gradients where they are computed.
+    Args:
+        in_place: servers read float32 gradients where they are computed.
+        num_hosts: that sum what is pushed there, and have servers of their own; 0: there are no sums.
     """
     if config.mode == "sync":
         return num_elements * _BYTES["fp32" if config.sync.compression == "none" else "bf16"], 0.0
     exchange = config.exchange
+    if num_hosts:
+        # Gradients are read where they are computed, and the shards of a host's own servers where they are published.
+        return 0.0, num_elements * _BYTES[exchange.parameters] * (num_hosts - 1) / num_hosts
     per_element = exchange.topk * _TOPK_BYTES if exchange.gradients == "topk" else _BYTES[exchange.gradients]
     if in_place and exchange.gradients == "fp32":
         per_element = 0.0
     return num_elements * per_element, num_elements * _BYTES[exchange.parameters]
+
+
+def sum_bytes(config: Config, num_elements: int) -> float:
+    """Bytes of a host's sum of gradients on its way."""
+    return num_elements * _BYTES.get(config.exchange.gradients, 0.0)
 
 
 def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:

@@ -44,8 +44,11 @@ class Observed:
         tokens = 0 if self._rejected in tickets else sum(map(self.num_tokens, tickets))
         return PushRecord(version, tokens, 0.0, 0, compute_seconds, tickets)
 
-    def accumulate(self, record: PushRecord) -> None:
+    def accumulate(self, worker: int, record: PushRecord) -> None:
         self.num_accumulated += 1
+
+    def exchange(self) -> None:
+        """It keeps no sums of hosts."""
 
     def discard(self) -> None:
         self.num_accumulated = 0

@@ -62,6 +62,15 @@ def assert_same_end(one: Config, other: Config) -> None:
         ({}, {"mode": "async", "staleness": {"limit": 2, "compensation": 0.5, "lookahead": 0.0}}),
         ({}, {"mode": "async", "staleness": {"limit": 1, "policy": "drop"}}),
         ({}, {"mode": "async", "staleness": {"lookahead": 1.0}, "roles": {"servers": 2}}),
+        (
+            {},
+            {
+                "mode": "async-global",
+                "accumulate": {"global": 2},
+                "roles": {"servers": 3},
+                "exchange": {"host_sums": True, "gradients": "bf16"},
+            },
+        ),
     ],
     ids=lambda value: ",".join(f"{key}={part}" for key, part in value.items()).replace(" ", "") if value else "",
 )

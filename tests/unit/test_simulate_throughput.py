@@ -92,6 +92,39 @@ def test_transfers_beside_the_computation_by_hand(num_elements: int, overlap: st
     assert result.staleness_mean == pytest.approx(1 if overlap == "full" else 0, abs=0.05)
 
 
+@pytest.mark.parametrize(("gradients", "num_bytes"), [("fp32", 4), ("bf16", 2)])
+def test_sums_of_hosts_by_hand(gradients: str, num_bytes: int) -> None:
+    """Two hosts of two workers and a server: pushes move nothing, each server sends the other half of a sum.
+
+    Then the parameters that lie with the other host are pulled: 0.2 s over a host's link, for the last of four from the
+    fourth turn on a server's, where each takes 0.1 s.
+    """
+    cluster = parse_cluster(
+        {**SLOW_NETWORK, "workers": 4, "network": {"latency_seconds": 0, "bandwidth": 1e6, "workers_per_link": 2}},
+        "test",
+    )
+    exchange = {"host_sums": True, "gradients": gradients, "pull": "applied"}
+    config = config_of("async-global", roles={"servers": 2}, exchange=exchange)
+    result = measure(config, cluster, Workload((100,), 100_000))
+    expected = 3.0 + num_bytes * 0.05 + 0.005 + 3 * 0.1 + 0.2
+    assert 400 / result.target_tokens_per_second == pytest.approx(expected, rel=0.001)
+
+
+@pytest.mark.parametrize(("hosts", "speedup"), [(2, 1.3), (4, 1.05)])
+def test_sums_of_hosts_pay_where_many_workers_share_a_slow_link(hosts: int, speedup: float) -> None:
+    network = {"latency_seconds": 0, "bandwidth": 1e6, "workers_per_link": 16 // hosts}
+    cluster = parse_cluster({**SLOW_NETWORK, "workers": 16, "network": network}, "test")
+    alone, summed = (
+        measure(
+            config_of("async-global", accumulate={"global": 16}, roles={"servers": 4}, exchange={"host_sums": sums}),
+            cluster,
+        )
+        for sums in (False, True)
+    )
+    assert summed.target_tokens_per_second > speedup * alone.target_tokens_per_second
+    assert summed.to_server < alone.to_server / 3, "gradients come as sums"
+
+
 def test_a_synchronous_round_by_hand() -> None:
     cluster = parse_cluster(
         {

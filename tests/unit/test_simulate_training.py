@@ -12,11 +12,13 @@ import pytest
 import torch
 from simulator import JITTER, LAST, NUM_UPDATES, Simulator, assert_same, losses, parameters, records, summary
 
-from hpcasync.config.schema import Config
+from hpcasync.comm.shards import Shard
+from hpcasync.config.schema import Config, parse_config
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
+from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.server.apply_group import clip_factor
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -26,6 +28,7 @@ from hpcasync.runs.snapshots import list_snapshots
 from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.job import run_simulated_training
+from hpcasync.simulate.server import SimulatedServer
 from hpcasync.simulate.times import times_of
 from hpcasync.train.loop.optimizers import optimizer_factory
 from hpcasync.train.loop.schedule import learning_rate
@@ -147,6 +150,45 @@ def test_servers_do_not_change_the_result(simulate: Simulator) -> None:
         for servers in (1, 3)
     )
     assert_same(one, three)
+
+
+def test_sums_of_hosts_are_what_the_servers_of_hosts_add_up() -> None:
+    """Workers 0 and 1 are on the server's host; of the others' sums one travels for each host, and is rounded."""
+    exchange = {"host_sums": True, "gradients": "bf16"}
+    config = parse_config({"data": {"path": "corpus"}, "stop": {"updates": 1}, "exchange": exchange}, "test")
+    shard = Shard(16, 48)
+    server = SimulatedServer(
+        config, torch.zeros(64), shard, optimizer_factory(config.optimizer), [None, None, 2, 2, 1, 1]
+    )
+    gradients = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
+    parts = gradients[:, 16:48]
+
+    def push(*workers: int) -> None:
+        for worker in workers:
+            server.write(worker, gradients[worker])
+            server.accumulate(worker, PushRecord(0, 1, 0.0, 0, 0.0, (worker,)))
+
+    push(0, 2, 4, 1, 3)
+    server.exchange()
+    expected = parts[0] + parts[1] + parts[4].bfloat16() + (parts[2] + parts[3]).bfloat16()
+    assert server.squared_norm() == pytest.approx(float(expected.double().square().sum()), rel=1e-6)
+    server.discard()
+    push(5)
+    server.exchange()
+    alone = parts[5].bfloat16().double()
+    assert server.squared_norm() == pytest.approx(float(alone.square().sum()), rel=1e-6), "nothing of the group before"
+
+
+def test_sums_of_hosts_change_nothing_but_the_order_of_adding(simulate: Simulator) -> None:
+    more: dict[str, Any] = {"mode": "async-global", "accumulate": {"global": 4}, "roles": {"servers": 2}}
+    options: dict[str, Any] = {"workers": 4, "cluster": {"network": {"workers_per_link": 2}}}
+    alone, summed, rounded = (
+        simulate(**options, **more, exchange={"pull": "applied", **exchange})
+        for exchange in ({}, {"host_sums": True}, {"host_sums": True, "gradients": "bf16"})
+    )
+    np.testing.assert_allclose(losses(summed), losses(alone), 1e-4)
+    assert losses(rounded) != losses(summed)
+    np.testing.assert_allclose(losses(rounded), losses(alone), 1e-2)
 
 
 def test_jitter_changes_the_order_and_not_what_synchronous_training_learns(simulate: Simulator) -> None:

@@ -8,6 +8,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+def summing_server(server: int, host: int, hosts: Sequence[int]) -> int | None:
+    """The server of another host that sums the gradients of its host for a server; None: it is its own.
+
+    Args:
+        hosts: of the servers.
+    """
+    if host == hosts[server]:
+        return None
+    there = [other for other, its in enumerate(hosts) if its == host]
+    elsewhere = [other for other, its in enumerate(hosts) if its != host]
+    return there[elsewhere.index(server) % len(there)]
+
+
 class Exchange(NamedTuple):
     """What a server sends and waits for.
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from hpcasync.comm.roles import Roles
 from hpcasync.comm.shards import Shard
 from hpcasync.errors import UserError
+from hpcasync.ps.protocol.host_group import summing_server
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,7 @@ class Layout:
 
     def summing_server(self, server: int, node: int) -> int | None:
         """The server of another node that sums the gradients of its node for a server; None: it is its own."""
-        ranks, every = self.roles.server_ranks, range(len(self.shards))
-        if node == self.nodes[ranks[server]]:
-            return None
-        there = [other for other in every if self.nodes[ranks[other]] == node]
-        elsewhere = [other for other in every if self.nodes[ranks[other]] != node]
-        return there[elsewhere.index(server) % len(there)]
+        return summing_server(server, node, [self.nodes[rank] for rank in self.roles.server_ranks])
 
     def summed_by(self, server: int) -> list[int]:
         """The servers of other nodes that a server sums for."""
