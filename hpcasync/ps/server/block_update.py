@@ -43,7 +43,7 @@ class BlockUpdate:
         if self.average is not None:
             self.average.lerp_(values, self.average_weight)
         if self.published is not None:
-            self.published.copy_(values if begun is None else begun.lerp_(values, 1 + self.lookahead))
+            publish(self.published, values if begun is None else begun.lerp_(values, 1 + self.lookahead))
 
     def _begin_publishing(self, before: torch.Tensor) -> torch.Tensor | None:
         """The parameters before the step, where they can be moved on after it: in place, if they fit there."""
@@ -52,3 +52,8 @@ class BlockUpdate:
             return None
         is_alike = target.dtype == before.dtype and target.device == before.device
         return target.copy_(before) if is_alike else before.clone()
+
+
+def publish(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy parameters to where workers read them; on a GPU they are rounded before they leave it."""
+    target.copy_(values if values.device.type == "cpu" else values.to(target.dtype))

@@ -13,7 +13,7 @@ import torch
 
 from hpcasync import device_kernels
 from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
-from hpcasync.ps.server.block_update import BlockUpdate
+from hpcasync.ps.server.block_update import BlockUpdate, publish
 from hpcasync.ps.server.kernel_library import load
 
 _HAS_NUMERATOR: dict[type[torch.optim.Optimizer], bool] = {
@@ -73,7 +73,7 @@ def make(update: BlockUpdate, optimizer: torch.optim.Optimizer, block: torch.Ten
     written = published if published is None or _can_publish(published, block.device) else update.scratch
     _step(update.parts, (block, state["exp_avg"], state["exp_avg_sq"], update.average, written), coefficients)
     if published is not None and written is not published:
-        published.copy_(update.scratch)
+        publish(published, update.scratch)
 
 
 def _can_publish(published: torch.Tensor, device: torch.device) -> bool:

@@ -51,7 +51,8 @@ class ShardState:
         self.ema = parameters.clone() if ema_decay else None
         self._ema_decay = ema_decay
         self._between_blocks = between_blocks
-        self.threads = BlockThreads() if threads is None else threads
+        # A GPU's blocks would wait for each other all the same, and each thread has scratch of a whole shard there.
+        self.threads = BlockThreads() if threads is None or parameters.device.type != "cpu" else threads
         size, num_elements = parameters.numel(), block_elements(parameters)
         self._groups = groups_of(optimizers, start + size)
         self._bounds = cut_in_blocks(self._groups, start, size, num_elements)

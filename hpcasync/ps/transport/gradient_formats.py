@@ -101,7 +101,9 @@ class DenseWire:
         total.add_(self._part(slot, start, total.numel()).to(total.device))
 
     def copy(self, total: torch.Tensor, slot: torch.Tensor, start: int = 0) -> None:
-        total.copy_(self._part(slot, start, total.numel()))
+        part = self._part(slot, start, total.numel())
+        # From the host to a GPU torch would convert first: on the host, in more bytes.
+        total.copy_(part if part.dtype == total.dtype else part.to(total.device))
 
     def view(self, slot: torch.Tensor, start: int, num_elements: int) -> torch.Tensor | None:
         return self._part(slot, start, num_elements) if self._dtype == torch.float32 else None
