@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.data.batches import BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
+from hpcasync.nmt.evaluation import EvaluationSettings, score_parameters
+from hpcasync.nmt.load import choose_device, load_model
 from hpcasync.nmt.loss import summed_cross_entropy
+from hpcasync.nmt.search import Searcher, SearchSettings
 from hpcasync.nmt.transformer import Transformer
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.shard_state import ShardState
@@ -48,9 +52,14 @@ _RUNS: dict[str, tuple[str, ...]] = {
         *(*_MAPPED, "roles.servers=per-device", "optimizer.ema_decay=0.99"),
         "staleness={{limit: 2, compensation: 0.1, lookahead: 0}}",
     ),
+    "mapped, muon": (*_MAPPED, "optimizer.name=muon", "roles.server_threads=2"),
     "bf16": ("precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
     "fp16": ("precision=fp16",),
     "shards on the device, overlap full": (_ON_DEVICE, "exchange.window=mpi", "exchange.overlap=full"),
+    "shards on the device, bf16": (
+        *(_ON_DEVICE, "exchange.window=mpi"),
+        *("exchange.gradients=bf16", "exchange.parameters=bf16"),
+    ),
     "scores, overlap full": (
         "validation={{score: true, every: 6, beam: 2, max_sentences: 20, device: {device}}}",
         "exchange.overlap=full",
@@ -68,13 +77,27 @@ _RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
+def run_python(*words: str | Path) -> str:
+    """Run Python on something and return what it said, which is in the log of the check, too, as it comes."""
+    command = [sys.executable, *map(str, words)]
+    print("$", *command, flush=True)
+    said = ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            print(line, end="", flush=True)
+    if process.returncode:
+        last = next(filter(None, reversed(said.splitlines())), "nothing")
+        raise RuntimeError(f"exit code {process.returncode}: {last}")
+    return said
+
+
 def run_hpcasync(*words: str | Path) -> str:
-    """Run a command of the program and return what it printed."""
-    command = [sys.executable, "-m", "hpcasync", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2500:]}")
-    return done.stdout
+    """Run a command of the program."""
+    return run_python("-m", "hpcasync", *words)
 
 
 @dataclass(frozen=True)
@@ -131,9 +154,10 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
         yield f"gradient in {precision} against float64", partial(_compare_gradients, place, precision)
     yield "kernels against torch's operations", partial(_compare_kernels, device)
     yield "windows make no difference", partial(_compare_windows, place)
+    yield "search and scores against the host's", partial(_compare_search, place)
     yield "a resume makes no difference", partial(_resume, place)
     yield "training, sync by torch", partial(_train, place, "sync", ["mode=sync", "sync.backend=torch"], 1)
-    yield "a joined program", partial(_join, work)
+    yield "a joined program", partial(_join, place)
     for name, settings in _RUNS.items():
         words = [word.format(device=device) for word in settings]
         yield f"training, {name}", partial(_train, place, name, words, 3)
@@ -142,18 +166,15 @@ def correctness_checks(device: str, work: Path) -> Iterator[Check]:
 
 
 def _doctor() -> dict[str, Any]:
-    checks = json.loads(run_hpcasync("doctor", "--json"))["checks"]
+    said = run_hpcasync("doctor", "--json")
+    checks = json.loads(said[said.index("{") :])["checks"]
     return {name: checks[name]["status"] for name in ("torch", "cuda", "mpi4py") if name in checks}
 
 
 def _device_tests(device: str) -> dict[str, Any]:
     tests = ["tests/unit/test_device_copy.py", "tests/parallel/test_device_vectors.py"]
     options = ["-q", "-p", "no:cacheprovider", "--timeout=600"]
-    command = [sys.executable, "-m", "pytest", *options, "-k", device, *tests]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(done.stdout[-3000:] + done.stderr[-500:])
-    return {"pytest": done.stdout.strip().splitlines()[-1]}
+    return {"pytest": run_python("-m", "pytest", *options, "-k", device, *tests).strip().splitlines()[-1]}
 
 
 def _compare_kernels(device: str) -> dict[str, Any]:
@@ -281,19 +302,43 @@ def _train(place: Place, name: str, settings: list[str], num_ranks: int, *flags:
     assert math.isfinite(losses[-1]) and losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
     if name.startswith("scores"):
         assert any(record["event"] == "validation" for record in updates), "no snapshot was scored"
+    return {"loss": losses[-1], "dropped": dropped, **speed_and_windows(said, summary)}
+
+
+def speed_and_windows(said: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """Of a run, for the table."""
     windows = next((line.strip() for line in said.splitlines() if line.startswith("  windows: ")), "windows: none")
-    speed = round(summary["target_tokens_per_second"])
-    return {"loss": losses[-1], "tok/s": speed, "dropped": dropped, "windows": windows.removeprefix("windows: ")}
+    return {"tok/s": round(summary["target_tokens_per_second"]), "windows": windows.removeprefix("windows: ")}
 
 
-def _join(work: Path) -> dict[str, Any]:
-    """An example, to its end: what is scored there is not on the device by itself."""
-    program = ROOT / "examples" / "characters.py"
-    options = "--parts", "16", "--epochs", "1", "--run", work / "joined"
+def _join(place: Place) -> dict[str, Any]:
+    """An example, to its end: what is scored and translated there is not on the device by itself."""
+    program, run_dir = ROOT / "examples" / "translation.py", place.work / "joined"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    options = place.corpus(), "--epochs", "1", "--run", run_dir
     said = run_hpcasync("launch", "-n", "3", "--", sys.executable, program, *options)
-    bits = float(said.partition(" bits per byte")[0].split()[-1])
-    assert bits < 6, f"{bits} bits per byte"
-    return {"bits per byte": bits}
+    nats = float(said.partition(" nats per token")[0].split()[-1])
+    assert nats < 7, f"{nats} nats per token"
+    return {"nats per token": nats}
+
+
+def _compare_search(place: Place) -> dict[str, Any]:
+    """What `hpcasync evaluate` and `translate` do, with the model that has been trained last."""
+    run_dir = max((place.work / "runs").glob("*/last"), key=lambda path: path.stat().st_mtime).parent
+    corpus = PreparedCorpus.open(place.corpus())
+    found = []
+    for device in ("cpu", place.device):
+        trained = load_model(run_dir, device=choose_device(device))
+        settings = EvaluationSettings(beam=4, max_sentences=20)
+        searcher = Searcher(
+            trained.model, trained.source_vocabulary, trained.target_vocabulary, SearchSettings(beam=4), max_length=64
+        )
+        best = [hypotheses[0].score for hypotheses in searcher.translate(corpus.raw("valid")[0][:20])]
+        found.append((score_parameters(trained, corpus, settings).loss, sum(best) / len(best)))
+    for here, there in zip(*found, strict=True):
+        if not abs(here - there) < 1e-3 * abs(here):
+            raise RuntimeError(f"loss and score of translations are {found[1]}, on the host {found[0]}")
+    return {"loss": found[1][0], "score of translations": found[1][1]}
 
 
 def _resume(place: Place) -> dict[str, Any]:
