@@ -13,7 +13,7 @@ from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.recorded import RankTimes, read_timelines
 from hpcasync.simulate.server_speed import measure_accumulate
 from hpcasync.simulate.synchronous import num_buckets
-from hpcasync.simulate.timing import BACKWARD_SHARE
+from hpcasync.simulate.timing import BACKWARD_SHARE, shared_step_cost
 from hpcasync.simulate.workload import push_and_pull_bytes, step_cost_of
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
@@ -44,7 +44,8 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
     compute = _fit_compute(ranks, config.accumulate.local)
     if config.mode == "sync":
         network, server = _fit_allreduce(ranks, config, num_elements), {}
-        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements / step_cost_of(config)
+        cost = shared_step_cost(step_cost_of(config), summary["roles"]["workers"])
+        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements / cost
     else:
         network = _fit_transfers(ranks, config, num_elements)
         server = _fit_server(ranks, config, num_elements)

@@ -25,6 +25,11 @@ def polling_delay(waited_seconds: float) -> float:
     return min(_LONGEST_SLEEP_SECONDS, math.sqrt(2 * _SLEEP_GROWTH_SECONDS * waited_seconds)) / 2
 
 
+def shared_step_cost(step_cost: float, num_workers: int) -> float:
+    """Of a worker of sync: Adam's part on all elements, and its share of Muon's iterations (`ps.server.dealt_muon`)."""
+    return 1 + (step_cost - 1) / num_workers
+
+
 @dataclass(frozen=True)
 class Costs:
     """What moves and what is computed per update.
@@ -94,7 +99,7 @@ class Costs:
         if per_element is None:
             assert not isinstance(self.cluster.server.apply_seconds_per_element, str)
             per_element = self.cluster.server.apply_seconds_per_element
-        return per_element * self.step_cost * self.num_elements
+        return per_element * shared_step_cost(self.step_cost, self.cluster.workers) * self.num_elements
 
 
 @dataclass

@@ -134,7 +134,8 @@ def test_servers_do_not_change_the_result(one_worker: Run, trainer: Trainer) -> 
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "backend", "optimizer"), [(2, "torch", "adam"), (3, "horovod", "adam"), (2, "torch", "muon")]
+    ("num_workers", "backend", "optimizer"),
+    [(2, "torch", "adam"), (3, "horovod", "adam"), (2, "torch", "muon"), (3, "horovod", "muon")],
 )
 def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, backend: str, optimizer: str) -> None:
     """W workers, accumulate.global W, pull applied: allreduce over W."""

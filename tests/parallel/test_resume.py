@@ -37,11 +37,13 @@ def assert_same_end(resumed: Run, straight: Run) -> None:
     assert resumed.state(AT_END)["tickets"] == straight.state(AT_END)["tickets"]
 
 
-def test_sync(trainer: Trainer) -> None:
-    straight = trainer(2, "mode=sync", "name=straight", stop(END))
-    first = trainer(2, "mode=sync", "name=resumed", stop(MIDDLE))
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_sync(trainer: Trainer, optimizer: str) -> None:
+    common = "mode=sync", f"optimizer.name={optimizer}"
+    straight = trainer(2, *common, f"name=straight-{optimizer}", stop(END))
+    first = trainer(2, *common, f"name=resumed-{optimizer}", stop(MIDDLE))
     assert first.summary["num_updates"] == MIDDLE
-    resumed = trainer(2, "mode=sync", "name=resumed", stop(END), flags=["--resume"])
+    resumed = trainer(2, *common, f"name=resumed-{optimizer}", stop(END), flags=["--resume"])
     assert f"resuming from {resumed.path}/checkpoints/{AT_MIDDLE}" in resumed.job.stdout
     assert_same_end(resumed, straight)
     expected = straight.parameters(AT_END)

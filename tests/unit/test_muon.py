@@ -12,6 +12,7 @@ from hpcasync.config.schema import load_config
 from hpcasync.config.validation import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
+from hpcasync.ps.server.dealt_muon import Dealing
 from hpcasync.ps.server.muon import Muon, orthogonal
 from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_blocks, cut_in_shards
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
@@ -91,6 +92,33 @@ def test_what_a_step_costs_is_what_its_groups_cost() -> None:
         step_cost(config, model) == pytest.approx(cost / flat.num_elements, rel=1e-3) and step_cost(config, model) > 9
     )
     assert step_cost(OptimizerConfig(), model) == 1
+
+
+def test_ranks_that_share_the_matrices_make_the_steps_of_one() -> None:
+    """Two ranks in turn: each gives what it has computed, and takes the sum."""
+    model = Model()
+    flat = FlatParameters(model)
+    optimizers = make_optimizers(OptimizerConfig(name="muon", weight_decay=0.01), model, flat)
+    gradients = [torch.randn(flat.num_elements) for _ in range(3)]
+    alone, *ranks = (ShardState(flat.parameters.detach().clone(), optimizers) for _ in range(3))
+    step(alone, gradients)
+    given: list[torch.Tensor] = []
+
+    def give(vector: torch.Tensor) -> None:
+        given.append(vector.clone())
+
+    def take(vector: torch.Tensor) -> None:
+        given.append(vector.clone())
+        vector.add_(given[-2])
+
+    ranks[0].deal(Dealing(0, 2, give))
+    ranks[1].deal(Dealing(1, 2, take))
+    for version, gradient in enumerate(gradients, start=1):
+        for rank in ranks:
+            rank.apply(blocks_of(gradient), scale=1.0, learning_rate=0.01, version=version)
+        ranks[0].load_state_tensors(ranks[1].state_tensors())
+        assert given[-1].any() and given[-2].any() and not (given[-1] * given[-2]).any()
+    assert torch.equal(ranks[1].parameters, alone.parameters)
 
 
 @pytest.mark.parametrize(("start", "size"), [(0, 8), (4, 12), (4, 2)])

@@ -13,6 +13,7 @@ from hpcasync.simulate.compute_time import ModelledTimes
 from hpcasync.simulate.result import Throughput, bottleneck
 from hpcasync.simulate.sweep import compare_sizes, search_servers
 from hpcasync.simulate.throughput import fewest_servers, measure_throughput
+from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.workload import Workload, push_and_pull_bytes
 
 WORKLOAD = Workload((90, 100, 110), 1_000_000)
@@ -55,6 +56,13 @@ def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, step_
     assert result.server == pytest.approx(served / cycle, rel=1e-6)
     assert result.to_server == result.from_server == pytest.approx(0.4 / cycle, rel=1e-6)
     assert result.staleness == {0: result.num_updates}
+
+
+@pytest.mark.parametrize(("num_workers", "seconds"), [(1, 0.5), (4, 0.2)])
+def test_workers_of_sync_share_what_a_step_costs_beyond_adams(num_workers: int, seconds: float) -> None:
+    cluster = parse_cluster({"workers": num_workers, "server": {"apply_seconds_per_element": 1e-6}}, "test")
+    costs = Costs(cluster, ModelledTimes(cluster), 1, 100_000, 0, 0, step_cost=5)
+    assert costs.step_seconds == pytest.approx(seconds)
 
 
 SLOW_NETWORK: dict[str, Any] = {

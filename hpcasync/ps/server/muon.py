@@ -26,6 +26,9 @@ class Muon(Eager):
         params: one vector.
         shape: of the matrix.
         nesterov: step along the momentum as the gradient will have moved it once more.
+
+    Attributes:
+        along: what steps go along, where it is computed elsewhere (`ps.server.dealt_muon`); None: each computes it.
     """
 
     def __init__(
@@ -38,24 +41,42 @@ class Muon(Eager):
         nesterov: bool = True,
         weight_decay: float = 0.0,
     ) -> None:
-        self._shape = shape
+        self.shape = shape
+        self.along: torch.Tensor | None = None
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         assert closure is None
-        size = self._shape[0] * self._shape[1]
-        for group in self.param_groups:
-            for block in group["params"]:
-                state = self.state[block]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(block)
-                momentum = state["momentum"].mul_(group["momentum"]).add_(block.grad)
-                direction = block.grad.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-                matrix = block[:size].view(self._shape)
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                size_of_step = group["lr"] * _ADAMS_SIZE * max(self._shape) ** 0.5
-                matrix.sub_(orthogonal(direction[:size].view(self._shape)), alpha=size_of_step)
+        [group] = self.param_groups
+        [block] = group["params"]
+        momentum = self._momentum(block).mul_(group["momentum"]).add_(block.grad)
+        along = self._along(momentum, block.grad) if self.along is None else self.along
+        matrix = self._matrix(block)
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.sub_(along, alpha=group["lr"] * _ADAMS_SIZE * max(self.shape) ** 0.5)
+
+    @torch.no_grad()
+    def compute_along(self, gradient: torch.Tensor) -> torch.Tensor:
+        """What a step with this gradient goes along; no step is made."""
+        [group] = self.param_groups
+        [block] = group["params"]
+        return self._along(self._momentum(block).mul(group["momentum"]).add_(gradient), gradient)
+
+    def _along(self, momentum: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        [group] = self.param_groups
+        direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+        return orthogonal(self._matrix(direction))
+
+    def _matrix(self, vector: torch.Tensor) -> torch.Tensor:
+        return vector[: self.shape[0] * self.shape[1]].view(self.shape)
+
+    def _momentum(self, block: torch.nn.Parameter) -> torch.Tensor:
+        state = self.state[block]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(block)
+        momentum: torch.Tensor = state["momentum"]
+        return momentum
 
 
 def cost_of_element(shape: tuple[int, int]) -> float:

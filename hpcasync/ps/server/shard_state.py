@@ -11,6 +11,8 @@ from hpcasync.comm.shards import Shard
 from hpcasync.ps.server import fused_apply
 from hpcasync.ps.server.block_threads import BlockThreads, ThreadBlock
 from hpcasync.ps.server.block_update import BlockUpdate
+from hpcasync.ps.server.dealt_muon import Dealing, DealtMuon
+from hpcasync.ps.server.muon import Muon
 from hpcasync.ps.server.parameter_groups import Optimizers, cut_in_blocks, groups_of
 
 # Vectors whose sum is elements [start, stop) of a gradient; they may lie where workers put them, and stay as they are.
@@ -62,6 +64,7 @@ class ShardState:
             for bounds, block in zip(self._bounds, self._blocks, strict=True)
         ]
         self._scratch = ThreadBlock(min(size, num_elements), parameters.device)
+        self._dealt: DealtMuon | None = None
         self._is_fused = fused and fused_apply.is_available(parameters.device)
 
     @property
@@ -73,6 +76,12 @@ class ShardState:
     def whole(self) -> Shard:
         """This state's vector as a shard that starts at zero."""
         return Shard(0, self.parameters.numel())
+
+    def deal(self, dealing: Dealing) -> None:
+        """From now on share Muon's iterations with ranks that hold the same, and make the same updates."""
+        optimizers = {number: each for number, each in enumerate(self._optimizers) if isinstance(each, Muon)}
+        if optimizers:
+            self._dealt = DealtMuon(dealing, optimizers, self.parameters.device)
 
     def apply(
         self,
@@ -96,6 +105,9 @@ class ShardState:
         # A young average follows closely, as in TensorFlow's ExponentialMovingAverage(num_updates=…).
         decay = min(self._ema_decay, (1 + version) / (10 + version))
         settings = [group.settings(learning_rate, version) for group in self._groups]
+        if self._dealt is not None:
+            [whole] = gradient(0, self.parameters.numel())
+            self._dealt.compute(lambda number: whole[self._bounds[number].start : self._bounds[number].stop] * scale)
 
         def step(index: int) -> None:
             bounds, block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]

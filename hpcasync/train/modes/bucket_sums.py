@@ -98,6 +98,12 @@ class BucketSums:
         self._completed.clear()
         self._factor = 1.0
 
+    def sum_vector(self, vector: torch.Tensor) -> None:
+        """Sum another vector beside the gradient, in place; all ranks call this in turn."""
+        pending = self._collectives.start_sum(vector, "vector")
+        self._watch.wait(pending.is_done)
+        pending.wait()
+
     def _complete(self, number: int) -> None:
         self._completed.append(number)
         while len(self._started) < len(self._order) and self._order[len(self._started)] in self._completed:
