@@ -163,10 +163,11 @@ def _signature(device: str) -> dict[str, str]:
     if device == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
         found |= {"card": torch.cuda.get_device_name(0), "driver, memory": _said(query)}
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "mpi4py")}
+    versions = {name: importlib.metadata.version(name) for name in ("triton", "mpi4py")}
     commit = os.environ.get("COMMIT") or _said(["git", "describe", "--always", "--dirty", "--exclude=*"])
     cores = str(len(os.sched_getaffinity(0)))
-    return found | {"cores": cores, "python": platform.python_version(), **versions, "commit": commit}
+    found |= {"cores": cores, "python": platform.python_version(), "torch": torch.__version__}
+    return found | {"cuda": str(torch.version.cuda), **versions, "commit": commit}
 
 
 def _said(command: list[str]) -> str:

@@ -15,16 +15,21 @@ python=${PYTHON:-python3}
 paths=$root
 if compgen -G "$here/wheels/*.whl" >/dev/null; then
     site=$(mktemp -d)
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl
-    # As make setup installs Open MPI, but not where its wheel expects to be.
-    export PATH=$site/bin:$PATH OPAL_PREFIX=$site PMIX_PREFIX=$site PRTE_PREFIX=$site
-    export LD_LIBRARY_PATH=$site/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} MPI4PY_LIBMPI=$site/lib/libmpi.so
-    paths=$root:$site
+    # Not with --target, which leaves out what Open MPI's wheel has for lib/.
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --ignore-installed \
+        --no-warn-script-location --prefix "$site" "$here"/wheels/*.whl
+    paths=$root:$(find "$site" -type d -name '*-packages' -print -quit)
+    if libmpi=$(find "$site" -name 'libmpi.so.*' -print -quit) && [[ -n $libmpi ]]; then
+        prefix=$(dirname "$(dirname "$libmpi")")
+        # As make setup installs Open MPI, but not where its wheel expects to be.
+        export PATH=$prefix/bin:$PATH OPAL_PREFIX=$prefix PMIX_PREFIX=$prefix PRTE_PREFIX=$prefix
+        export LD_LIBRARY_PATH=$prefix/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} MPI4PY_LIBMPI=$libmpi
+    fi
 fi
 export PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH}
 # All that is missing at once: each try costs the start of a machine.
 "$python" - torch triton numpy mpi4py pydantic click yaml rich psutil safetensors sentencepiece sacrebleu babel num2words \
-    pytest pytest_timeout xdist setuptools <<'PYTHON'
+    simpy pytest pytest_timeout xdist setuptools <<'PYTHON'
 import importlib.util, shutil, sys
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
 missing += [name for name in ("mpirun", "gcc") if shutil.which(name) is None]
