@@ -45,20 +45,22 @@ def _transformers(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory, forked: ForkedRanks | None) -> Iterator[ForkedRanks | None]:
+def imported(tmp_path_factory: pytest.TempPathFactory, forked: ForkedRanks | None) -> Iterator[ForkedRanks | None]:
+    """What ranks are forks of that have what examples import."""
     if forked is None:
         yield None
         return
     present = [module for module in IMPORTED if importlib.util.find_spec(module.partition(".")[0])]
     environment = {**os.environ, **RANK_ENVIRONMENT}
-    forked = ForkedRanks(tmp_path_factory.mktemp("ranks"), environment, modules=present)
-    yield forked
-    forked.close()
+    imported = ForkedRanks(tmp_path_factory.mktemp("ranks"), environment, modules=present)
+    yield imported
+    imported.close()
 
 
 @pytest.fixture(scope="module")
-def mpirun(mpirun: MpiRunner, forked: ForkedRanks | None) -> MpiRunner:
-    return MpiRunner(mpirun.launcher, forked=forked)
+def run_ranks(mpirun: MpiRunner, imported: ForkedRanks | None) -> MpiRunner:
+    """Run MPI jobs with such ranks."""
+    return MpiRunner(mpirun.launcher, forked=imported)
 
 
 def code_lines(path: Path) -> list[str]:
@@ -87,7 +89,7 @@ def score(said: str) -> float:
 
 @pytest.mark.parametrize("name", EPOCHS)
 def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
-    name: str, mpirun: MpiRunner, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, run_ranks: MpiRunner, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = options_of(name, tiny_corpus)
@@ -95,7 +97,7 @@ def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
     said = io.StringIO()
     with redirect_stdout(said):
         runpy.run_path(str(EXAMPLES / f"{name}_plain.py"), run_name="__main__")
-    job = mpirun.program(1, EXAMPLES / f"{name}.py", *options, "--run", tmp_path / "run", timeout=120)
+    job = run_ranks.program(1, EXAMPLES / f"{name}.py", *options, "--run", tmp_path / "run", timeout=120)
     assert score(job.stdout) == pytest.approx(score(said.getvalue()), abs=MARGINS[name])
 
 
@@ -117,11 +119,11 @@ def batches_per_epoch(name: str, said: str) -> int:
 
 @pytest.mark.parametrize("name", EPOCHS)
 def test_an_example_that_is_stopped_goes_on_with_other_ranks(
-    name: str, mpirun: MpiRunner, forked: ForkedRanks | None, tiny_corpus: TinyCorpus, tmp_path: Path
+    name: str, run_ranks: MpiRunner, imported: ForkedRanks | None, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     """And is as good as it should be; every batch is trained on once an epoch."""
     run_dir, program = tmp_path / "run", EXAMPLES / f"{name}.py"
-    command = launch_line(forked, 2, program, *options_of(name, tiny_corpus, epochs=1000), "--run", run_dir)
+    command = launch_line(imported, 2, program, *options_of(name, tiny_corpus, epochs=1000), "--run", run_dir)
     environment = {**os.environ, **RANK_ENVIRONMENT}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
         records = run_dir / "metrics.jsonl"
@@ -134,7 +136,7 @@ def test_an_example_that_is_stopped_goes_on_with_other_ranks(
     low = state_of(run_dir)["tickets"]["low"]
     assert isinstance(low, int)
     epochs = low // num_batches + EPOCHS[name]
-    second = mpirun.program(3, program, *options_of(name, tiny_corpus, epochs), "--run", run_dir, timeout=240)
+    second = run_ranks.program(3, program, *options_of(name, tiny_corpus, epochs), "--run", run_dir, timeout=240)
     assert "resuming from" in second.stdout
     state = state_of(run_dir)
     assert state["tickets"] == {"low": epochs * num_batches, "above": []}
