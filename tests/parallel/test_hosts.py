@@ -92,7 +92,7 @@ def test_a_server_for_each_host_and_mapped_memory_within_them(
 @pytest.mark.parametrize("runner", ["this MPI on three hosts"], indirect=True)
 def test_gradients_are_summed_on_their_hosts(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
     train = Trainer(runner, tmp_path, tiny_corpus)
-    settings = "stop.epochs=1", "exchange.host_sums=true", "exchange.gradients=bf16"
+    settings = "stop.epochs=1", "exchange.host_sums=true", "exchange.gradients=bf16", "optimizer.name=muon"
     summary = train(9, *settings, "roles.servers=per-device", "accumulate.global=4").summary
     assert (summary["roles"]["servers"], summary["roles"]["workers"]) == (3, 6)
     assert summary["stop_reason"] == "end of the corpus"
@@ -106,7 +106,8 @@ def test_gradients_are_summed_on_their_hosts(runner: MpiRunner, tmp_path: Path, 
 def test_mapped_windows_give_the_same_bits(runner: MpiRunner, tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
     """One worker, and three servers on two hosts, one of which it shares: gone on with, too."""
     train = Trainer(runner, tmp_path, tiny_corpus)
-    settings = "mode=async", "exchange.pull=applied", "roles.servers=3", "exchange.parameters=bf16"
+    common = "mode=async", "exchange.pull=applied", "optimizer.name=muon"
+    settings = *common, "roles.servers=3", "exchange.parameters=bf16"
     one = train(4, *settings, "stop.updates=8", "name=mpi")
     train(4, *settings, "stop.updates=4", "name=mapped", "exchange.window=mapped")
     two = train(4, *settings, "stop.updates=8", "name=mapped", "exchange.window=mapped", flags=["--resume"])

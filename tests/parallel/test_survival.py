@@ -61,7 +61,8 @@ def test_training_goes_on_without_workers_that_are_killed(
     """Two of three, one after the other; no batch is lost or done twice."""
     num_epochs = 30
     ahead = "data.prefetch=true"  # a worker that dies has drawn two batches
-    overrides = "roles.servers=2", "accumulate.global=2", f"stop={{epochs: {num_epochs}}}", "checkpoint.every=50", ahead
+    common = "roles.servers=2", "accumulate.global=2", "optimizer.name=muon"
+    overrides = *common, f"stop={{epochs: {num_epochs}}}", "checkpoint.every=50", ahead
     log = tmp_path / "log"
     with start_job(5, write_config(tmp_path, tiny_corpus), *overrides, options=SURVIVE, log=log) as job:
         ranks = ranks_of(job, 5)

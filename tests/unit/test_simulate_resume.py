@@ -58,7 +58,15 @@ def assert_same_end(one: Config, other: Config) -> None:
         ({}, {"mode": "async-global", "accumulate": {"global": 2}, "roles": {"servers": 2}}),
         ({}, {"mode": "async-global", "accumulate": {"global": 4}, "exchange": {"overlap": "push"}}),
         ({}, {"mode": "async", "exchange": {"overlap": "full", "parameters": "bf16"}}),
-        ({}, {"mode": "async", "exchange": {"gradients": "topk", "topk": 0.1}, "roles": {"servers": 2}}),
+        (
+            {},
+            {
+                "mode": "async",
+                "exchange": {"gradients": "topk", "topk": 0.1},
+                "roles": {"servers": 3},
+                "optimizer": {"name": "muon"},
+            },
+        ),
         ({}, {"mode": "async", "staleness": {"limit": 2, "compensation": 0.5, "lookahead": 0.0}}),
         ({}, {"mode": "async", "staleness": {"limit": 1, "policy": "drop"}}),
         ({}, {"mode": "async", "staleness": {"lookahead": 1.0}, "roles": {"servers": 2}}),
