@@ -54,12 +54,13 @@ Check = tuple[str, Callable[[], dict[str, Any]]]
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
 @click.option("--parts", default="a b")
 @click.option("--only", default="", help="Checks whose name holds this.")
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="What checks leave for each other.")
 @click.argument("out", type=click.Path(path_type=Path))
-def main(device: str, parts: str, only: str, out: Path) -> None:
+def main(device: str, parts: str, only: str, work: Path, out: Path) -> None:
     """Run the checks, leave OUT/results.json, print one table; exit with 1 if one failed."""
     makers = {"a": correctness_checks, "b": speed_checks}
-    (out / "work").mkdir(parents=True, exist_ok=True)
-    log = out / "work" / "log"
+    work.mkdir(parents=True, exist_ok=True)
+    log = out / "log"
     signature = _run("", "signature", partial(_signature, device), 60, log).figures
     outcomes: list[Outcome] = []
     if device == "cuda":
@@ -67,7 +68,7 @@ def main(device: str, parts: str, only: str, out: Path) -> None:
         multiprocessing.get_context("fork").Process(target=_hold_gpu, daemon=True).start()
     for part in parts.split():
         end = time.monotonic() + _PART_SECONDS[part] if device == "cuda" else float("inf")
-        for name, check in makers[part](device, out / "work"):
+        for name, check in makers[part](device, work):
             if only not in name:
                 continue
             left = end - time.monotonic()

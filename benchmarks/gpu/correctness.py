@@ -329,11 +329,11 @@ def _compare_search(place: Place) -> dict[str, Any]:
     found = []
     for device in ("cpu", place.device):
         trained = load_model(run_dir, device=choose_device(device))
-        settings = EvaluationSettings(beam=4, max_sentences=20)
+        settings = EvaluationSettings(beam=1, max_sentences=4)
         searcher = Searcher(
             trained.model, trained.source_vocabulary, trained.target_vocabulary, SearchSettings(beam=4), max_length=64
         )
-        best = [hypotheses[0].score for hypotheses in searcher.translate(corpus.raw("valid")[0][:20])]
+        best = [hypotheses[0].score for hypotheses in searcher.translate(corpus.raw("valid")[0][:10])]
         found.append((score_parameters(trained, corpus, settings).loss, sum(best) / len(best)))
     for here, there in zip(*found, strict=True):
         if not abs(here - there) < 1e-3 * abs(here):
