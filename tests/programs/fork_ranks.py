@@ -65,8 +65,16 @@ class Ranks:
 
     def _fork(self) -> list[str] | None:
         connection, _ = self._listener.accept()
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
-        request: dict[str, Any] = json.loads(connection.makefile().readline())
+        descriptors, line = list[int](), ""
+        with contextlib.suppress(ConnectionResetError):
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+            line = connection.makefile().readline()
+        if not line.endswith("\n"):  # who asks has been killed
+            for descriptor in descriptors:
+                os.close(descriptor)
+            connection.close()
+            return None
+        request: dict[str, Any] = json.loads(line)
         if (pid := os.fork()) == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_signals_reach_the_rank(forked: ForkedRanks, number: signal.Signals) -> 
         process.send_signal(number)
         assert process.wait(60) == -number
         rank.wait(60)
+
+
+def test_who_is_killed_while_it_asks_disturbs_nobody(forked: ForkedRanks) -> None:
+    for said in (b"", b"\n", b"\n{"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"{forked.python}.{os.uname().nodename[:16]}")
+            connection.sendall(said)
+    done = subprocess.run([forked.python, "-c", "print('well')"], capture_output=True, text=True)
+    assert done.stdout == "well\n"
 
 
 def test_what_is_read_before_a_fork_is_no_forks(forked: ForkedRanks) -> None:

@@ -42,13 +42,15 @@ def check(options: Options) -> Report:
         index = len(edges)
         targets: list[int] = []
         try:
-            num_final += _check_end(options, world)
-            for name, after in successors(options, world):
-                if after not in order:
-                    order[after] = len(order)
+            steps = list(successors(options, world))
+            num_final += _check_end(options, world, [name for name, _ in steps])
+            for name, after in steps:
+                # States are large: each is hashed once.
+                number = order.setdefault(after, len(order))
+                if number == len(came_from):
                     came_from.append((name, index))
                     queue.append(after)
-                targets.append(order[after])
+                targets.append(number)
         except AssertionError as error:
             raise ViolationError(f"{error}, after: {'; '.join(_story(came_from, index))}") from error
         edges.append(targets)
@@ -56,12 +58,12 @@ def check(options: Options) -> Report:
     return Report(len(order), sum(map(len, edges)), num_final)
 
 
-def _check_end(options: Options, world: World) -> bool:
+def _check_end(options: Options, world: World, steps: list[str]) -> bool:
     """Whether this state is an end; if nothing more happens, it has to be one."""
     if is_final(options, world):
         check_final(options, world)
         return True
-    has_next = any(not name.endswith("dies") for name, _ in successors(options, world))
+    has_next = any(not name.endswith("dies") for name in steps)
     # A job with a dead worker is ended from outside; until then the others go on. Only one that waits until its push is
     # applied waits for others' pushes.
     may_wait = (At.DONE, At.WAIT) if options.pull == "applied" else (At.DONE,)
