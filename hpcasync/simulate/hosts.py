@@ -34,12 +34,17 @@ def hosts_of(config: Config, cluster: ClusterConfig, num_servers: int) -> Hosts 
     Raises:
         UserError: some host has no server.
     """
-    if config.mode == "sync" or not config.exchange.host_sums or cluster.network.workers_per_link >= cluster.workers:
+    if (least := fewest_servers_of_hosts(config, cluster)) == 1:
         return None
-    hosts = Hosts(cluster, num_servers)
-    if num_servers < hosts.number:
+    if num_servers < least:
         raise UserError(
-            f"exchange.host_sums needs a server on every host, and roles.servers={num_servers} for {hosts.number} "
-            "hosts, each of the workers that share a link (cluster.network.workers_per_link)"
+            f"exchange.host_sums needs a server on every host, and roles.servers={num_servers} for {least} hosts, each "
+            "of the workers that share a link (cluster.network.workers_per_link)"
         )
-    return hosts
+    return Hosts(cluster, num_servers)
+
+
+def fewest_servers_of_hosts(config: Config, cluster: ClusterConfig) -> int:
+    """One on each host that sums what is pushed there; 1 where none does."""
+    sums = config.exchange.host_sums and config.mode != "sync"
+    return -(-cluster.workers // cluster.network.workers_per_link) if sums else 1

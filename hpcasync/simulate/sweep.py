@@ -6,6 +6,7 @@ from typing import Any
 
 from hpcasync.config.schema import Config
 from hpcasync.simulate.cluster import ClusterConfig
+from hpcasync.simulate.hosts import fewest_servers_of_hosts
 from hpcasync.simulate.result import Throughput
 from hpcasync.simulate.throughput import fewest_servers, measure_throughput
 from hpcasync.simulate.times import MakeTimes
@@ -58,7 +59,8 @@ def search_servers(
     def measure(num_servers: int) -> Throughput:
         return measure_throughput(config.with_servers(num_servers), cluster, workload, make_times, num_steps=num_steps)
 
-    return fewest_servers(measure, min(cluster.workers, MOST_SERVERS))
+    least = fewest_servers_of_hosts(config, cluster)
+    return fewest_servers(measure, max(least, min(cluster.workers, MOST_SERVERS)), least)
 
 
 def with_mode(config: Config, mode: str) -> Config:

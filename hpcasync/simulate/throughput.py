@@ -82,19 +82,19 @@ def make_decisions(
     )
 
 
-def fewest_servers(measure: Callable[[int], Throughput], most: int) -> Throughput:
+def fewest_servers(measure: Callable[[int], Throughput], most: int, least: int = 1) -> Throughput:
     """The result with the fewest servers beyond which more bring less than 2 % of throughput."""
-    results = {1: measure(1)}
+    results: dict[int, Throughput] = {}
 
     def rate(num_servers: int) -> float:
         if num_servers not in results:
             results[num_servers] = measure(num_servers)
         return results[num_servers].target_tokens_per_second
 
-    best = 1
+    best = least
     while best < most and rate(min(2 * best, most)) > rate(best) * (1 + _WORTHWHILE):
         best = min(2 * best, most)
-    enough, low = rate(best) * (1 - _WORTHWHILE), best // 2
+    enough, low = rate(best) * (1 - _WORTHWHILE), max(best // 2, least - 1)
     while best - low > 1:
         middle = (low + best) // 2
         low, best = (low, middle) if rate(middle) >= enough else (middle, best)

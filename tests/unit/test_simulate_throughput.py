@@ -270,6 +270,15 @@ def test_the_search_finds_the_fewest_servers_that_are_enough() -> None:
     assert len(tried) == len(set(tried)) <= 10
     assert fewest_servers(lambda number: throughput_of(number, 10.0 * number), 6).num_servers == 6
     assert fewest_servers(lambda number: throughput_of(number, 5.0), 64).num_servers == 1
+    tried.clear()
+    assert fewest_servers(measured, 64, 3).num_servers == 11 and fewest_servers(measured, 64, 16).num_servers == 16
+    assert min(tried) == 3, "nor fewer than there have to be"
+
+
+def test_where_hosts_sum_the_search_begins_with_a_server_on_each() -> None:
+    cluster = cluster_of(8, network={"workers_per_link": 2})
+    config = config_of("async-global", exchange={"host_sums": True})
+    assert search_servers(config, cluster, WORKLOAD, ModelledTimes, 12).num_servers >= 4
 
 
 def throughput_of(num_servers: int, tokens_per_second: float) -> Throughput:
