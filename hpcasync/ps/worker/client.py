@@ -32,7 +32,8 @@ class Client:
     Args:
         link: the windows.
         pull: what `wait` waits for.
-        may_lose_workers, fresh_updates: as `ps.protocol.working.Working` takes them.
+        may_lose_workers: as `ps.protocol.working.Working` takes it.
+        fresh_updates: likewise.
 
     Attributes:
         working: what this worker has done, and so waits for.
