@@ -9,6 +9,7 @@ wait until their gradient has been applied: with as many pushes per update as wo
 import json
 import pydoc_data.topics
 import time
+from typing import Literal
 
 import click
 import torch
@@ -22,7 +23,7 @@ from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import make_optimizers
 
 LENGTH, BATCH = 128, 16
 MODES = ("sync", "async", "async-local", "async-global")
@@ -85,11 +86,19 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 @click.option("--updates", type=int, default=300, show_default=True, help="Of as many batches as there are workers.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--lookahead", type=float, default=1.0, show_default=True, help="As staleness.lookahead.")
+@click.option("--optimizer", type=click.Choice(["adam", "muon"]), default="adam", show_default=True)
 @click.option("--nesterov/--no-nesterov", default=True, show_default=True, help="As optimizer.nesterov.")
 @click.option("--fresh", type=float, default=0.25, show_default=True, help="Part of the updates that workers wait for.")
 @click.option("--seed", type=int, default=1, show_default=True)
 def main(
-    mode: str, updates: int, learning_rate: float, lookahead: float, nesterov: bool, fresh: float, seed: int
+    mode: str,
+    updates: int,
+    learning_rate: float,
+    lookahead: float,
+    optimizer: Literal["adam", "muon"],
+    nesterov: bool,
+    fresh: float,
+    seed: int,
 ) -> None:
     """Train, and print what came out as one line of JSON."""
     torch.set_num_threads(1)
@@ -110,7 +119,8 @@ def main(
         fresh_updates=round(fresh * num_updates),
         link=LinkOptions(max_tickets=batches),
     )
-    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig(nesterov=nesterov)), options)
+    config = OptimizerConfig(name=optimizer, nesterov=nesterov)
+    engine = Engine(comm, flat.parameters, make_optimizers(config, model, flat), options)
     train, held_out = corpus()
     observer = MinimalObserver(learning_rate, num_updates)
     started = time.perf_counter()
@@ -131,7 +141,7 @@ def main(
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
         result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate}
-        result |= {"lookahead": lookahead, "nesterov": nesterov, "fresh": fresh, "seed": seed}
+        result |= {"optimizer": optimizer, "lookahead": lookahead, "nesterov": nesterov, "fresh": fresh, "seed": seed}
         print(json.dumps(result), flush=True)
 
 
