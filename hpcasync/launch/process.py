@@ -85,6 +85,7 @@ def start_mpirun(argv: Sequence[str], **how: Any) -> "subprocess.Popen[Any]":
     Args:
         how: what subprocess.Popen takes.
     """
+    left = session_directory(0).with_suffix(".*")  # finds the directory of all of them, once, before any fork
 
     def prepare() -> None:
         # Nobody may read what mpirun says of its end; it must not die of that before its ranks.
@@ -97,7 +98,6 @@ def start_mpirun(argv: Sequence[str], **how: Any) -> "subprocess.Popen[Any]":
             return subprocess.Popen(argv, start_new_session=True, preexec_fn=prepare, **how)
         except subprocess.SubprocessError:  # what `prepare` raises
             continue
-    left = session_directory(0).with_suffix(".*")
     raise UserError(f"mpirun finds directories of killed jobs in its way: remove {left}, unless a job is running")
 
 

@@ -14,7 +14,7 @@ from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
 from hpcasync.ps.server.dealt_muon import Dealing
 from hpcasync.ps.server.muon import Muon, orthogonal
-from hpcasync.ps.server.parameter_groups import Block, ParameterGroup, cut_in_blocks, cut_in_shards
+from hpcasync.ps.server.parameter_groups import Block, Optimizers, ParameterGroup, cut_in_blocks, cut_in_shards
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
@@ -138,15 +138,20 @@ def step(state: ShardState, gradients: list[torch.Tensor]) -> None:
         state.apply(blocks_of(gradient), scale=1.0, learning_rate=0.01, version=version + 1)
 
 
-def test_a_state_goes_on_in_other_shards_bit_for_bit(tmp_path: Path) -> None:
-    """Of the shards before one has matrices alone, and no moments of Adam; with the table alone one has no momentum."""
-    model = Model()
-    flat = FlatParameters(model)
+def trained(model: Model, flat: FlatParameters) -> tuple[Optimizers, torch.Tensor, list[torch.Tensor], ShardState]:
+    """What steps a model, its first parameters, four gradients, and the state after these."""
     optimizers = make_optimizers(OptimizerConfig(name="muon", weight_decay=0.01), model, flat)
     start = flat.parameters.detach().clone()
     gradients = [torch.randn(flat.num_elements) for _ in range(4)]
     through = ShardState(start.clone(), optimizers)
     step(through, gradients)
+    return optimizers, start, gradients, through
+
+
+def test_a_state_goes_on_in_other_shards_bit_for_bit(tmp_path: Path) -> None:
+    """Of the shards before one has matrices alone, and no moments of Adam; with the table alone one has no momentum."""
+    flat = FlatParameters(model := Model())
+    optimizers, start, gradients, through = trained(model, flat)
     bounds = [start for _, start in flat.bounds]
     before = [Shard(0, bounds[1]), Shard(bounds[1], bounds[2]), Shard(bounds[2], flat.num_elements)]
     writer = ShardWriter(tmp_path, len(before))
@@ -171,13 +176,8 @@ def test_a_state_goes_on_in_other_shards_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
-    model = Model()
-    flat = FlatParameters(model)
-    optimizers = make_optimizers(OptimizerConfig(name="muon", weight_decay=0.01), model, flat)
-    start = flat.parameters.detach().clone()
-    gradients = [torch.randn(flat.num_elements) for _ in range(4)]
-    through = ShardState(start.clone(), optimizers)
-    step(through, gradients)
+    flat = FlatParameters(model := Model())
+    optimizers, start, gradients, through = trained(model, flat)
     stopped = ShardState(start.clone(), optimizers)
     step(stopped, gradients[:2])
     resumed = ShardState(start.clone(), optimizers)
