@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hpcasync.onednn import has_onednn, onednn_linear
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
     """x @ weight.T + bias, then ReLU if asked.
@@ -39,18 +41,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
         """[n, dim_in] -> [n, num_fused * dim_out]"""
         return linear(x, self.weight, self.bias, relu=relu)
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """activation(x @ weight.T + bias) by oneDNN; float32 on the CPU, where `has_onednn` is true."""
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
-    return output
-
-
-def has_onednn() -> bool:
-    """Whether torch offers oneDNN's fused linear operator, the one that torch.compile uses on the CPU."""
-    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _has_onednn_kernel(x: Tensor, weight: Tensor) -> bool:

@@ -89,12 +89,15 @@ class ServerConfig(Section):
     apply_seconds_per_element: float | Literal["measured"] = Field(
         4e-9, description="optimizer step and publication; measured: on this machine"
     )
+    seconds_per_operation: float | Literal["measured"] = Field(
+        5e-12, description="of Muon's iterations, also by workers of sync; measured: on this machine"
+    )
     push_seconds: float = Field(5e-5, ge=0, description="taking a push, apart from its elements")
     update_seconds: float = Field(1e-4, ge=0, description="an update, apart from its elements")
 
     @model_validator(mode="after")
     def _check_not_negative(self) -> "ServerConfig":
-        for name in ("accumulate_seconds_per_element", "apply_seconds_per_element"):
+        for name in ("accumulate_seconds_per_element", "apply_seconds_per_element", "seconds_per_operation"):
             value = getattr(self, name)
             if not isinstance(value, str) and value < 0:
                 raise ValueError(f"{name} must not be negative (given: {value!r})")

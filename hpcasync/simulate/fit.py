@@ -11,10 +11,10 @@ from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError, describe
 from hpcasync.simulate.cluster import ClusterConfig, parse_cluster
 from hpcasync.simulate.recorded import RankTimes, read_timelines
-from hpcasync.simulate.server_speed import measure_accumulate
+from hpcasync.simulate.server_speed import measure_accumulate, measure_operation
 from hpcasync.simulate.synchronous import num_buckets
-from hpcasync.simulate.timing import BACKWARD_SHARE, shared_step_cost
-from hpcasync.simulate.workload import push_and_pull_bytes, step_cost_of
+from hpcasync.simulate.timing import BACKWARD_SHARE
+from hpcasync.simulate.workload import operations_of, push_and_pull_bytes
 
 # Not to be told from the time of the elements by one run; as in `simulate.cluster`.
 _UPDATE_SECONDS = 1e-4
@@ -30,7 +30,7 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
 
     Computing: seconds per token and per batch by least squares over all workers, a speed for each worker, and the
     spread of what remains as lognormal jitter. A synchronous run tells the bandwidth of its allreduce, an asynchronous
-    one that of pushes and pulls and the servers' speed. An element's update is charged as Adam's would take.
+    one that of pushes and pulls and the servers' speed. Muon's iterations are taken to be as fast as here.
 
     Args:
         overrides: `key=value` on what was fitted.
@@ -42,13 +42,16 @@ def fit_cluster(run_dir: Path, overrides: tuple[str, ...] = ()) -> ClusterConfig
     ranks = read_timelines(run_dir)
     num_elements = int(summary["num_parameters"])
     compute = _fit_compute(ranks, config.accumulate.local)
+    operations = operations_of(config)
+    per_operation = measure_operation() if operations else 0.0
+    server = {"seconds_per_operation": per_operation} if operations else {}
     if config.mode == "sync":
-        network, server = _fit_allreduce(ranks, config, num_elements), {}
-        cost = shared_step_cost(step_cost_of(config), summary["roles"]["workers"])
-        compute["step_seconds_per_element"] = _mean(ranks, "apply") / num_elements / cost
+        network = _fit_allreduce(ranks, config, num_elements)
+        seconds = _mean(ranks, "apply") - per_operation * operations / summary["roles"]["workers"]
+        compute["step_seconds_per_element"] = max(0.0, seconds) / num_elements
     else:
         network = _fit_transfers(ranks, config, num_elements)
-        server = _fit_server(ranks, config, num_elements)
+        server |= _fit_server(ranks, config, num_elements, per_operation * operations / config.num_servers)
     values = {"workers": summary["roles"]["workers"], "compute": compute, "network": network, "server": server}
     return parse_cluster(values, f"the cluster fitted to {run_dir}", overrides)
 
@@ -128,8 +131,10 @@ def _long_pulls(ranks: Sequence[RankTimes]) -> np.ndarray:
     return long
 
 
-def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -> dict[str, float]:
-    """The time of an update is that of its sum, with the speed of this machine, and what remains."""
+def _fit_server(
+    ranks: Sequence[RankTimes], config: Config, num_elements: int, matrix_seconds: float
+) -> dict[str, float]:
+    """The time of an update is that of its sum and of Muon's matrices, with the speed of this machine, and the rest."""
     accumulate = measure_accumulate()
     servers = [rank for rank in ranks if rank.role == "server"]
     shard = num_elements / config.num_servers
@@ -137,10 +142,10 @@ def _fit_server(ranks: Sequence[RankTimes], config: Config, num_elements: int) -
     reads = sum(sum(rank.seconds.get("read", ())) for rank in servers)
     seconds = _mean(servers, "apply") + reads / len(_durations(servers, "apply"))
     num_pushes = np.mean([number for rank in servers for number in rank.num_pushes])
-    apply = (seconds - _UPDATE_SECONDS) / shard - float(num_pushes) * accumulate
+    apply = (seconds - _UPDATE_SECONDS - matrix_seconds) / shard - float(num_pushes) * accumulate
     return {
         "accumulate_seconds_per_element": accumulate,
-        "apply_seconds_per_element": max(0.0, float(apply)) / step_cost_of(config),
+        "apply_seconds_per_element": max(0.0, float(apply)),
         "push_seconds": _mean(servers, "accumulate"),
         "update_seconds": _UPDATE_SECONDS,
     }

@@ -38,7 +38,7 @@ from hpcasync.simulate.timing import Costs
 from hpcasync.simulate.training import Training
 from hpcasync.timeline import Timeline, TimelineFile, timeline_path
 from hpcasync.train.header import title_lines
-from hpcasync.train.loop.optimizers import step_cost
+from hpcasync.train.loop.optimizers import matrix_operations
 from hpcasync.train.loop.task import Task, make_task
 from hpcasync.train.records.start import begin_records
 from hpcasync.train.supervise.supervisor import Supervisor
@@ -202,8 +202,9 @@ def _header(setup: _Setup) -> Iterator[str]:
 
 def _make_cluster(setup: _Setup, program: Program, make_times: MakeTimes) -> AsynchronousCluster | SynchronousCluster:
     config, cluster = setup.config, setup.cluster
-    num_elements, cost = setup.task.flat.num_elements, step_cost(config.optimizer, setup.task.model)
-    costs = Costs.of(config, cluster, make_times(cluster), len(setup.shards), num_elements, step_cost=cost)
+    operations = matrix_operations(config.optimizer, setup.task.model)
+    times, num_elements = make_times(cluster), setup.task.flat.num_elements
+    costs = Costs.of(config, cluster, times, len(setup.shards), num_elements, matrix_operations=operations)
     counts = setup.state.counts
     if config.mode == "sync":
         return SynchronousCluster(

@@ -6,12 +6,15 @@ from collections.abc import Callable
 import torch
 
 from hpcasync.config.optimizer import OptimizerConfig
+from hpcasync.ps.server.muon import num_operations, orthogonal
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.simulate.cluster import ClusterConfig
 from hpcasync.train.loop.optimizers import optimizer_factory
 
 # Larger than caches.
 _ELEMENTS = 1 << 22
+# Of a matrix; products of 128 to 1,024 rows are about as fast.
+_ROWS = 256
 _REPEATS = 3
 
 
@@ -21,6 +24,7 @@ def with_measured_speeds(cluster: ClusterConfig, optimizer: OptimizerConfig) -> 
     measures: dict[str, Callable[[], float]] = {
         "accumulate_seconds_per_element": measure_accumulate,
         "apply_seconds_per_element": lambda: measure_apply(optimizer),
+        "seconds_per_operation": measure_operation,
     }
     for name, measure in measures.items():
         if server[name] == "measured":
@@ -41,6 +45,12 @@ def measure_apply(optimizer: OptimizerConfig) -> float:
     blocks = blocks_of(gradient)
     step = lambda: state.apply(blocks, scale=1.0, learning_rate=1e-3, version=1, publish=published)  # noqa: E731
     return _shortest(step) / _ELEMENTS
+
+
+def measure_operation() -> float:
+    """Seconds per addition or multiplication of Muon's iterations."""
+    matrix = torch.randn(_ROWS, _ROWS, generator=torch.Generator().manual_seed(1))
+    return _shortest(lambda: orthogonal(matrix)) / num_operations((_ROWS, _ROWS))
 
 
 def _shortest(action: Callable[[], object]) -> float:

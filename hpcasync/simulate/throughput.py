@@ -45,9 +45,8 @@ def measure_throughput(
         num_steps: default: enough for the number of workers.
     """
     num_servers = max(1, config.num_servers)
-    costs = Costs.of(
-        config, cluster, make_times(cluster), num_servers, workload.num_elements, step_cost=workload.step_cost
-    )
+    sizes, operations = workload.num_elements, workload.matrix_operations
+    costs = Costs.of(config, cluster, make_times(cluster), num_servers, sizes, matrix_operations=operations)
     per_update = config.pushes_per_update(cluster.workers)
     num_pushes = cluster.workers * (num_steps or default_steps(cluster.workers))
     counter = _TokenCounter(workload, max(num_pushes, _FEWEST_UPDATES * per_update))

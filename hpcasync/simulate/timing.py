@@ -25,11 +25,6 @@ def polling_delay(waited_seconds: float) -> float:
     return min(_LONGEST_SLEEP_SECONDS, math.sqrt(2 * _SLEEP_GROWTH_SECONDS * waited_seconds)) / 2
 
 
-def shared_step_cost(step_cost: float, num_workers: int) -> float:
-    """Of a worker of sync: Adam's part on all elements, and its share of Muon's iterations (`ps.server.dealt_muon`)."""
-    return 1 + (step_cost - 1) / num_workers
-
-
 @dataclass(frozen=True)
 class Costs:
     """What moves and what is computed per update.
@@ -40,7 +35,7 @@ class Costs:
         num_servers: servers that share the parameters equally; at least 1.
         num_elements: length of the flat parameter vector.
         push_bytes, pull_bytes: of the whole vector, as it travels.
-        step_cost: of an optimizer step, where Adam's has 1.
+        matrix_operations: of Muon's iterations at an update.
         hosts: that sum what is pushed there; None: each push travels by itself.
         sum_bytes: of hosts' sums, likewise.
     """
@@ -51,7 +46,7 @@ class Costs:
     num_elements: int
     push_bytes: float
     pull_bytes: float
-    step_cost: float = 1.0
+    matrix_operations: int = 0
     hosts: Hosts | None = None
     sum_bytes: float = 0.0
 
@@ -64,7 +59,7 @@ class Costs:
         num_servers: int,
         num_elements: int,
         *,
-        step_cost: float,
+        matrix_operations: int,
     ) -> "Costs":
         """Of training as configured.
 
@@ -75,7 +70,16 @@ class Costs:
         in_place, num_hosts = cluster.network.gradients_in_place, 0 if hosts is None else hosts.number
         moved = push_and_pull_bytes(config, num_elements, in_place=in_place, num_hosts=num_hosts)
         sums = sum_bytes(config, num_elements)
-        return cls(cluster, times, num_servers, num_elements, *moved, step_cost=step_cost, hosts=hosts, sum_bytes=sums)
+        return cls(
+            cluster,
+            times,
+            num_servers,
+            num_elements,
+            *moved,
+            matrix_operations=matrix_operations,
+            hosts=hosts,
+            sum_bytes=sums,
+        )
 
     @property
     def accumulate_seconds(self) -> float:
@@ -89,17 +93,23 @@ class Costs:
         """A server's time for an update, without the sum."""
         server = self.cluster.server
         assert not isinstance(server.apply_seconds_per_element, str)
-        per_element = server.apply_seconds_per_element * self.step_cost
-        return server.update_seconds + per_element * self.num_elements / self.num_servers
+        seconds = server.apply_seconds_per_element * self.num_elements + self._matrix_seconds
+        return server.update_seconds + seconds / self.num_servers
 
     @property
     def step_seconds(self) -> float:
-        """A synchronous worker's time for the optimizer step on all elements."""
+        """A synchronous worker's time for the optimizer step on all elements, and its share of Muon's iterations."""
         per_element = self.cluster.compute.step_seconds_per_element
         if per_element is None:
             assert not isinstance(self.cluster.server.apply_seconds_per_element, str)
             per_element = self.cluster.server.apply_seconds_per_element
-        return per_element * shared_step_cost(self.step_cost, self.cluster.workers) * self.num_elements
+        return per_element * self.num_elements + self._matrix_seconds / self.cluster.workers
+
+    @property
+    def _matrix_seconds(self) -> float:
+        seconds_per_operation = self.cluster.server.seconds_per_operation
+        assert not isinstance(seconds_per_operation, str)
+        return seconds_per_operation * self.matrix_operations
 
 
 @dataclass

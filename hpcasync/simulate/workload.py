@@ -11,7 +11,7 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.mixture import Mixture
 from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
-from hpcasync.train.loop.optimizers import step_cost
+from hpcasync.train.loop.optimizers import matrix_operations
 
 # Batches of one data epoch stand for those of all, and of a large corpus the first ones for the others.
 _MOST_BATCHES = 5000
@@ -27,12 +27,12 @@ class Workload:
     Attributes:
         batch_tokens: target tokens of batches, in the order of their tickets; repeated from there on.
         num_elements: length of the flat parameter vector.
-        step_cost: of an optimizer step on it, where Adam's has 1.
+        matrix_operations: of Muon's iterations at an update.
     """
 
     batch_tokens: tuple[int, ...]
     num_elements: int
-    step_cost: float = 1.0
+    matrix_operations: int = 0
 
 
 def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload, str]:
@@ -43,29 +43,31 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
         num_parameters: of an imagined model instead of the configured one. Then the corpus may be missing: every batch
             has data.batch_tokens target tokens.
     """
+    operations = operations_of(config)
     if num_parameters is not None and not config.data.path.exists():
         tokens = config.data.batch_tokens
         told = f"{config.data.path} is not there: every batch has {tokens:,} target tokens (data.batch_tokens)"
-        return Workload((tokens,), num_parameters), told
+        return Workload((tokens,), num_parameters, operations), told
     try:
         corpus = PreparedCorpus.open(config.data.path)
     except UserError as error:
         raise UserError(f"{error}; or give --parameters N to simulate without a corpus") from error
     batch_tokens = _batch_tokens(config, corpus)
-    model = _model_of_no_memory(config, corpus)
+    source, target = corpus.source_vocabulary, corpus.target_vocabulary
+    with torch.device("meta"):
+        model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
     num_elements = sum(parameter.numel() for parameter in model.parameters())
-    cost = step_cost(config.optimizer, model)
     if num_parameters is not None:
         num_elements = num_parameters
     told = f"{len(batch_tokens):,} batches of {np.mean(batch_tokens):,.0f} target tokens on average, from {corpus.path}"
-    return Workload(batch_tokens, num_elements, cost), told
+    return Workload(batch_tokens, num_elements, operations), told
 
 
-def step_cost_of(config: Config) -> float:
-    """As `Workload.step_cost`; for Muon the corpus has to be there, whose vocabularies are part of the model."""
-    if config.optimizer.name != "muon":
-        return 1.0
-    return step_cost(config.optimizer, _model_of_no_memory(config, PreparedCorpus.open(config.data.path)))
+def operations_of(config: Config) -> int:
+    """As `Workload.matrix_operations`, which do not depend on vocabularies: those are not stepped as matrices."""
+    with torch.device("meta"):
+        model = build_model(config.model, 8, 8, 0, 0)
+    return matrix_operations(config.optimizer, model)
 
 
 def push_and_pull_bytes(
@@ -102,9 +104,3 @@ def _batch_tokens(config: Config, corpus: PreparedCorpus) -> tuple[int, ...]:
         tokens, *vocabularies, batch_tokens=config.data.batch_tokens, seed=config.seed, rounded=config.compile
     )
     return tuple(plan.num_target_tokens(ticket) for ticket in range(min(plan.num_batches(), _MOST_BATCHES)))
-
-
-def _model_of_no_memory(config: Config, corpus: PreparedCorpus) -> torch.nn.Module:
-    source, target = corpus.source_vocabulary, corpus.target_vocabulary
-    with torch.device("meta"):
-        return build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)

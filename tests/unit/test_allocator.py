@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from hpcasync.nmt.linear import has_onednn
 from hpcasync.nmt.memory import KERNEL_CACHES
+from hpcasync.onednn import has_onednn
 
 REUSE = """
 import resource
@@ -41,7 +41,7 @@ def test_freed_memory_is_reused_or_returned() -> None:
 KERNELS = """
 import ctypes
 import torch
-from hpcasync.nmt.linear import has_onednn, onednn_linear
+from hpcasync.onednn import has_onednn, onednn_linear
 from hpcasync.nmt.memory import limit_kernel_caches
 {call}
 class Usage(ctypes.Structure):

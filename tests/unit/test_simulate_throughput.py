@@ -27,8 +27,8 @@ def rate(config: Config, **cluster: Any) -> float:
     return measure(config, cluster_of(**cluster)).target_tokens_per_second
 
 
-@pytest.mark.parametrize(("prefetch", "num_latencies", "step_cost"), [(False, 21, 1), (True, 19, 1), (False, 21, 3)])
-def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, step_cost: float) -> None:
+@pytest.mark.parametrize(("prefetch", "num_latencies", "operations"), [(False, 21, 0), (True, 19, 0), (False, 21, 400)])
+def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, operations: int) -> None:
     """Long waits are seen half a millisecond late; 21 latencies: draw 4, slot 4, push 3, handled 4, pull 6.
 
     With prefetch the batch has been drawn, while the one before was computed; whether to stop is still asked.
@@ -43,13 +43,14 @@ def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, step_
                 "apply_seconds_per_element": 1e-6,
                 "push_seconds": 0.03,
                 "update_seconds": 0.05,
+                "seconds_per_operation": 5e-4,
             },
         },
         "test",
     )
     config = config_of("async", data={"path": "corpus", "prefetch": prefetch})
-    result = measure(config, cluster, Workload((100,), 100_000, step_cost))
-    served = 0.03 + 0.05 + 0.02 + 0.1 * step_cost
+    result = measure(config, cluster, Workload((100,), 100_000, operations))
+    served = 0.03 + 0.05 + 0.02 + 0.1 + 5e-4 * operations
     cycle = 2.0 + served + 2 * 0.4 + num_latencies * 0.01 + 2 * 0.0005
     assert result.target_tokens_per_second == pytest.approx(100 / cycle, rel=1e-6)
     assert result.efficiency == pytest.approx(2.0 / cycle, rel=1e-6)
@@ -59,9 +60,10 @@ def test_a_cycle_of_one_worker_by_hand(prefetch: bool, num_latencies: int, step_
 
 
 @pytest.mark.parametrize(("num_workers", "seconds"), [(1, 0.5), (4, 0.2)])
-def test_workers_of_sync_share_what_a_step_costs_beyond_adams(num_workers: int, seconds: float) -> None:
-    cluster = parse_cluster({"workers": num_workers, "server": {"apply_seconds_per_element": 1e-6}}, "test")
-    costs = Costs(cluster, ModelledTimes(cluster), 1, 100_000, 0, 0, step_cost=5)
+def test_workers_of_sync_share_muons_iterations(num_workers: int, seconds: float) -> None:
+    server = {"apply_seconds_per_element": 1e-6, "seconds_per_operation": 1e-3}
+    cluster = parse_cluster({"workers": num_workers, "server": server}, "test")
+    costs = Costs(cluster, ModelledTimes(cluster), 1, 100_000, 0, 0, matrix_operations=400)
     assert costs.step_seconds == pytest.approx(seconds)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.server.adam import EagerAdam, EagerAdamW, NesterovAdam, NesterovAdamW
-from hpcasync.ps.server.muon import Muon, cost_of_element
+from hpcasync.ps.server.muon import Muon, cost_of_element, num_operations
 from hpcasync.ps.server.parameter_groups import OptimizerFactory, Optimizers, ParameterGroup
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
@@ -39,13 +39,9 @@ def make_optimizers(config: OptimizerConfig, model: torch.nn.Module, flat: FlatP
     return groups
 
 
-def step_cost(config: OptimizerConfig, model: torch.nn.Module) -> float:
-    """What the step of a model costs, where Adam's has 1; `model` may be on torch's meta device."""
-    if config.name != "muon":
-        return 1.0
-    matrices, sizes = _matrices(model).values(), [parameter.numel() for parameter in model.parameters()]
-    more = sum((cost_of_element((rows, columns)) - 1) * rows * columns for rows, columns in matrices)
-    return 1 + more / sum(sizes)
+def matrix_operations(config: OptimizerConfig, model: torch.nn.Module) -> int:
+    """Additions and multiplications of Muon's iterations at an update; `model` may be on torch's meta device."""
+    return sum(map(num_operations, _matrices(model).values())) if config.name == "muon" else 0
 
 
 def _matrices(model: torch.nn.Module) -> dict[int, tuple[int, int]]:
