@@ -8,8 +8,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _INT_MAX = 2**31 - 1
-# Less than a block of an update, and than most parameters.
-_MAPPED_BYTES = 1 << 18
+# More than what an update makes for itself: the products of Muon's iterations are as large as a matrix.
+_MAPPED_BYTES = 1 << 24
+_KEPT_BYTES = 1 << 26
 
 
 def keep_freed_memory() -> bool:
@@ -26,15 +27,15 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Let this process return freed tensors to the kernel: for one that makes few, such as a copy to save.
+    """Let this process return large freed tensors to the kernel: for one that makes few, such as a copy to save.
 
     By itself glibc takes what is as large as something freed before from its heap, up to 32 MB, and a heap shrinks from
-    its end only.
+    its end only. What is below 16 MB is reused.
 
     Returns:
         False where the C library is not glibc: nothing was changed.
     """
-    return _set_allocator({_M_MMAP_THRESHOLD: _MAPPED_BYTES})
+    return _set_allocator({_M_MMAP_THRESHOLD: _MAPPED_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES})
 
 
 def _set_allocator(values: dict[int, int]) -> bool:
