@@ -8,6 +8,7 @@ from hpcasync.comm.allocator import return_freed_memory
 from hpcasync.comm.mpi import require_threads
 from hpcasync.comm.waiting import wait_for_all
 from hpcasync.ps.engine import Engine, EngineSetup
+from hpcasync.ps.server.dealt_muon import Dealing
 from hpcasync.ps.server.shard_state import ShardState
 from hpcasync.train.engine_options import engine_options
 from hpcasync.train.loop.exchange import Exchange
@@ -158,6 +159,9 @@ class SynchronousPart:
         report = None if self._supervisor is None else self._supervisor.report_event
         self._watch = RankWatch(comm, run.ranks.roles.hosts, config.logging.stall, report)
         sums = self._sums()
+        # The sum of what ranks have made of the matrices takes less time than making all, unless it crosses a network.
+        if comm.size > 1 and len(set(run.ranks.roles.hosts)) == 1:
+            self._state.deal(Dealing(comm.rank, comm.size, sums.sum_vector))
         if report is not None and comm.size > 1:
             report("sums", f"  gradients are summed by {sums.description}", by=sums.description)
         self.exchange = AllreduceExchange(

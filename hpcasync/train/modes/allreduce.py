@@ -11,7 +11,6 @@ from hpcasync.ps.protocol.orders import Order
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Arrival, Update, is_sound
 from hpcasync.ps.server.apply_group import apply_group
-from hpcasync.ps.server.dealt_muon import Dealing
 from hpcasync.ps.server.shard_state import ShardState, blocks_of, squared_norm
 from hpcasync.ps.transport.record_codec import decode_record, encode_record, record_bytes
 from hpcasync.runs.counters import Counters
@@ -27,7 +26,7 @@ class AllreduceExchange:
     """A worker that waits for all workers in every step. Each holds the whole optimizer state.
 
     The gradients are summed while backward makes them, and with them go the records of all workers. Nothing else is
-    sent but what Muon's steps go along, which ranks share: every rank counts, and so knows the learning rate and the
+    sent (but, on one host, what Muon's steps go along, which ranks share): every rank counts, and so knows the learning rate and the
     limits on updates and tokens; whatever else ends training, rank 0 says in the next sum, whose update is the last one
     then.
 
@@ -51,8 +50,6 @@ class AllreduceExchange:
     ) -> None:
         self._sums = sums
         self._state = state
-        if sums.num_workers > 1:
-            state.deal(Dealing(sums.rank, sums.num_workers, sums.sum_vector))
         self._batches = batches
         self._supervisor = supervisor
         self._config = config
