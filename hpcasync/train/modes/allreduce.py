@@ -26,9 +26,9 @@ class AllreduceExchange:
     """A worker that waits for all workers in every step. Each holds the whole optimizer state.
 
     The gradients are summed while backward makes them, and with them go the records of all workers. Nothing else is
-    sent (but, on one host, what Muon's steps go along, which ranks share): every rank counts, and so knows the learning rate and the
-    limits on updates and tokens; whatever else ends training, rank 0 says in the next sum, whose update is the last one
-    then.
+    sent (but, on one host, what Muon's steps go along, which ranks share): every rank counts, and so knows the learning
+    rate and the limits on updates and tokens; whatever else ends training, rank 0 says in the next sum, whose update is
+    the last one then.
 
     Args:
         state: the whole parameter vector (the model's own) with its optimizer.
