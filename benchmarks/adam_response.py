@@ -171,7 +171,7 @@ def main(
 ) -> None:
     """Train as CONFIG says, with one thread, and compare."""
     torch.set_num_threads(1)
-    fixed = ("optimizer.clip_norm=0", "optimizer.ema_decay=0", "validation.score=false")
+    fixed = ("optimizer.name=adam", "optimizer.clip_norm=0", "optimizer.ema_decay=0", "validation.score=false")
     rows: list[Row] = []
     try:
         trainer = Trainer(make_task(load_config(config, (*overrides, *fixed)), torch.device("cpu")))

@@ -54,7 +54,8 @@ def measure(corpus: Path, num_servers: int, directory: Path) -> tuple[float, flo
     config = directory / "latency.yaml"
     config.write_text(
         f"name: latency\nrun_dir: {directory}\ndata: {{path: {corpus}, batch_tokens: 256}}\nmode: async\n"
-        "stop: {updates: 1000000}\nvalidation: {score: false}\nlogging: {every: 1, tensorboard: false}\n"
+        "optimizer: {name: adam}\nstop: {updates: 1000000}\nvalidation: {score: false}\n"
+        "logging: {every: 1, tensorboard: false}\n"
     )
     overrides = (f"roles.servers={num_servers}", *MODEL)
     command = [sys.executable, "-m", "hpcasync", "launch", "-n", str(num_servers + 1), "--", "train", str(config)]

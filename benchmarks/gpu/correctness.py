@@ -52,7 +52,7 @@ _RUNS: dict[str, tuple[str, ...]] = {
         *(*_MAPPED, "roles.servers=per-device", "optimizer.ema_decay=0.99"),
         "staleness={{limit: 2, compensation: 0.1, lookahead: 0}}",
     ),
-    "mapped, muon": (*_MAPPED, "optimizer.name=muon", "roles.server_threads=2"),
+    "mapped, adam": (*_MAPPED, "optimizer.name=adam", "roles.server_threads=2"),
     "bf16": ("precision=bf16", "exchange.gradients=bf16", "exchange.parameters=bf16"),
     "fp16": ("precision=fp16",),
     "shards on the device, overlap full": (_ON_DEVICE, "exchange.window=mpi", "exchange.overlap=full"),
@@ -187,7 +187,7 @@ def _compare_kernels(device: str) -> dict[str, Any]:
     states: dict[str, dict[str, torch.Tensor]] = {}
     for where in ("cpu", device):
         parameters = torch.ones(1_000_001, device=where)
-        state = ShardState(parameters, optimizer_factory(OptimizerConfig(weight_decay=0.1)), ema_decay=0.9)
+        state = ShardState(parameters, optimizer_factory(OptimizerConfig(name="adam", weight_decay=0.1)), ema_decay=0.9)
         published = torch.empty(1_000_001, dtype=torch.bfloat16, device=where)
         for version, parts in enumerate(pushes, start=1):
             moved = list(parts.to(where))

@@ -125,7 +125,7 @@ def _apply(sizes: Sizes, where: str) -> dict[str, Any]:
     published = torch.empty_like(parameters)
     figures = {}
     for name, fused in (("", True), ("by torch ", False)):
-        state = ShardState(parameters, optimizer_factory(OptimizerConfig()), fused=fused)
+        state = ShardState(parameters, optimizer_factory(OptimizerConfig(name="adam")), fused=fused)
 
         def update(state: ShardState = state) -> None:
             state.apply(blocks_of(gradient), scale=1.0, learning_rate=1e-4, version=1, publish=published)
@@ -169,7 +169,7 @@ def _step(sizes: Sizes, tokens: int, *, is_compiled: bool = False) -> dict[str, 
     source, target = bare_batch(tokens, sizes.pieces, sizes.device)
     ours = build_model(config, sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
     flat = FlatParameters(ours)
-    state = ShardState(flat.parameters, optimizer_factory(OptimizerConfig()))
+    state = ShardState(flat.parameters, optimizer_factory(OptimizerConfig(name="adam")))
     rows = torch.arange(target[:, 1:].numel(), device=sizes.device)
 
     def step() -> None:
@@ -209,6 +209,7 @@ def _bare_step(
 def _not_computing(sizes: Sizes, place: Place, workers: int, overlap: str, window: str) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines; mapped: with the server on the device."""
     settings = [f"name=speed-{workers}-{window}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
+    settings.append("optimizer.name=adam")  # what is measured is the exchange
     settings += [f"exchange.window={window}", f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}"]
     settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
     settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]

@@ -59,7 +59,7 @@ class _Update:
     def __init__(self, num_elements: int, num_gradients: int, num_threads: int, *, clip: bool, fused: bool) -> None:
         self._clip = clip
         threads = BlockThreads(num_threads if fused else 1)  # torch has threads of its own
-        make = optimizer_factory(OptimizerConfig(nesterov=True))
+        make = optimizer_factory(OptimizerConfig(name="adam", nesterov=True))
         self._state = ShardState(torch.ones(num_elements), make, ema_decay=0.999, threads=threads, fused=fused)
         self._published = torch.empty(num_elements)
         self._slots = [torch.full((num_elements,), 1e-3).view(torch.uint8) for _ in range(num_gradients)]

@@ -30,7 +30,7 @@ def main(num_servers: int, num_steps: int, step_seconds: float) -> None:
     parameters = torch.zeros(_NUM_ELEMENTS)
     num_workers = comm.size - num_servers
     options = EngineOptions(num_servers=num_servers, pushes_per_update=num_workers)
-    engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig()), options)
+    engine = Engine(comm, parameters, optimizer_factory(OptimizerConfig(name="adam")), options)
     comm.Barrier()
     started, cpu = time.perf_counter(), time.process_time()
     if engine.is_server:

@@ -65,7 +65,7 @@ def main(num_elements: int, num_updates: int, compute_seconds: float) -> None:
     times = _Times(num_updates + _WARM_UP)
     options = EngineOptions(pull="applied")
     setup = EngineSetup(timeline=times)
-    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options, setup)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig(name="adam")), options, setup)
     steps = None
     if engine.is_server:
         engine.serve(times, times)

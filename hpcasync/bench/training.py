@@ -8,12 +8,12 @@ from hpcasync.errors import UserError
 from hpcasync.launch.here import job_line_here
 from hpcasync.launch.process import capture, environment_of_ranks
 
-# What it is compared with, and counted from, is on the CPU; benchmarks/gpu measures GPUs.
+# What it is compared with, and counted from, is on the CPU and has Adam; benchmarks/gpu measures GPUs.
 _CONFIGURATION = """\
 name: bench
 device: cpu
 data: {{path: {corpus}, batch_tokens: 2048}}
-optimizer: {{clip_norm: 1.0}}
+optimizer: {{name: adam, clip_norm: 1.0}}
 validation: {{score: false}}
 stop: {{updates: 1000000}}
 """

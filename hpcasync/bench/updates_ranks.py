@@ -48,7 +48,7 @@ def main(num_elements: int, num_updates: int, pushes_per_update: int, pull: Pull
     comm = MPI.COMM_WORLD
     flat = FlatParameters(torch.nn.ParameterList([torch.zeros(num_elements)]))
     options = EngineOptions(server_threads=server_threads, pushes_per_update=pushes_per_update, pull=pull)
-    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig()), options)
+    engine = Engine(comm, flat.parameters, optimizer_factory(OptimizerConfig(name="adam")), options)
     clock = _Clock(num_updates)
     if engine.is_server:
         engine.serve(clock, clock)

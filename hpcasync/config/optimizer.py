@@ -17,10 +17,11 @@ class UpdateConfig(Section):
 class OptimizerConfig(UpdateConfig):
     """One optimizer step is made per update, on the gradient per target token."""
 
-    name: Literal["adam", "adamw", "muon"] = Field(
-        "adam",
-        description="adamw: decoupled weight decay; muon: steps the matrices of the Transformer's layers along "
-        "momentum whose singular values are made one, and all else as adamw does, at the same rate",
+    name: Literal["auto", "adam", "adamw", "muon"] = Field(
+        "auto",
+        description="muon: steps the matrices of the Transformer's layers along momentum whose singular values are "
+        "made one, and all else as adamw does, at the same rate; adamw: decoupled weight decay; auto: muon for the "
+        "Transformer, adam for the RNN",
     )
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")

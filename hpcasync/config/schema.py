@@ -184,6 +184,14 @@ class Config(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _choose_optimizer(self) -> "Config":
+        if self.optimizer.name == "auto":
+            name = "muon" if self.model.architecture == "transformer" else "adam"
+            # Fixed from here on: nobody who reads a configuration, or a saved one, has to choose.
+            object.__setattr__(self, "optimizer", self.optimizer.model_copy(update={"name": name}))
+        return self
+
+    @model_validator(mode="after")
     def _check_muon(self) -> "Config":
         if self.optimizer.name == "muon" and self.model.architecture != "transformer":
             raise ValueError(

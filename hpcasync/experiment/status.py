@@ -81,7 +81,7 @@ def _differences(path: Path, planned: dict[str, Any]) -> list[str]:
             f"cannot read {path}: {describe(error, f'remove {path.parent}, and the run begins again')}"
         ) from error
     return [
-        f"{key} is {_show(found[key])} there, {_show(value)} here"
+        f"{key}={_show(found[key])} there, {_show(value)} here"
         for key, value in flatten(planned).items()
         if key in found and found[key] != value and value != _MEASURED and not key.startswith(_MAY_DIFFER)
     ]

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from hpcasync.complete_files import list_complete, partial_of, publish, sync_path, write_text_atomically
 from hpcasync.config.schema import RunConfig
 from hpcasync.errors import UserError, describe
@@ -133,6 +135,15 @@ def _copy_complete(directory: Path, parent: Path) -> None:
     for path in partial_of(copy).iterdir():
         sync_path(path)  # before it gets its name
     publish(copy)
+
+
+def optimizer_of_run(run_dir: Path) -> str:
+    """optimizer.name of a run that may have been begun by an earlier version, whose default was adam."""
+    path = run_dir / "config.yaml"
+    try:
+        return str(yaml.safe_load(path.read_text())["optimizer"].get("name", "adam"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {describe(error, 'restore it')}") from error
 
 
 def read_run_state(checkpoint: Path, layout: dict[str, str], metric: str) -> tuple[RunState, int]:

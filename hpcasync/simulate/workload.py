@@ -44,9 +44,10 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
             has data.batch_tokens target tokens.
     """
     operations = operations_of(config)
+    charged = "; Muon's iterations are those of the configured layers" if num_parameters and operations else ""
     if num_parameters is not None and not config.data.path.exists():
         tokens = config.data.batch_tokens
-        told = f"{config.data.path} is not there: every batch has {tokens:,} target tokens (data.batch_tokens)"
+        told = f"{config.data.path} is not there: every batch has {tokens:,} target tokens (data.batch_tokens){charged}"
         return Workload((tokens,), num_parameters, operations), told
     try:
         corpus = PreparedCorpus.open(config.data.path)
@@ -60,7 +61,7 @@ def find_workload(config: Config, num_parameters: int | None) -> tuple[Workload,
     if num_parameters is not None:
         num_elements = num_parameters
     told = f"{len(batch_tokens):,} batches of {np.mean(batch_tokens):,.0f} target tokens on average, from {corpus.path}"
-    return Workload(batch_tokens, num_elements, operations), told
+    return Workload(batch_tokens, num_elements, operations), told + charged
 
 
 def operations_of(config: Config) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from runners import MpiRunner
 from tiny_training import Run, TinyCorpus, Trainer
 
@@ -69,6 +70,28 @@ def test_one_worker_with_another_number_of_servers(trainer: Trainer, optimizer: 
     assert again.summary["gradients_applied"] == resumed.summary["gradients_applied"]
     after = again.parameters(AT_END)
     assert all(np.array_equal(array, after[name]) for name, array in before.items())
+
+
+@pytest.mark.parametrize(("mode", "begun", "now"), [("sync", "adam", "auto"), ("async", "muon", "adamw")])
+def test_another_optimizer_does_not_take_up_what_muon_or_adam_has_kept(
+    trainer: Trainer, mode: str, begun: str, now: str
+) -> None:
+    """Neither in the run itself nor from another one; with its own optimizer it goes on, of an older version, too."""
+    common = f"mode={mode}", f"name={begun}-then-{now}"
+    first = trainer(2, *common, f"optimizer.name={begun}", stop(2))
+    kept = files_of(first.path)
+    other = f"optimizer.name={now}", stop(4)
+    runs = (common, ["--resume"]), ((common[0], "name=other"), ["--resume-from", str(first.path)])
+    for settings, flags in runs:
+        refused = trainer(2, *settings, *other, flags=flags, exit_code=1)
+        assert refused.job.stderr.count(f"go on with optimizer.name={begun}") == 1
+    assert files_of(first.path) == kept and not (refused.path / "config.yaml").exists()
+    if begun == "adam":  # the default of versions that had no other
+        config = yaml.safe_load((first.path / "config.yaml").read_text())
+        del config["optimizer"]["name"]
+        (first.path / "config.yaml").write_text(yaml.safe_dump(config))
+    resumed = trainer(2, *common, f"optimizer.name={begun}", stop(4), flags=["--resume"])
+    assert resumed.summary["num_updates"] == 4
 
 
 def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:

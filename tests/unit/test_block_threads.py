@@ -60,7 +60,7 @@ def updates(num_threads: int, gradients: GradientFormat, num_folded: int) -> lis
     generator = torch.Generator().manual_seed(1)
     threads, wire = BlockThreads(num_threads), make_wire(gradients, 0.1)
     dtype = torch.bfloat16 if gradients == "bf16" else torch.float32
-    config = OptimizerConfig()
+    config = OptimizerConfig(name="adam")
     start = torch.randn(SIZE, generator=generator)
     state = ShardState(start, optimizer_factory(config), ema_decay=0.9, threads=threads)
     group = GroupSum(SIZE, wire, threads=threads)
@@ -93,7 +93,7 @@ def test_results_do_not_depend_on_the_number_of_threads(
 def test_results_do_not_depend_on_how_early_gradients_are_summed(fused: bool) -> None:
     def parameters(num_folded: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)
-        state = ShardState(torch.ones(SIZE), optimizer_factory(OptimizerConfig()), fused=fused)
+        state = ShardState(torch.ones(SIZE), optimizer_factory(OptimizerConfig(name="adam")), fused=fused)
         group = GroupSum(SIZE, make_wire("fp32", 1.0), fused=fused)
         for number in range(4):
             group.add_slot(torch.randn(SIZE, generator=generator).view(torch.uint8))

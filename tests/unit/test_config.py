@@ -110,6 +110,28 @@ def test_values_that_do_not_fit(more: dict[str, Any], parts: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "architecture", "expected"),
+    [
+        ({}, "transformer", "muon"),
+        ({"name": "auto"}, "rnn", "adam"),
+        ({"weight_decay": 0.1}, "rnn", "adam"),
+        ({"name": "adamw"}, "transformer", "adamw"),
+        ({"name": "adam"}, "transformer", "adam"),
+    ],
+)
+def test_the_optimizer_is_chosen_once(
+    tmp_path: Path, optimizer: dict[str, Any], architecture: str, expected: str
+) -> None:
+    """Whoever reads the configuration, or what is saved of it, or counts its digest, finds no `auto`."""
+    config = parse(optimizer=optimizer, model={"architecture": architecture})
+    assert config.optimizer.name == expected == config.with_servers(2).optimizer.name
+    config.save(tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optimizer"]["name"] == expected
+    said = parse(optimizer={**optimizer, "name": expected}, model={"architecture": architecture})
+    assert config == said and config.digest == said.digest == load_config(tmp_path / "config.yaml").digest
+
+
+@pytest.mark.parametrize(
     ("schedule", "expected"),
     [
         ("{unit: updates, warmup: 100}", 150),

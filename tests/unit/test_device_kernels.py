@@ -58,7 +58,9 @@ def test_an_update_has_the_bits_of_the_compiled_kernel(case: Case) -> None:
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
 def test_an_update_of_several_programs_is_the_formula(here: None, size: int) -> None:
-    case = Case(size, 3, OptimizerConfig(nesterov=True, betas=(0.8, 0.95), eps=1e-4, learning_rate=RATE), 0.1, 1.5)
+    case = Case(
+        size, 3, OptimizerConfig(name="adam", nesterov=True, betas=(0.8, 0.95), eps=1e-4, learning_rate=RATE), 0.1, 1.5
+    )
     for actual, expected in zip(case.run(fused=True), case.by_formula(), strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=2e-6)
 
@@ -88,7 +90,9 @@ def test_a_shard_is_updated_as_on_the_host(clips: bool) -> None:
         return published
 
     def new_state() -> ShardState:
-        return ShardState(torch.ones(700), optimizer_factory(OptimizerConfig(nesterov=True)), ema_decay=0.9)
+        return ShardState(
+            torch.ones(700), optimizer_factory(OptimizerConfig(name="adam", nesterov=True)), ema_decay=0.9
+        )
 
     on_host = new_state()
     train(on_host, 1, 3)

@@ -158,7 +158,7 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> 
     assert status_of(run) is Status.BROKEN_OFF  # what a machine may change
     values["optimizer"]["learning_rate"] = 0.5
     path.write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.5 there, 0.0005 here"):
+    with pytest.raises(UserError, match=r"optimizer.learning_rate=0.5 there, 0.0005 here"):
         status_of(run)
 
 

@@ -44,7 +44,9 @@ def test_it_is_the_formula_and_what_torch_makes(case: Case) -> None:
 
 
 def state_of(values: torch.Tensor, *, fused: bool = True) -> ShardState:
-    return ShardState(values.clone(), optimizer_factory(OptimizerConfig(nesterov=True)), ema_decay=0.9, fused=fused)
+    return ShardState(
+        values.clone(), optimizer_factory(OptimizerConfig(name="adam", nesterov=True)), ema_decay=0.9, fused=fused
+    )
 
 
 def apply(state: ShardState, parts: list[torch.Tensor], version: int) -> torch.Tensor:
@@ -134,7 +136,7 @@ def test_older_processors_compute_the_same_bits(tmp_path: Path) -> None:
     subprocess.run(["cc", *options, *defined, source, "-o", compiled, "-lm"], check=True)
     library = ctypes.CDLL(str(compiled))
     library.hpcasync_sum.restype, library.hpcasync_step.restype = ctypes.c_double, None
-    case = Case(1000, 5, OptimizerConfig(nesterov=True, weight_decay=0.1, betas=BETAS), 0.1, 1.5)
+    case = Case(1000, 5, OptimizerConfig(name="adam", nesterov=True, weight_decay=0.1, betas=BETAS), 0.1, 1.5)
     expected = [*case.run(fused=True), torch.tensor(fused_apply.sum_of_squares(case.gradients[0]))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_apply, "load", lambda: (library, ""))

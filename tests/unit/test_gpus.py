@@ -181,7 +181,18 @@ def test_scores_take_no_workers_gpu_unasked(device: str, num_gpus: int, expected
     roles, settings = assign_roles(["a"] * 3, 1), config(validation={"device": device})
     plan = plan_gpus(settings, roles, [some(num_gpus)] * 3)
     assert (plan.scoring and plan.scoring.visible) == expected
-    assert describe_gpus(settings, roles, plan) == ["GPUs of a: rank 1 H100 GPU-0, rank 2 H100 GPU-1", line]
+    told = describe_gpus(settings, roles, plan)
+    assert told[:2] == ["GPUs of a: rank 1 H100 GPU-0, rank 2 H100 GPU-1", line]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [({}, True), ({"optimizer": {"name": "adam"}}, False), ({"roles": {"server_device": "cuda"}}, False)],
+)
+def test_muon_on_the_cpu_beside_gpus_is_told(values: dict[str, Any], is_told: bool) -> None:
+    roles, settings = assign_roles(["a"] * 3, 1), config(**values)
+    told = describe_gpus(settings, roles, plan_gpus(settings, roles, [some(3)] * 3))
+    assert any("roles.server_device=cuda" in line for line in told) == is_told
 
 
 def test_nothing_is_said_of_gpus_where_there_are_none() -> None:

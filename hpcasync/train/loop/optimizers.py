@@ -58,6 +58,7 @@ def _muon_factory(config: OptimizerConfig, shape: tuple[int, int]) -> OptimizerF
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
     """A function that builds Adam or AdamW, which muon has for all but matrices; the rate is set for every update."""
+    assert config.name != "auto", "chosen where a Config is validated"
     kind = _KINDS[config.name != "adam", config.nesterov]
 
     def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.data.manifest import SIDES, vocabulary_file
 from hpcasync.data.mixture import Mixture
 from hpcasync.data.sampling import SubwordSampling
+from hpcasync.errors import UserError
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.nmt.transformer import Transformer
@@ -20,6 +21,7 @@ from hpcasync.ps.server.kernel_library import describe_updates
 from hpcasync.ps.server.parameter_groups import Optimizers, cost_of_dearest_shard
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.counters import Counters
+from hpcasync.runs.directory import optimizer_of_run
 from hpcasync.runs.identity import identity
 from hpcasync.runs.run_state import RunState
 from hpcasync.train.loop.batch_order import BatchOrder
@@ -106,7 +108,16 @@ class Task:
         return BatchOrder(state.ledger.remaining(), self.plan, self.config.stop.epochs)
 
     def go_on(self, checkpoint: Path, state: RunState) -> None:
-        """Parameters and the run's state are all that is trained."""
+        """Nothing is to be taken up but parameters and the run's state; only their own optimizer knows that of Muon.
+
+        Raises:
+            UserError: the checkpoint was written with Muon and the run goes on without it, or the other way round.
+        """
+        before, now = optimizer_of_run(checkpoint.parent.parent), self.config.optimizer.name
+        if before != now and "muon" in (before, now):
+            raise UserError(
+                f"{checkpoint} was written with optimizer.name={before}, now {now}: go on with optimizer.name={before}"
+            )
 
     def fresh_updates(self, num_workers: int) -> int:
         """Updates of staleness.fresh_start; none where nobody waits: an update of one push is there with it."""
@@ -135,9 +146,7 @@ class Task:
             f"{flat.num_trainable:,} parameters, {config.precision} on {flat.parameters.device.type}"
             + (", layers compiled for each shape of batches" if config.compile else "")
         )
-        yield f"  updates on CPU: {describe_updates()}"
-        if not callable(groups := self.optimizers):
-            yield f"  of {sum(group.is_whole for group in groups)} matrices: by Muon, an operation after the other"
+        yield f"  optimizer: {config.optimizer.name}{self._matrices_told()}; updates on CPU: {describe_updates()}"
         if (cost := self.cost_of_dearest_shard()) > _UNEVEN:
             yield (
                 f"  shards: matrices are not cut, so one server's update costs {cost:.1f} times an equal part; "
@@ -155,6 +164,13 @@ class Task:
         )
         if fresh := self.fresh_updates(num_workers) if fresh_updates is None else fresh_updates:
             yield f"  fresh start: workers wait for the first {fresh:,} updates, as in sync (staleness.fresh_start)"
+
+    def _matrices_told(self) -> str:
+        if callable(groups := self.optimizers):
+            return ""
+        return (
+            f" for {sum(group.is_whole for group in groups)} matrices, an operation after the other, adamw for the rest"
+        )
 
 
 def make_task(config: Config, device: torch.device) -> Task:

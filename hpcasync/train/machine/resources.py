@@ -10,7 +10,7 @@ from mpi4py import MPI
 from hpcasync import device_kernels
 from hpcasync.comm.mpi import collectively
 from hpcasync.comm.roles import Roles
-from hpcasync.config.schema import RunConfig
+from hpcasync.config.schema import Config, RunConfig
 from hpcasync.errors import UserError
 from hpcasync.train.machine.cores import are_own, bind, describe_cores, numa_nodes, share_cores
 from hpcasync.train.machine.devices import GpuPlan, choose_threads, plan_gpus
@@ -79,6 +79,11 @@ def describe_gpus(config: RunConfig, roles: Roles, plan: GpuPlan) -> list[str]:
     if (lines or plan.scoring) and config.validation.score:
         shares = f", which rank {plan.scoring_shares_with[0]} trains on" if plan.scoring_shares_with else ""
         lines.append(f"snapshots are scored on {plan.scoring or 'the CPU'}{shares}")
+    has_muon = isinstance(config, Config) and config.optimizer.name == "muon"
+    if has_muon and any(plan.gpus) and any(plan.gpus[rank] is None for rank in roles.server_ranks):
+        lines.append(
+            "Muon's updates take long on the servers' CPUs: set roles.server_device=cuda, or optimizer.name=adam"
+        )
     return lines
 
 

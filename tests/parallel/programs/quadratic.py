@@ -14,7 +14,7 @@ from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
 
 NUM_ELEMENTS = 20_011
-OPTIMIZER = OptimizerConfig(learning_rate=0.05, clip_norm=1.0, nesterov=False)
+OPTIMIZER = OptimizerConfig(name="adam", learning_rate=0.05, clip_norm=1.0, nesterov=False)
 TOPK = 0.1
 COMPENSATION = 0.3
 FIRST_VERSION = 7  # as if the run had been resumed
