@@ -9,11 +9,13 @@ import pytest
 
 from hpcasync.config.schema import Config, StragglerConfig, parse_config
 from hpcasync.errors import UserError
+from hpcasync.nmt.build import build_model
 from hpcasync.simulate.cluster import parse_cluster
 from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.recorded import read_timelines, seconds_per_token
 from hpcasync.simulate.server_speed import measure_accumulate, measure_apply, with_measured_speeds
 from hpcasync.simulate.times import times_of
+from hpcasync.train.loop.optimizers import step_cost
 
 NUM_PARAMETERS = 1_000_000
 
@@ -27,7 +29,8 @@ def write_run(
 ) -> Config:
     """A run directory with as much as a fit reads."""
     run_dir.mkdir()
-    values: dict[str, Any] = {"data": {"path": "c"}, "stop": {"updates": 1}, "logging": {"timeline": True}, **config}
+    values: dict[str, Any] = {"data": {"path": "c"}, "stop": {"updates": 1}, "logging": {"timeline": True}}
+    values |= {"optimizer": {"name": "adam"}, **config}
     resolved = parse_config(values, "test")
     resolved.save(run_dir / "config.yaml")
     num_workers = sum(role == "worker" for role, _, _ in ranks)
@@ -79,6 +82,20 @@ def test_an_asynchronous_run(tmp_path: Path) -> None:
     assert not isinstance(server.accumulate_seconds_per_element, str)
     whole = server.apply_seconds_per_element + 2 * server.accumulate_seconds_per_element
     assert whole * NUM_PARAMETERS + server.update_seconds == pytest.approx(0.0301, rel=0.02)
+
+
+def test_an_update_by_muon_is_charged_as_adams_would_take(tmp_path: Path) -> None:
+    """The matrices of the layers are known without the corpus."""
+    ranks = [("worker", 0, worker_spans(1.0, 1) + [["apply", 0.0, 0.05, {"version": 1}]] * 50)]
+    sizes = {"dim": 64, "ffn_dim": 256, "heads": 4, "encoder_layers": 1, "decoder_layers": 1}
+    seconds = []
+    for name in ("adam", "muon"):
+        config = write_run(tmp_path / name, ranks, mode="sync", model=sizes, optimizer={"name": name})
+        seconds.append(fit_cluster(tmp_path / name).compute.step_seconds_per_element)
+    model = build_model(config.model, 800, 800, 0, 0)
+    num_elements = sum(parameter.numel() for parameter in model.parameters())
+    cost = 1 + (step_cost(config.optimizer, model) - 1) * num_elements / NUM_PARAMETERS
+    assert cost > 2 and seconds == pytest.approx([0.05 / NUM_PARAMETERS, 0.05 / NUM_PARAMETERS / cost])
 
 
 def test_pushes_that_take_no_time_move_nothing(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from hpcasync.simulate.fit import fit_cluster
 from hpcasync.simulate.job import run_simulated_training
 from hpcasync.simulate.server import SimulatedServer
 from hpcasync.simulate.times import times_of
-from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import make_optimizers, optimizer_factory
 from hpcasync.train.loop.schedule import learning_rate
 from hpcasync.train.loop.step import GradientStep
 
@@ -43,7 +43,9 @@ def local_training(config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
     torch.manual_seed(config.seed)
     flat = FlatParameters(model := build_model(config.model, len(source), len(target), source.pad_id, target.pad_id))
     step = GradientStep(config, model, flat, plan)
-    state = ShardState(flat.parameters, optimizer_factory(config.optimizer), ema_decay=config.optimizer.ema_decay)
+    state = ShardState(
+        flat.parameters, make_optimizers(config.optimizer, model, flat), ema_decay=config.optimizer.ema_decay
+    )
     counters, computed = Counters(), []
     for number in range(NUM_UPDATES):
         tickets = iter([number])
@@ -91,38 +93,18 @@ def test_bit_for_bit_repeatable_in_every_mode(simulate: Simulator, more: dict[st
     assert counts["gradients_pushed"] == counts["gradients_applied"] + counts["gradients_dropped"]
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "optimizer"), [(2, "auto"), (3, "auto"), (2, "adam"), (3, "adam")])
+def test_workers_that_wait_are_allreduce(simulate: Simulator, workers: int, optimizer: str) -> None:
     """accumulate.global = workers, pull applied. Three gradients are summed in the order of arrival, not of workers."""
-    together = simulate(mode="sync", workers=workers)
-    waiting = simulate(
-        mode="async-global", workers=workers, accumulate={"global": workers}, exchange={"pull": "applied"}
-    )
+    more: dict[str, Any] = {"workers": workers, "optimizer": {"name": optimizer, "clip_norm": 1.0, "eps": 1e-5}}
+    together = simulate(mode="sync", **more)
+    waiting = simulate(mode="async-global", accumulate={"global": workers}, exchange={"pull": "applied"}, **more)
     if workers == 2:
         assert_same(together, waiting)
     np.testing.assert_allclose(losses(together), losses(waiting), 1e-5)
     for name, array in parameters(together).items():
         np.testing.assert_allclose(array, parameters(waiting)[name], 1e-4, 1e-5, err_msg=name)
     assert summary(together)["staleness"] == summary(waiting)["staleness"]
-
-
-def test_with_muon_workers_that_wait_learn_what_synchronous_training_does(simulate: Simulator) -> None:
-    muon = {"name": "muon", "learning_rate": 0.003}
-    together, waiting, adam = (
-        simulate(mode=mode, workers=2, exchange={"pull": "applied"}, optimizer=optimizer)
-        for mode, optimizer in (("sync", muon), ("async-global", muon), ("sync", {"learning_rate": 0.003}))
-    )
-    assert_same(together, waiting)
-    assert losses(together) != losses(adam)
-
-
-def test_with_muon_servers_do_not_change_the_result(simulate: Simulator) -> None:
-    muon = {"name": "muon", "learning_rate": 0.003, "clip_norm": 0.0}
-    one, three = (
-        simulate(mode="async-global", accumulate={"global": 2}, roles={"servers": servers}, optimizer=muon)
-        for servers in (1, 3)
-    )
-    assert_same(one, three)
 
 
 def test_a_fresh_start_is_synchronous_training_and_then_no_more(simulate: Simulator) -> None:
@@ -142,11 +124,11 @@ def test_a_fresh_start_is_fresh_though_transfers_run_beside_the_computation(simu
     assert staleness["histogram"]["0"] >= 6 and sum(staleness["histogram"].values()) == 24 and staleness["max"] == 2
 
 
-def test_servers_do_not_change_the_result(simulate: Simulator) -> None:
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+def test_servers_do_not_change_the_result(simulate: Simulator, optimizer: str) -> None:
+    settings = {"name": optimizer, "learning_rate": 0.003, "clip_norm": 0.0}
     one, three = (
-        simulate(
-            mode="async-global", accumulate={"global": 2}, roles={"servers": servers}, optimizer={"clip_norm": 0.0}
-        )
+        simulate(mode="async-global", accumulate={"global": 2}, roles={"servers": servers}, optimizer=settings)
         for servers in (1, 3)
     )
     assert_same(one, three)
@@ -219,7 +201,7 @@ def test_forced_staleness_is_that_of_a_delayed_gradient(simulate: Simulator) -> 
     flat = FlatParameters(model := build_model(config.model, len(source), len(target), source.pad_id, target.pad_id))
     step = GradientStep(config, model, flat, plan)
     vector = flat.parameters.clone()
-    state = ShardState(vector, optimizer_factory(config.optimizer))
+    state = ShardState(vector, make_optimizers(config.optimizer, model, flat))
     versions, expected = [vector.clone()], []
     for number in range(NUM_UPDATES):
         flat.parameters.copy_(versions[max(0, number - 1)])
