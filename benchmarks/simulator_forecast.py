@@ -1,6 +1,6 @@
 """How well `hpcasync simulate` forecasts real jobs on this machine.
 
-    .venv/bin/python benchmarks/simulator_forecast.py CORPUS [--config configs/multi30k.yaml] [--workers 2]
+    .venv/bin/python benchmarks/simulator_forecast.py CORPUS [KEY=VALUE …] [--config configs/multi30k.yaml]
 
 CORPUS is a directory made by `hpcasync data prepare`. Each mode is trained by `hpcasync launch` with even workers and
 with one that is slowed down (`straggler.slowdown`), in turn, as many rounds as are asked for. A cluster is fitted to
@@ -114,6 +114,7 @@ def show(rows: Sequence[Row]) -> None:
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("settings", nargs=-1)
 @click.option("--config", type=click.Path(path_type=Path), default="configs/multi30k.yaml", show_default=True)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Workers of each job.")
 @click.option("--slowdown", default=2.0, show_default=True, type=click.FloatRange(min=1), help="Of worker 0.")
@@ -123,6 +124,7 @@ def show(rows: Sequence[Row]) -> None:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows of all rounds there.")
 def main(
     corpus: Path,
+    settings: tuple[str, ...],
     config: Path,
     workers: int,
     slowdown: float,
@@ -138,6 +140,7 @@ def main(
         f"stop={{updates: {updates}}}",
         "validation={every: 0, score: false}",
         "logging={every: 5, tensorboard: false, timeline: true}",
+        *settings,
     )
     for _ in range(rounds):
         for mode in modes:
