@@ -13,9 +13,11 @@ import pytest
 import torch
 from tiny_training import Run, TinyCorpus, Trainer
 
+from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.config.schema import Config
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
+from hpcasync.ps.server.muon import Muon
 from hpcasync.train.loop.optimizers import optimizer_factory
 
 NUM_UPDATES = 12
@@ -42,7 +44,7 @@ def local_training(config: Config, corpus: TinyCorpus, delay: int = 0) -> tuple[
     model = build_model(config.model, len(source), len(target), source.pad_id, target.pad_id)
     older, history = copy.deepcopy(model), [copy.deepcopy(model.state_dict())]
     settings = config.optimizer
-    optimizer = optimizer_factory(settings)(list(model.parameters()))
+    optimizers = optimizers_of(model, settings)
     averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     losses = []
     for number in range(1, NUM_UPDATES + 1):
@@ -54,19 +56,36 @@ def local_training(config: Config, corpus: TinyCorpus, delay: int = 0) -> tuple[
             batch.source, batch.target_input, batch.target_output, settings.label_smoothing
         )
         torch.autograd.backward(loss / batch.num_target_tokens)
-        for parameter, computed in zip(model.parameters(), older.parameters(), strict=True):
-            parameter.grad = computed.grad
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        torch.nn.utils.clip_grad_norm_(older.parameters(), settings.clip_norm)
         warmup = config.schedule.warmup
         rate = settings.learning_rate * min(number / warmup, (warmup / number) ** 0.5)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
+        for (block, optimizer), computed in zip(optimizers, older.parameters(), strict=True):
+            assert computed.grad is not None
+            block.grad = computed.grad.flatten()
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
         history.append(copy.deepcopy(model.state_dict()))
         decay = min(settings.ema_decay, (1 + number) / (10 + number))
         for name, parameter in model.named_parameters():
             averages[name] = decay * averages[name] + (1 - decay) * parameter.detach()
         losses.append(float(negative_log_likelihood) / batch.num_target_tokens)
     return losses, averages
+
+
+def optimizers_of(
+    model: torch.nn.Module, settings: OptimizerConfig
+) -> list[tuple[torch.nn.Parameter, torch.optim.Optimizer]]:
+    """Each parameter as a vector, with an optimizer of its own: Muon for the weights of linear layers, or as said."""
+    matrices = [id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    found: list[tuple[torch.nn.Parameter, torch.optim.Optimizer]] = []
+    for parameter in model.parameters():
+        block = torch.nn.Parameter(parameter.data.view(-1))
+        if settings.name == "muon" and id(parameter) in matrices:
+            rows, columns = parameter.shape
+            found.append((block, Muon([block], (rows, columns), lr=0.0, nesterov=settings.nesterov)))
+        else:
+            found.append((block, optimizer_factory(settings)([block])))
+    return found
 
 
 def assert_same(run: Run, losses: list[float], parameters: dict[str, Any]) -> None:
