@@ -84,10 +84,10 @@ class ServerConfig(Section):
     """A server's work; an element is a parameter of its shard."""
 
     accumulate_seconds_per_element: float | Literal["measured"] = Field(
-        1e-9, description="adding a push to the sum; measured: on this machine, before the simulation"
+        2.5e-10, description="adding a push to the sum; measured: on this machine, before the simulation"
     )
     apply_seconds_per_element: float | Literal["measured"] = Field(
-        4e-9, description="optimizer step and publication; measured: on this machine"
+        9e-10, description="optimizer step and publication; measured: on this machine"
     )
     seconds_per_operation: float | Literal["measured"] = Field(
         5e-12, description="of Muon's iterations, also by workers of sync; measured: on this machine"
