@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from hpcasync.config.schedule import StopConfig
 from hpcasync.config.schema import RunConfig
 from hpcasync.config.strict import UserPath, validate
-from hpcasync.config.updates import StalenessConfig
 from hpcasync.config.validation import ValidationConfig
 
 
@@ -45,7 +44,7 @@ class ProgramConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_what_is_there(self) -> "ProgramConfig":
-        if self.staleness.fresh_start != StalenessConfig().fresh_start:
+        if self.staleness.fresh_start is not None:
             raise ValueError("staleness.fresh_start counts a schedule's warm-up: for a program set fresh_updates")
         if self.sums_during_backward and self.mode != "sync":
             raise ValueError(f"sums_during_backward is of mode sync, and mode is {self.mode}")

@@ -24,10 +24,10 @@ class RolesConfig(Section):
         "server_device=cpu, of each host); ignored by sync",
     )
     server_threads: int = Field(
-        1,
+        2,
         ge=1,
         le=MOST_THREADS,
-        description="threads of a server's sums and optimizer steps; more than 1 pay where cores are idle during them",
+        description="threads of a server's sums and optimizer steps: workers that wait for an update leave cores idle",
     )
     server_device: Literal["cpu", "cuda"] = Field(
         "cpu",

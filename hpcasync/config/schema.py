@@ -27,6 +27,8 @@ from hpcasync.errors import UserError
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
+# Times the warm-up. Muon hardly knows staleness (docs/staleness.md).
+_FRESH_START_OF_MUON, _FRESH_START_OF_ADAM = 0.5, 2.0
 # Part of a run that staleness.fresh_start can be: what is trained as in sync is no faster than sync.
 _MOST_FRESH = 0.25
 
@@ -184,11 +186,14 @@ class Config(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _choose_optimizer(self) -> "Config":
+    def _choose(self) -> "Config":
         if self.optimizer.name == "auto":
             name = "muon" if self.model.architecture == "transformer" else "adam"
             # Fixed from here on: nobody who reads a configuration, or a saved one, has to choose.
             object.__setattr__(self, "optimizer", self.optimizer.model_copy(update={"name": name}))
+        if self.staleness.fresh_start is None:
+            start = _FRESH_START_OF_MUON if self.optimizer.name == "muon" else _FRESH_START_OF_ADAM
+            object.__setattr__(self, "staleness", self.staleness.model_copy(update={"fresh_start": start}))
         return self
 
     @model_validator(mode="after")
@@ -234,6 +239,7 @@ class Config(RunConfig):
         per_update = {"updates": 1.0, "batches": batches, "tokens": tokens, "epochs": epochs}
         ends = [("updates", stop.updates), ("epochs", stop.epochs), ("tokens", stop.tokens)]
         ends += [(schedule.unit, schedule.total)] if schedule.name == "cosine" else []
+        assert self.staleness.fresh_start is not None, "chosen where a Config is validated"
         start = self.staleness.fresh_start * schedule.warmup / per_update[schedule.unit]
         return round(min([start, *(_MOST_FRESH * end / per_update[unit] for unit, end in ends if end)]))
 

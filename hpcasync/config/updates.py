@@ -46,12 +46,12 @@ class StalenessConfig(Section):
         description="workers compute with parameters that are ahead by so much of the mean staleness, along the last "
         "update; 1: by all of it",
     )
-    fresh_start: float = Field(
-        2.0,
+    fresh_start: float | None = Field(
+        None,
         ge=0,
         description="so many times the warm-up of the learning rate, but at most a quarter of the run, workers wait "
         "for the update that their gradient is part of, as in sync: there learning is fastest, and staleness costs "
-        "most; 0: never",
+        "most; 0: never; default: 0.5 with muon, 2 with adam",
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ def config(**roles: Any) -> Any:
 
 def test_workers_that_may_use_the_same_cores_share_them() -> None:
     roles = assign_roles(["a"] * 4, 1)
-    assert [choose_threads(config(), roles, rank, [ALL] * 4) for rank in range(4)] == [1, 2, 2, 2]
+    assert [choose_threads(config(), roles, rank, [ALL] * 4) for rank in range(4)] == [2, 2, 2, 2]
 
 
 def test_workers_that_are_bound_apart_do_not_share() -> None:
