@@ -24,8 +24,10 @@ class OptimizerConfig(UpdateConfig):
         "Transformer, adam for the RNN",
     )
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments, as [a, b]")
-    eps: float = Field(1e-9, gt=0, description="added to the root of the second moment")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.98), description="decay of the two moments, as [a, b]; Muon has one, of 0.95"
+    )
+    eps: float = Field(1e-9, gt=0, description="added to the root of the second moment; Muon has none")
     weight_decay: float = Field(0.0, ge=0, description="of all parameters")
     nesterov: bool = Field(
         True,

@@ -68,8 +68,8 @@ def _check_same(run: PlannedRun) -> None:
     if differences:
         shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
         raise UserError(
-            f"{directory} holds a run with other settings ({shown}): give the experiment another name, or remove that "
-            "directory"
+            f"{directory} holds a run with other settings ({shown}): set what it has, give the experiment another "
+            "name, or remove that directory"
         )
 
 
