@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, Field
 from hpcasync.config.section import MOST_THREADS, Section
 
 PER_DEVICE = "per-device"
+SERVER_THREADS = 2
+# What a worker needs whose GPU is not to wait for it: Python, the batches, the copies.
+CPUS_PER_GPU_WORKER = 3
 
 
 def _check_servers(value: Any) -> Any:
@@ -23,11 +26,12 @@ class RolesConfig(Section):
         description="ranks that own shards of the parameters; per-device: one beside the workers of each GPU (or, with "
         "server_device=cpu, of each host); ignored by sync",
     )
-    server_threads: int = Field(
-        2,
+    server_threads: int | None = Field(
+        None,
         ge=1,
         le=MOST_THREADS,
-        description="threads of a server's sums and optimizer steps: workers that wait for an update leave cores idle",
+        description="threads of a server's sums and optimizer steps; default: 2, for workers that wait for an update "
+        "leave cores idle, or what workers on GPUs leave of the host's cores",
     )
     server_device: Literal["cpu", "cuda"] = Field(
         "cpu",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpcasync.config.roles import CPUS_PER_GPU_WORKER, SERVER_THREADS
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
-from hpcasync.slurm.plan import CPUS_PER_GPU_WORKER, plan_job, servers_of
+from hpcasync.slurm.plan import plan_job, servers_of
 from hpcasync.slurm.resources import Resources, with_gpus
 from hpcasync.slurm.script import WARNING_SECONDS, BatchJob
 
@@ -157,7 +158,7 @@ def _training_components(config: Config, request: Request) -> tuple[Resources, .
     servers = Resources(
         nodes=request.server_nodes,
         tasks_per_node=num_servers // request.server_nodes,
-        cpus_per_task=config.roles.server_threads,
+        cpus_per_task=config.roles.server_threads or SERVER_THREADS,
         partition=request.server_partition or request.partition,
         account=request.account,
         extra=request.extra,

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpcasync.config.roles import CPUS_PER_GPU_WORKER, SERVER_THREADS
 from hpcasync.config.schema import Config
 from hpcasync.errors import UserError
 from hpcasync.slurm.environment import Allocation
 
 Kind = Literal["sync", "async", "any"]
-# What a worker needs whose GPU is not to wait for it: Python, the batches, the copies.
-CPUS_PER_GPU_WORKER = 3
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _plan_together(config: Config, allocation: Allocation) -> JobPlan:
         ranks = (max(*ranks, num_gpus + servers[0]),) * num_nodes
     _check_room(ranks, num_servers)
     overrides = [] if is_sync else [f"roles.servers={num_servers}"]
-    reserved = config.roles.server_threads
+    reserved = config.roles.server_threads or SERVER_THREADS
     if num_gpus and num_servers and not is_set(config, "server_threads"):
         reserved = _server_threads(ranks, servers, allocation.cpus_per_node)
         overrides.append(f"roles.server_threads={reserved}")

@@ -6,13 +6,13 @@ from hpcasync.ps.transport.link import LinkOptions
 
 
 def engine_options(
-    config: RunConfig, num_workers: int, *, fresh_updates: int, may_lose_workers: bool = False
+    config: RunConfig, num_workers: int, *, server_threads: int, fresh_updates: int, may_lose_workers: bool = False
 ) -> EngineOptions:
     """What a job of so many workers runs with; the length of its fresh start depends on what is trained."""
     exchange, staleness = config.exchange, config.staleness
     return EngineOptions(
         num_servers=config.num_servers,
-        server_threads=config.roles.server_threads,
+        server_threads=server_threads,
         pushes_per_update=config.pushes_per_update(num_workers),
         pull=exchange.pull,
         clip_norm=config.optimizer.clip_norm,

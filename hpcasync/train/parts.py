@@ -74,6 +74,7 @@ def _make_engine(run: Run) -> Engine:
     options = engine_options(
         run.config,
         ranks.num_workers,
+        server_threads=ranks.resources.server_threads,
         fresh_updates=task.fresh_updates(ranks.num_workers),
         may_lose_workers=ranks.deaths.may_lose_workers,
     )

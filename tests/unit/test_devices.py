@@ -1,16 +1,35 @@
 """Threads of a rank: its share of the cores that it may run on."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from hpcasync.comm.roles import assign_roles
+from hpcasync.comm.roles import Roles, assign_roles
 from hpcasync.config.schema import parse_config
-from hpcasync.train.machine.devices import choose_threads
+from hpcasync.train.machine.devices import choose_threads as choose
+from hpcasync.train.machine.gpus import Gpu
 
 ALL = frozenset(range(8))
 
 
 def config(**roles: Any) -> Any:
     return parse_config({"data": {"path": "x"}, "stop": {"updates": 1}, "roles": roles}, "test")
+
+
+def choose_threads(config: Any, roles: Roles, rank: int, cores: Sequence[frozenset[int]], gpus: str = "") -> int:
+    """`gpus`: a 1 for each rank that has one."""
+    gpu = Gpu("0", "uuid", "name", 1)
+    return choose(config, roles, rank, cores, [gpu if each == "1" else None for each in gpus.ljust(len(cores))])
+
+
+def test_servers_on_the_cpu_have_what_workers_on_gpus_leave() -> None:
+    roles = assign_roles(["a"] * 4, 2)
+    many = [frozenset(range(40))] * 4
+    assert [choose_threads(config(), roles, rank, many) for rank in (0, 1)] == [2, 2]
+    workers = "".join("01"[rank in roles.worker_ranks] for rank in range(4))
+    assert [choose_threads(config(), roles, rank, many, workers) for rank in roles.server_ranks] == [17, 17]
+    assert choose_threads(config(), roles, roles.server_ranks[0], many, "1111") == 2
+    assert choose_threads(config(), roles, roles.server_ranks[0], [ALL] * 4, workers) == 2
+    assert choose_threads(config(server_threads=1), roles, roles.server_ranks[0], many, workers) == 1
 
 
 def test_workers_that_may_use_the_same_cores_share_them() -> None:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcasync.comm.roles import Roles
+from hpcasync.config.roles import CPUS_PER_GPU_WORKER, SERVER_THREADS
 from hpcasync.config.schema import RunConfig
+from hpcasync.config.section import MOST_THREADS
 from hpcasync.errors import UserError
 from hpcasync.train.machine.gpus import Gpu, SeenGpus
 
@@ -101,17 +103,37 @@ def _refusal(message: str) -> UserError:
     return UserError(message, everywhere=True)
 
 
-def choose_threads(config: RunConfig, roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]]) -> int:
+def choose_threads(
+    config: RunConfig,
+    roles: Roles,
+    world_rank: int,
+    cores_of_ranks: Sequence[frozenset[int]],
+    gpus: Sequence[Gpu | None],
+) -> int:
     """Threads that this rank computes with: unless configured, a worker's share of the cores that it may use.
 
     Args:
         cores_of_ranks: the cores that each world rank may run on, as numbered on its host. Workers of a host with the
             same cores share them; those that mpirun or the scheduler has bound apart do not.
+        gpus: of each world rank.
     """
     if roles.is_server(world_rank):
-        return config.roles.server_threads
+        return config.roles.server_threads or _server_threads(roles, world_rank, cores_of_ranks, gpus)
     if config.roles.worker_threads is not None:
         return config.roles.worker_threads
     cores = cores_of_ranks[world_rank]
     neighbours = [rank for rank in roles.ranks_on_host(roles.hosts[world_rank]) if not roles.is_server(rank)]
     return max(1, len(cores) // sum(cores_of_ranks[rank] == cores for rank in neighbours))
+
+
+def _server_threads(
+    roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]], gpus: Sequence[Gpu | None]
+) -> int:
+    """On the CPU, what workers on GPUs leave over."""
+    here = roles.ranks_on_host(roles.hosts[world_rank])
+    servers = [rank for rank in here if roles.is_server(rank)]
+    on_gpus = [rank for rank in here if rank not in servers and gpus[rank] is not None]
+    if not on_gpus or gpus[world_rank] is not None:
+        return SERVER_THREADS
+    share = (len(cores_of_ranks[world_rank]) - CPUS_PER_GPU_WORKER * len(on_gpus)) // len(servers)
+    return min(MOST_THREADS, max(SERVER_THREADS, share))

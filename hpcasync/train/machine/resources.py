@@ -23,7 +23,7 @@ class Resources:
 
     Attributes:
         num_threads: intra-op threads of a worker, threads of a server's updates (`ps.server.block_threads`).
-        worker_threads: those of the first worker.
+        worker_threads, server_threads: those of the first worker, and of the server that has fewest (0: there is none).
         device: that this rank computes gradients with.
         server_device: where this rank holds a shard, if it is a server.
         lines: the decisions for all ranks, host by host.
@@ -31,6 +31,7 @@ class Resources:
 
     num_threads: int
     worker_threads: int
+    server_threads: int
     device: torch.device
     server_device: torch.device
     lines: tuple[str, ...]
@@ -48,7 +49,7 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     seen = comm.allgather(see_gpus())
     plan = plan_gpus(config, roles, seen)
     cores = comm.allgather(frozenset(os.sched_getaffinity(0)))
-    threads = [choose_threads(config, roles, rank, cores) for rank in range(comm.size)]
+    threads = [choose_threads(config, roles, rank, cores, plan.gpus) for rank in range(comm.size)]
     if config.roles.bind != "none":
         num_of_host = os.cpu_count() or 1
         own = are_own(cores[comm.rank], num_of_host=num_of_host, num_allocated=num_allocated)
@@ -66,7 +67,8 @@ def settle_resources(config: RunConfig, roles: Roles, comm: MPI.Intracomm, num_a
     kernels = describe_kernels(comm.allgather(device_kernels.lack() if used.type == "cuda" else None))
     lines = (*describe_cores(roles, cores), *describe_gpus(config, roles, plan), *kernels)
     device, server_device = (cpu, used) if is_server else (used, cpu)
-    return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], device, server_device, lines)
+    of_servers = min((threads[rank] for rank in roles.server_ranks), default=0)
+    return Resources(threads[comm.rank], threads[roles.worker_ranks[0]], of_servers, device, server_device, lines)
 
 
 def describe_gpus(config: RunConfig, roles: Roles, plan: GpuPlan) -> list[str]:
