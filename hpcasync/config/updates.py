@@ -41,7 +41,7 @@ class StalenessConfig(Section):
         0.0, ge=0, description="strength of delay compensation (DC-ASGD); costs servers limit + 1 copies of the shard"
     )
     lookahead: float = Field(
-        1.0,
+        1.5,
         ge=0,
         description="workers compute with parameters that are ahead by so much of the mean staleness, along the last "
         "update; 1: by all of it",
