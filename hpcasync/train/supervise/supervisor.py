@@ -11,7 +11,7 @@ import torch
 
 from hpcasync.comm.roles import Roles
 from hpcasync.complete_files import remove_partial, write_text_atomically
-from hpcasync.config.schema import RunConfig
+from hpcasync.config.schema import Config, RunConfig
 from hpcasync.ps.protocol.observer import SaveRequest
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.saved_shard import SavedShard
@@ -32,8 +32,8 @@ from hpcasync.train.supervise.snapshots import Snapshots
 from hpcasync.train.supervise.stopping import Ending, StopRules
 from hpcasync.train.supervise.worker_watch import WorkerWatch
 
-# Of the optimizer: Adam's moments.
-_VECTORS_OF_STATE = 2
+# Of the optimizer: Adam's moments, and beside them Muon's momentum; each is as long as all parameters.
+_VECTORS_OF_STATE, _WITH_MUON = 2, 3
 
 
 class Supervisor:
@@ -290,12 +290,17 @@ class Supervisor:
             self._checkpoint = name
             state = {**self._state.to_dict(), "layout": self._layout, "mode": self._config.mode}
             state |= self.checkpoint_buffers()
-            num_vectors = 1 + _VECTORS_OF_STATE + bool(self._config.optimizer.ema_decay)
-            error = self._checkpoints.begin(name, state, 4 * num_vectors * self._flat.num_elements)
+            error = self._checkpoints.begin(name, state, 4 * self._num_vectors * self._flat.num_elements)
             if error:
                 self._not_saved(name, error)
                 checkpoint = False
         return SaveRequest(name, snapshot=snapshot, checkpoint=checkpoint) if snapshot or checkpoint else None
+
+    @property
+    def _num_vectors(self) -> int:
+        """Of a checkpoint."""
+        has_muon = isinstance(self._config, Config) and self._config.optimizer.name == "muon"
+        return 1 + (_WITH_MUON if has_muon else _VECTORS_OF_STATE) + bool(self._config.optimizer.ema_decay)
 
     def _not_saved(self, name: str, error: str) -> None:
         self._failed_checkpoints.add(name)
