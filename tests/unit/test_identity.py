@@ -48,6 +48,7 @@ def test_two_vocabularies_of_one_size_share_no_vectors(commands: ForkedCommands,
     values = yaml.safe_load((place / "run" / "config.yaml").read_text())
     for architecture in ("transformer", "rnn"):
         values["model"] |= {"architecture": architecture}
+        values["optimizer"] |= {"name": "auto"}
         (place / "q.yaml").write_text(yaml.safe_dump(values))
         done = commands("train", "q.yaml", "mode=sync", "data.path=apart", cwd=place, timeout=_TIMEOUT_SECONDS)
         refused(done, "model.tie=all needs one joint vocabulary", "apart has two", "set model.tie=target")

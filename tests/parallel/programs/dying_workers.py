@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import cast
 
@@ -101,6 +103,14 @@ class Mortal(Client):
         return super().rest()
 
 
+def await_pushes(client: Client, coordinator: int, workers: Collection[int]) -> None:
+    """Until those who are to die have pushed as much as they do before that: nothing would be left for a slow one."""
+    words = client._link.control._window
+    assert isinstance(words, SharedControlWindow)
+    while any(words.read(coordinator, ControlWords.announced(worker)) < PUSHES_BEFORE for worker in workers):
+        time.sleep(0.001)
+
+
 def work(client: Client, flat: FlatParameters) -> None:
     """Push gradients of ones until there is nothing left to do."""
     plan = cast(BatchPlan, SimpleNamespace(locate=lambda ticket: divmod(ticket, NUM_TICKETS)))
@@ -158,6 +168,8 @@ def main() -> None:
         engine.client.__class__ = Mortal
         cast(Mortal, engine.client).moment = moments.get(roles.worker_ranks.index(comm.rank), "")
         engine.start()
+        if roles.worker_ranks[0] == comm.rank:
+            await_pushes(engine.client, roles.coordinator_rank, moments)
         work(engine.client, flat)
     exit_code = engine.close()
     watch.ended(exit_code if engine.is_coordinator else 0)
