@@ -25,8 +25,9 @@ STOP = f"stop={{updates: {NUM_UPDATES}}}"
 SNAPSHOT = f"u{NUM_UPDATES:08d}"
 # fp32, with sums in another order.
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
-# Muon brings small singular values to one, too, and with them what rounding has left there.
-OF_NORM = 1e-2
+# Where sums are rounded otherwise Muon brings small singular values to one, too, and with them what rounding has left
+# there: by norm, of matrices and of vectors.
+OF_NORM = {2: 1e-3, 1: 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +91,15 @@ def optimizers_of(
     return found
 
 
-def assert_same(run: Run, losses: list[float], parameters: dict[str, Any]) -> None:
+def assert_same(run: Run, losses: list[float], parameters: dict[str, Any], *, is_magnified: bool = False) -> None:
     np.testing.assert_allclose(run.losses, losses, RELATIVE)
     actual = run.parameters(SNAPSHOT)
     assert set(actual) == set(parameters)
     for name, array in parameters.items():
         expected = np.asarray(array)
-        if run.config.optimizer.name == "muon":
-            assert np.linalg.norm(actual[name] - expected) < OF_NORM * np.linalg.norm(expected), name
+        if is_magnified:
+            difference = np.linalg.norm(actual[name] - expected)
+            assert difference < OF_NORM[expected.ndim] * np.linalg.norm(expected), name
         else:
             np.testing.assert_allclose(actual[name], expected, RELATIVE, ABSOLUTE, err_msg=name)
 
@@ -122,7 +124,7 @@ def test_one_worker_is_local_training(
     losses, parameters = local_training(run.config, tiny_corpus)
     assert run.summary["staleness"]["max"] == 0
     assert len(losses) == NUM_UPDATES and losses[-1] < losses[0]
-    assert_same(run, losses, parameters)
+    assert_same(run, losses, parameters, is_magnified=optimizer == "muon")
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -131,7 +133,8 @@ def test_overlap_of_pull_and_push_is_training_one_update_late(
     trainer: Trainer, tiny_corpus: TinyCorpus, window: str
 ) -> None:
     overlap = "exchange.overlap=full", "exchange.slots=1", "staleness.lookahead=0", f"exchange.window={window}"
-    late = trainer(3, "mode=async", *overlap, "roles.servers=2", f"name=late-{window}", STOP)
+    adam = "optimizer.name=adam"
+    late = trainer(3, "mode=async", *overlap, "roles.servers=2", adam, f"name=late-{window}", STOP)
     assert late.summary["staleness"]["histogram"] == {"0": 1, "1": NUM_UPDATES - 1}
     losses, parameters = local_training(late.config, tiny_corpus, delay=1)
     assert_same(late, losses, parameters)
@@ -181,7 +184,8 @@ def test_workers_that_wait_are_allreduce(trainer: Trainer, num_workers: int, bac
     waiting = trainer(servers + num_workers, "mode=async-global", *roles, "exchange.pull=applied", *more)
     assert together.summary["target_tokens"] == waiting.summary["target_tokens"]
     assert together.summary["staleness"] == waiting.summary["staleness"]
-    assert_same(waiting, together.losses, together.parameters(SNAPSHOT))
+    is_magnified = optimizer == "muon" and num_workers > 2
+    assert_same(waiting, together.losses, together.parameters(SNAPSHOT), is_magnified=is_magnified)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """A matrix with its singular vectors, and singular values near one.
 
     A polynomial that is odd in a matrix X is one in X X^T, times X. So all of them are composed in the smaller of
-    X X^T and X^T X, in which everything commutes, and X is multiplied once.
+    X X^T and X^T X, in which everything commutes, and X is multiplied twice: for that square, and at the end.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide = (matrix.T if is_tall else matrix).contiguous()
