@@ -31,7 +31,7 @@ class RolesConfig(Section):
         ge=1,
         le=MOST_THREADS,
         description="threads of a server's sums and optimizer steps; default: 2, for workers that wait for an update "
-        "leave cores idle, or what workers on GPUs leave of the host's cores",
+        "leave cores idle (1 where each rank has cores of its own then), or what workers on GPUs leave of the host's",
     )
     server_device: Literal["cpu", "cuda"] = Field(
         "cpu",

@@ -255,7 +255,7 @@ def test_ranks_are_bound_on_a_workstation_only_where_that_is_asked_for(
     if len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         pytest.skip("this process has cores of its own")
     values = {**CONFIG, "run_dir": str(tmp_path / "runs"), "data": {**CONFIG["data"], "path": str(tiny_corpus.path)}}
-    values |= {"roles": {"worker_threads": 1, "server_threads": 1, "bind": bind}, "stop": {"updates": 1_000_000}}
+    values |= {"roles": {"worker_threads": 1, "bind": bind}, "stop": {"updates": 1_000_000}}
     config = tmp_path / "q.yaml"
     config.write_text(yaml.safe_dump(values))
     environment = {name: "" for name in os.environ if name.startswith("SLURM_")}

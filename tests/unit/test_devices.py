@@ -21,6 +21,15 @@ def choose_threads(config: Any, roles: Roles, rank: int, cores: Sequence[frozens
     return choose(config, roles, rank, cores, [gpu if each == "1" else None for each in gpus.ljust(len(cores))])
 
 
+def test_a_server_has_one_thread_where_a_second_would_share_a_core() -> None:
+    roles = assign_roles(["a"] * 3, 1)
+    three = [frozenset(range(3))] * 3
+    assert choose_threads(config(), roles, 0, three) == 1
+    assert choose_threads(config(server_threads=2), roles, 0, three) == 2
+    two = [frozenset(range(2))] * 3
+    assert choose_threads(config(), roles, 0, two) == 2, "there all share"
+
+
 def test_servers_on_the_cpu_have_what_workers_on_gpus_leave() -> None:
     roles = assign_roles(["a"] * 4, 2)
     many = [frozenset(range(40))] * 4

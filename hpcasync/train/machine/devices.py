@@ -118,7 +118,7 @@ def choose_threads(
         gpus: of each world rank.
     """
     if roles.is_server(world_rank):
-        return config.roles.server_threads or _server_threads(roles, world_rank, cores_of_ranks, gpus)
+        return config.roles.server_threads or _server_threads(config, roles, world_rank, cores_of_ranks, gpus)
     if config.roles.worker_threads is not None:
         return config.roles.worker_threads
     cores = cores_of_ranks[world_rank]
@@ -127,13 +127,20 @@ def choose_threads(
 
 
 def _server_threads(
-    roles: Roles, world_rank: int, cores_of_ranks: Sequence[frozenset[int]], gpus: Sequence[Gpu | None]
+    config: RunConfig,
+    roles: Roles,
+    world_rank: int,
+    cores_of_ranks: Sequence[frozenset[int]],
+    gpus: Sequence[Gpu | None],
 ) -> int:
-    """On the CPU, what workers on GPUs leave over."""
+    """On the CPU, what workers on GPUs leave over; one where more would keep ranks from having cores of their own."""
     here = roles.ranks_on_host(roles.hosts[world_rank])
     servers = [rank for rank in here if roles.is_server(rank)]
     on_gpus = [rank for rank in here if rank not in servers and gpus[rank] is not None]
     if not on_gpus or gpus[world_rank] is not None:
-        return SERVER_THREADS
+        workers = [rank for rank in here if rank not in servers]
+        of_workers = sum(choose_threads(config, roles, rank, cores_of_ranks, gpus) for rank in workers)
+        left = len(frozenset[int]().union(*(cores_of_ranks[rank] for rank in here))) - of_workers
+        return 1 if len(servers) <= left < SERVER_THREADS * len(servers) else SERVER_THREADS
     share = (len(cores_of_ranks[world_rank]) - CPUS_PER_GPU_WORKER * len(on_gpus)) // len(servers)
     return min(MOST_THREADS, max(SERVER_THREADS, share))
