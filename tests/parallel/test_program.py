@@ -208,7 +208,9 @@ def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
 
 
 def test_launch_lets_a_program_save(tmp_path: Path, forked: ForkedRanks | None) -> None:
-    case = {"mode": "async-global", "run": "run", "share": {"epochs": 1000}, "made": {"pause": 0.02}}
+    # A scheduler with steps for as long as it takes until this test sees the first records.
+    made = {"pause": 0.02, "total": 1_000_000}
+    case = {"mode": "async-global", "run": "run", "share": {"epochs": 1000}, "made": made}
     command = launch_line(forked, 3, PROGRAM, tmp_path, json.dumps([case]))
     records = tmp_path / "run" / "metrics.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
