@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that has to be seen on a GPU, in one lease of 15 minutes. See README.md.
 #
-#   [DEVICE=cuda|cpu] [PARTS="a b"] [ONLY=TEXT] [COMMIT=NAME] [WORK=DIR] benchmarks/gpu/check.sh [OUTPUT_DIR]
+#   [DEVICE=cuda|cpu] [PARTS="a b"] [ONLY=TEXT] [AT_ONCE=N] [COMMIT=NAME] [WORK=DIR] benchmarks/gpu/check.sh [OUTPUT_DIR]
 #
 # Where benchmarks/gpu/wheels/ has wheels they are installed beside the python3 (PYTHON) that has torch; otherwise the
 # environment is taken as it is.
@@ -40,4 +40,4 @@ PYTHON
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1 # a crash says where, and so does what is ended because it hangs
 exec "$python" "$here/check.py" --device "${DEVICE:-cuda}" --parts "${PARTS:-a b}" --only "${ONLY:-}" \
-    --work "${WORK:-${TMPDIR:-/tmp}/hpcasync-gpu-check-$UID}" "$out"
+    ${AT_ONCE:+--at-once "$AT_ONCE"} --work "${WORK:-${TMPDIR:-/tmp}/hpcasync-gpu-check-$UID}" "$out"

@@ -1,8 +1,10 @@
 """Part A of the check: gradients against float64, and training runs of every kind that must end well."""
 
 import copy
+import fcntl
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -119,13 +121,19 @@ class Place:
 
     def corpus(self) -> Path:
         """Generated: the same everywhere, without a network."""
-        text, prepared = self.work / "text", self.work / "corpus"
+        prepared = self.work / "corpus"
+        with (self.work / "corpus.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._prepare(prepared)
+        return prepared
+
+    def _prepare(self, prepared: Path) -> None:
+        text = self.work / "text"
         if not (prepared / "manifest.json").is_file():
             run_hpcasync("data", "fetch", "embedded", text, "--pairs", "4000")
             sides = [sorted(text.glob(f"{split}*")) for split in ("train", "valid")]
             train, valid = ([path for path in found if path.suffix != ".json"] for found in sides)
             run_hpcasync("data", "prepare", *train, "--valid", *valid, "--vocab-size", "2000", "--out", prepared)
-        return prepared
 
     def config(self) -> Path:
         """What runs begin with."""
@@ -141,8 +149,15 @@ class Place:
             "logging": {"every": 1, "tensorboard": False},
         }
         path = self.work / "check.yaml"
-        path.write_text(yaml.safe_dump(values))
+        _write_whole(path, lambda new: new.write_text(yaml.safe_dump(values)))
         return path
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Checks that run at once read what others write."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    write(new)
+    new.replace(path)
 
 
 def correctness_checks(device: str, work: Path) -> Iterator[Check]:
@@ -236,7 +251,8 @@ def _exact_gradient(place: Place, num_batches: int, *, is_rounded: bool) -> torc
     kept = place.work / f"gradient-{'rounded' if is_rounded else 'exact'}.pt"
     if not kept.is_file():
         model, plan = _make_model(place, is_rounded=is_rounded)
-        torch.save(_gradient(model.double(), plan, "cpu", "fp64", num_batches), kept)
+        gradient = _gradient(model.double(), plan, "cpu", "fp64", num_batches)
+        _write_whole(kept, partial(torch.save, gradient))
     exact: torch.Tensor = torch.load(kept)
     return exact
 
@@ -323,8 +339,9 @@ def _join(place: Place) -> dict[str, Any]:
 
 
 def _compare_search(place: Place) -> dict[str, Any]:
-    """What `hpcasync evaluate` and `translate` do, with the model that has been trained last."""
-    run_dir = max((place.work / "runs").glob("*/last"), key=lambda path: path.stat().st_mtime).parent
+    """What `hpcasync evaluate` and `translate` do, with a model that has been trained."""
+    _train(place, "searched", ["mode=async-global"], 3)
+    run_dir = next((place.work / "runs").glob("searched*/last")).parent
     corpus = PreparedCorpus.open(place.corpus())
     found = []
     for device in ("cpu", place.device):
@@ -354,7 +371,9 @@ def _resume(place: Place) -> dict[str, Any]:
 def _compare_windows(place: Place) -> dict[str, Any]:
     """Through host memory, and in mapped memory: the same losses."""
     settings = ["mode=async", "exchange.pull=applied", f"roles.server_device={place.device}"]
-    by_kind = {kind: _train(place, kind, [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")}
+    by_kind = {
+        kind: _train(place, f"windows-{kind}", [*settings, f"exchange.window={kind}"], 2) for kind in ("mpi", "mapped")
+    }
     if place.device == "cuda" and "page-locked for GPUs" not in (windows := by_kind["mpi"]["windows"]):
         raise RuntimeError(f"windows of MPI: {windows}")
     return _compare_losses(by_kind["mapped"]["loss"], by_kind["mpi"]["loss"])

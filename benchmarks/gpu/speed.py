@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bare_loop import BareTransformer, bare_batch
 from correctness import Place, backend_for, run_hpcasync, speed_and_windows
@@ -27,7 +28,7 @@ from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.worker.device_copy import DeviceCopy
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.report.spans import ACTIVITIES, read_timelines
-from hpcasync.train.loop.optimizers import optimizer_factory
+from hpcasync.train.loop.optimizers import make_optimizers, matrix_operations, optimizer_factory
 
 Check = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -52,6 +53,7 @@ def speed_checks(device: str, work: Path) -> Iterator[Check]:
     yield "copies", partial(_copies, sizes)
     for where in dict.fromkeys(("cpu", device)):
         yield f"Adam, shard on {where}", partial(_apply, sizes, where)
+    yield f"Muon, whole model on {device}", partial(_apply_muon, sizes)
     for tokens in sizes.tokens:
         yield f"step of {tokens:,} tokens, bf16, beside a bare loop", partial(_step, sizes, tokens)
     yield f"loss of {sizes.tokens[-1]:,} tokens, bf16", partial(_loss, sizes)
@@ -59,6 +61,13 @@ def speed_checks(device: str, work: Path) -> Iterator[Check]:
     # What says most first: time may be over before the end.
     for workers, window in ((1, "mapped"), (2, "mapped"), (1, "mpi"), (2, "mpi")):
         yield from _not_computing_checks(sizes, place, workers, window)
+    for name, tokens, optimizer in (("25,000 tokens", 1, "adam"), ("Muon", 0, "muon")):
+        settings = (f"data.batch_tokens={sizes.tokens[tokens]}", f"optimizer.name={optimizer}")
+        for overlap in ("none", "full"):
+            yield (
+                f"not computing: {name}, mapped, overlap {overlap}",
+                partial(_not_computing, sizes, place, 1, overlap, "mapped", settings),
+            )
     yield compiled, partial(_step, sizes, sizes.tokens[-1], is_compiled=True)
     if device == "cuda":
         for window in ("mapped", "mpi"):
@@ -135,6 +144,20 @@ def _apply(sizes: Sizes, where: str) -> dict[str, Any]:
     return figures
 
 
+def _apply_muon(sizes: Sizes) -> dict[str, Any]:
+    """An update of every matrix, and of the rest by Adam."""
+    model = build_model(ModelConfig.model_validate(sizes.model), sizes.pieces, sizes.pieces, 0, 0).to(sizes.device)
+    flat, config = FlatParameters(model), OptimizerConfig(name="muon")
+    state = ShardState(flat.parameters, make_optimizers(config, model, flat))
+    gradient = torch.randn_like(flat.parameters)
+    published = torch.empty_like(flat.parameters)
+
+    def update() -> None:
+        state.apply(blocks_of(gradient), scale=1.0, learning_rate=1e-4, version=1, publish=published)
+
+    return {"ms": 1e3 * seconds(sizes.device, update), "GFLOP": 1e-9 * matrix_operations(config, model)}
+
+
 def _loss(sizes: Sizes) -> dict[str, Any]:
     """Time and memory of forward and backward: by chunks of several sizes, and by torch's operations."""
     rows, device = sizes.tokens[-1], sizes.device
@@ -206,20 +229,25 @@ def _bare_step(
     return step
 
 
-def _not_computing(sizes: Sizes, place: Place, workers: int, overlap: str, window: str) -> dict[str, Any]:
+def _not_computing(
+    sizes: Sizes, place: Place, workers: int, overlap: str, window: str, others: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines; mapped: with the server on the device."""
     settings = [f"name=speed-{workers}-{window}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
     settings.append("optimizer.name=adam")  # what is measured is the exchange
     settings += [f"exchange.window={window}", f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}"]
     settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
-    settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
+    settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}", *others]
     said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", place.config(), *settings, "--overwrite")
     run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
     shares = []
     for spans in read_timelines(run_dir):
         if not spans.is_server:
             half = spans.start > spans.end / 2  # the first half warms up
-            computing = spans.duration[half & (spans.activity == ACTIVITIES.index("compute"))].sum()
-            shares.append(1 - computing / (spans.end - spans.start[half][0]))
+            sums = np.bincount(spans.activity[half], spans.duration[half], len(ACTIVITIES))
+            shares.append(sums / (spans.end - spans.start[half][0]))
+    mean = dict(zip(ACTIVITIES, np.mean(shares, axis=0).tolist(), strict=True))
+    share = 1 - mean.pop("compute")
+    most = {name: value for name, value in mean.items() if value > 0.002}
     summary = json.loads((run_dir / "summary.json").read_text())
-    return {"share": float(statistics.mean(shares)), "steps": sizes.updates, **speed_and_windows(said, summary)}
+    return {"share": share, **most, "steps": sizes.updates, **speed_and_windows(said, summary)}
