@@ -18,6 +18,8 @@ from hpcasync.launch.process import FinishedJob, capture
 MPI4PY = "import atexit, gc; atexit.register(gc.freeze); from mpi4py.run import main; main()"
 # Ranks of a test share few cores: more threads would only slow each other down.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HPCASYNC_TERMINAL": "0", "PYTHONUNBUFFERED": "1"}
+# A launch takes five seconds on two idle cores; on busy ones the imports alone take a minute.
+PATIENCE_SECONDS = 240.0
 
 
 class MpiRunner:
@@ -50,7 +52,7 @@ class MpiRunner:
         num_ranks: int,
         arguments: Sequence[str | Path],
         *,
-        timeout: float = 60,
+        timeout: float = PATIENCE_SECONDS,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         exit_code: int | None = 0,
@@ -63,7 +65,7 @@ class MpiRunner:
         num_ranks: int,
         program: str | Path,
         *arguments: str | Path,
-        timeout: float = 60,
+        timeout: float = PATIENCE_SECONDS,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         exit_code: int | None = 0,
@@ -77,7 +79,7 @@ class MpiRunner:
         num_ranks: int,
         program: Path,
         *arguments: str | Path,
-        timeout: float = 60,
+        timeout: float = PATIENCE_SECONDS,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         exit_code: int | None = 0,
@@ -137,7 +139,7 @@ class CliRunner:
     def __call__(
         self,
         *arguments: str | Path,
-        timeout: float = 60,
+        timeout: float = PATIENCE_SECONDS,
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
         cwd: Path | None = None,

@@ -117,7 +117,7 @@ def _disturb(directory: Path, plan: Plan, job: "Future[FinishedJob]", soak: Soak
     soak.memory = {rank: [] for rank in range(len(ranks))}
     soak.stops = dict.fromkeys(range(len(ranks)), 0)
     _wait_for_updates(directory, 1, job)
-    soak.segments = {path for process in ranks for path in _segments(process)}
+    soak.segments = {path for process in ranks for path in mapped_segments(process.pid)}
     cpu = [sum(process.cpu_times()[:2]) for process in ranks]
     started = time.monotonic()
     sampled = -SAMPLE_SECONDS
@@ -216,9 +216,9 @@ def _anonymous_mib(process: psutil.Process) -> float:
     return int(line.split()[1]) / 2**10
 
 
-def _segments(process: psutil.Process) -> set[Path]:
+def mapped_segments(pid: int) -> set[Path]:
     """Files of SHARED_MEMORY that a process has mapped."""
-    lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
+    lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     paths = (line.split(maxsplit=5)[5] for line in lines if f" {SHARED_MEMORY}/" in line)
     return {Path(path) for path in paths if not path.endswith(" (deleted)")}
 

@@ -1,5 +1,6 @@
 """An error on a rank ends the whole job at once, with one message."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -14,7 +15,7 @@ FAILING_TRAINING = Path(__file__).parent / "programs" / "failing_training.py"
 
 def run(mpirun: MpiRunner, num_ranks: int, how: str, failing: str, exit_code: int) -> str:
     # The program is its own `__main__`, as `python -m hpcasync` is; mpi4py's runner would abort for it.
-    return mpirun.program(num_ranks, PROGRAM, how, failing, timeout=60, exit_code=exit_code).stderr
+    return mpirun.program(num_ranks, PROGRAM, how, failing, exit_code=exit_code).stderr
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -70,11 +71,15 @@ def test_a_user_error_of_one_rank_names_it_and_ends_the_job(mpirun: MpiRunner) -
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize(("failing", "message"), [("all", "error: bad"), ("1", "error on rank 1 of 3 on ")])
+@pytest.mark.parametrize(
+    # Rank 0 speaks for all, unless it is late by more than a second.
+    ("failing", "message"),
+    [("all", r"error( on rank \d of 3 on \S+)?: bad"), ("1", "error on rank 1 of 3 on ")],
+)
 def test_a_user_error_before_mpi_starts(mpirun: MpiRunner, failing: str, message: str) -> None:
     stderr = run(mpirun, 3, "user-error-before-mpi", failing, exit_code=2)
     assert stderr.count("bad option") == 1
-    assert message in stderr
+    assert re.search(message, stderr)
 
 
 def test_a_misspelt_command_is_reported_once(mpirun: MpiRunner) -> None:

@@ -1,6 +1,5 @@
 """`hpcasync launch` and what it is made of, with real jobs."""
 
-import contextlib
 import os
 import re
 import signal
@@ -14,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from runners import CliRunner, MpiRunner
+from runners import PATIENCE_SECONDS, CliRunner, MpiRunner
 from running_job import StartJob
+from soak import mapped_segments
 from tiny_training import CONFIG, TinyCorpus
 
 from hpcasync.launch.locate import find_launcher, find_library
@@ -24,8 +24,8 @@ from hpcasync.launch.session_directory import session_directory
 PROGRAM = Path(__file__).parent / "programs" / "supervised_job.py"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
@@ -41,7 +41,7 @@ def start(how: str, file: Path) -> "subprocess.Popen[str]":
 
 def end(process: "subprocess.Popen[str]") -> int:
     """Wait for it; returns the exit code."""
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     print(stderr)
     return process.returncode
 
@@ -72,27 +72,18 @@ def test_ending_the_launcher_ends_all_ranks(tmp_path: Path, number: signal.Signa
     pids = rank_pids(process, tmp_path / "out")
     process.send_signal(number)
     assert end(process) != 0
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 def test_a_killed_rank_ends_the_job_and_leaves_no_shared_memory(tmp_path: Path) -> None:
-    before = set(Path("/dev/shm").iterdir())
     process = start("sleep", tmp_path / "out")
     pids = rank_pids(process, tmp_path / "out")
+    segments = {path for pid in pids for path in mapped_segments(pid)}
+    assert segments
     os.kill(pids[1], signal.SIGKILL)
     assert end(process) != 0
-    assert not psutil.pid_exists(pids[0])
-    wait_until(lambda: not unused_segments(before), seconds=10)
-
-
-def unused_segments(before: set[Path]) -> list[Path]:
-    """MPI's shared memory that was not there before and that no process has mapped: other tests' jobs have theirs."""
-    new = set(Path("/dev/shm").iterdir()) - before
-    maps = ""
-    for path in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # of a process that has ended
-            maps += path.read_text()
-    return [path for path in new if ("segment" in path.name or "mpich" in path.name) and path.name not in maps]
+    wait_until(lambda: not psutil.pid_exists(pids[0]))
+    assert not [path for path in segments if path.exists()]
 
 
 def test_a_killed_mpirun_leaves_nothing_in_the_way_of_the_next_of_its_number(tmp_path: Path) -> None:
@@ -104,7 +95,7 @@ def test_a_killed_mpirun_leaves_nothing_in_the_way_of_the_next_of_its_number(tmp
     mpirun.kill()
     assert end(process) != 0
     assert not left.exists()
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=10)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 def test_mpirun_does_not_start_under_a_number_that_a_killed_one_has_left_its_directory_of(
@@ -121,11 +112,10 @@ def test_mpirun_does_not_start_under_a_number_that_a_killed_one_has_left_its_dir
 
 
 def test_launch_prints_the_line_and_runs_the_command(run_cli: CliRunner) -> None:
-    result = run_cli("launch", "-n", "2", "--", "train", "no-such-file.yaml", timeout=30)
+    result = run_cli("launch", "-n", "2", "--", "train", "no-such-file.yaml")
     assert result.returncode == 2
     line, *_ = result.stderr.splitlines()
     assert " -n 2 " in line and line.endswith(" -m hpcasync train no-such-file.yaml")
-    assert result.stderr.count("error: ") == 1
 
 
 def test_launch_inside_a_job_is_refused_once(mpirun: MpiRunner) -> None:
@@ -169,7 +159,7 @@ print(world.allreduce(1), sys.argv, flush=True)
 def launch_my_program(directory: Path, what: str, text: str = "") -> "subprocess.CompletedProcess[str]":
     (directory / "my.py").write_text(MY_PROGRAM)
     command = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", "--", sys.executable, "my.py", what]
-    return subprocess.run(command, cwd=directory, input=text, text=True, capture_output=True, timeout=120)
+    return subprocess.run(command, cwd=directory, input=text, text=True, capture_output=True, timeout=PATIENCE_SECONDS)
 
 
 def test_any_python_program_is_a_job(tmp_path: Path) -> None:
@@ -213,7 +203,10 @@ def test_a_loop_over_lines_keeps_its_lines(tmp_path: Path) -> None:
 def test_a_mistake_is_followed_by_nothing(run_cli: CliRunner) -> None:
     result = run_cli("launch", "-n", "2", "--", "train", "no-such-file.yaml")
     _line, message = result.stderr.strip().splitlines()
-    assert message.startswith("hpcasync: error: cannot read the configuration no-such-file.yaml")
+    # Rank 0 speaks for all, unless it is late by more than a second.
+    assert re.match(
+        r"hpcasync: error( on rank 1 of 2 on \S+)?: cannot read the configuration no-such-file.yaml", message
+    )
     assert result.stdout == ""
 
 

@@ -30,7 +30,7 @@ def command(how: str, failing: str) -> None:
         fail(place.world_rank)
     elif is_failing:
         raise UserError("bad option", everywhere=how == "user-error-everywhere")
-    time.sleep(25)  # a healthy rank: it must be ended long before
+    time.sleep(600)  # a healthy rank: it must be ended long before
 
 
 def fail(world_rank: int) -> None:

@@ -35,7 +35,7 @@ def be_a_rank(how: str, file: Path) -> None:
         sys.exit(7)
     if how in ("wait-for-usr1", "sleep"):
         file.with_suffix(f".{world.rank}").write_text(str(os.getpid()))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 600  # more than any test waits
         while not (how == "wait-for-usr1" and received) and time.monotonic() < deadline:
             time.sleep(0.02)
         total = world.reduce(received)
