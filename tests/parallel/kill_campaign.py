@@ -35,9 +35,11 @@ VICTIMS = ("coordinator", "server", "worker", "mpirun")
 VICTIM_RANKS = {"coordinator": 0, "server": 1, "worker": 3}
 # When a process is killed: a few updates after a checkpoint, while one is written, or before there is a new one.
 MOMENTS = {"training": 0.55, "checkpoint": 0.35, "start": 0.1}
-# An epoch has 11 updates. Moments are counted in updates, so that no machine is fast enough to be done before.
-EPOCHS_PER_KILL = 4
 MOST_UPDATES_PER_KILL = 30
+# No machine is fast enough to be done before it is killed; the end is set when all have been.
+ENDLESS = "stop={updates: 1000000}"
+# An epoch has 11 updates.
+EPOCHS_PER_KILL = 4
 LATEST_SECONDS_AT_START = 2.0
 SECONDS_OF_AN_UPDATE = 0.02
 
@@ -68,19 +70,11 @@ def run_campaign(
     generator = random.Random(seed)
     config = _write_config(directory, corpus)
     campaign = Campaign()
-    overrides = (
-        "roles.servers=2",
-        "accumulate.global=2",
-        f"stop={{epochs: {EPOCHS_PER_KILL * (num_kills + 1)}}}",
-        "checkpoint={every: 2, keep: 2}",
-    )
-    timeout = 240.0 + 60 * num_kills
-    with start_job(NUM_RANKS, config, "name=peace", *overrides, log=directory / "peace.log") as job:
-        assert job.wait(timeout) == 0, job.output
-    peace, log = job, directory / "killed.log"
+    overrides = ("roles.servers=2", "accumulate.global=2", "checkpoint={every: 2, keep: 2}")
+    killed, log = ("name=killed", *overrides), directory / "killed.log"
     for number in range(num_kills):
         victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else generator.choice(VICTIMS)
-        with start_job(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
+        with start_job(NUM_RANKS, config, *killed, ENDLESS, *_flags(config), log=log) as job:
             [moment] = generator.choices(list(MOMENTS), list(MOMENTS.values()))
             _kill(job, victim, moment, generator)
         campaign.killed[victim] += 1
@@ -88,8 +82,12 @@ def run_campaign(
         campaign.num_cut_off += bool(_partial_checkpoints(job))
         campaign.num_checks += _check(job.run_dir)
         print(f"{number + 1}: {victim} ({moment}), newest {job.newest or 'none'}", flush=True)
-    with start_job(NUM_RANKS, config, "name=killed", *overrides, *_flags(config), log=log) as job:
+    num_epochs = max(EPOCHS_PER_KILL * (num_kills + 1), _num_epochs_begun(job, corpus) + 1)
+    end, timeout = f"stop={{epochs: {num_epochs}}}", 240.0 + 60 * num_kills
+    with start_job(NUM_RANKS, config, *killed, end, *_flags(config), log=log) as job:
         assert job.wait(timeout) == 0, job.output
+    with start_job(NUM_RANKS, config, "name=peace", *overrides, end, log=directory / "peace.log") as peace:
+        assert peace.wait(timeout) == 0, peace.output
     campaign.num_checks += _check(job.run_dir)
     _compare(peace, job)
     campaign.losses = _final_loss(job), _final_loss(peace)
@@ -114,7 +112,7 @@ def _kill(job: RunningJob, victim: str, moment: str, generator: random.Random) -
         else:
             time.sleep(generator.random() * SECONDS_OF_AN_UPDATE)
     process.kill()
-    assert job.wait(60) != 0, job.output
+    assert job.wait() != 0, job.output
 
 
 def _partial_checkpoints(job: RunningJob) -> list[Path]:
@@ -123,6 +121,14 @@ def _partial_checkpoints(job: RunningJob) -> list[Path]:
 
 def _num_updates(checkpoint: str) -> int:
     return int(checkpoint[1:] or 0)
+
+
+def _num_epochs_begun(job: RunningJob, corpus: TinyCorpus) -> int:
+    """As of the newest checkpoint."""
+    if not job.newest:
+        return 0
+    low = read_state(job.run_dir / "checkpoints" / job.newest)["tickets"]["low"]
+    return -(-int(low) // corpus.plan(job.config).num_batches())
 
 
 def _is_there(find: Callable[[], psutil.Process]) -> bool:

@@ -79,7 +79,7 @@ class RunningJob:
     ) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGHUP)  # ends the job at once
-            self.process.wait(30)
+            self.process.wait(_TIMEOUT_SECONDS)
 
     @property
     def run_dir(self) -> Path:
