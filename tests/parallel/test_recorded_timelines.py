@@ -28,7 +28,8 @@ def test_asynchronous_ranks_record_every_push_and_every_update(trainer: Trainer)
     assert {str(staleness): number for staleness, number in histogram.items()} == summary["staleness"]["histogram"]
     assert sum(counts(worker)["push"] for worker in workers) >= summary["gradients_pushed"]
     for worker in workers:
-        assert {"compute", "push", "wait", "pull"} <= counts(worker).keys()
+        # On a busy machine the other one may have done all there was.
+        assert {"compute", "push", "wait", "pull"} <= counts(worker).keys() or not counts(worker)["compute"]
         # A rank does one thing at a time.
         assert (worker.start[1:] >= (worker.start + worker.duration)[:-1] - 2e-6).all()
 

@@ -1,4 +1,4 @@
-"""Pulls between nodes while versions are written over: rank 0 publishes all the time, the others pull from it.
+"""Pulls between nodes while versions are written over: rank 0 publishes while the others pull from it.
 
 Pieces are so small that many versions are made during a pull. What arrives must be of one version nevertheless.
 """
@@ -18,7 +18,7 @@ from hpcasync.ps.transport.remote_pull import ParameterReceiver, ParameterSender
 
 NUM_ELEMENTS = 20_000
 NUM_PULLS = 25
-PUBLISHED, FINISHED = 0, 1
+PUBLISHED, FINISHED, PULLING = 0, 1, 2
 LAST = 200  # versions are small numbers, which bfloat16 holds exactly
 
 streams.PIECE_BYTES = 1024
@@ -27,12 +27,12 @@ streams.PIECE_BYTES = 1024
 def publish(
     comm: MPI.Intracomm, control: ControlWindow, sender: ParameterSender, write: Callable[[int], object]
 ) -> None:
-    """Make versions now and then, the first ones soon, until all workers have finished."""
+    """Make versions now and then while somebody pulls, until all workers have finished."""
     generator, version = random.Random(1), 0
     while control.local()[FINISHED] < comm.size - 1:
         sender.advance()
         make_progress(comm)
-        if generator.random() < 0.2 and version < LAST:
+        if control.local()[PULLING] and generator.random() < 0.2 and version < LAST:
             version += 1
             sender.before_writing(version)
             write(version)
@@ -44,10 +44,12 @@ def read(buffer: torch.Tensor, start: int, out: torch.Tensor) -> None:
     out.copy_(buffer[start : start + out.numel()])
 
 
-def pull(receiver: ParameterReceiver, version: int, out: torch.Tensor) -> bool:
+def pull(control: ControlWindow, receiver: ParameterReceiver, version: int, out: torch.Tensor) -> bool:
+    control.add(0, PULLING, 1)
     receiver.request(version, [(0, Shard(0, NUM_ELEMENTS))], out)
     while (has_version := receiver.advance()) is None:
         time.sleep(0)
+    control.add(0, PULLING, -1)
     return has_version
 
 
@@ -57,17 +59,17 @@ def work(comm: MPI.Intracomm, control: ControlWindow, receiver: ParameterReceive
     num_pulls = num_overtaken = version = 0
     while num_pulls < NUM_PULLS or version < LAST:
         version = control.read(0, PUBLISHED)
-        if pull(receiver, version, out):
+        if pull(control, receiver, version, out):
             assert bool((out == version).all()), f"a pull of {version} holds {out.min()} to {out.max()}"
             num_pulls += 1
             num_overtaken += control.read(0, PUBLISHED) >= version + 2
-    assert not pull(receiver, 0, out), "a version was sent that had been written over"
+    assert not pull(control, receiver, 0, out), "a version was sent that had been written over"
     control.add(0, FINISHED, 1)
     return num_overtaken
 
 
 def check(comm: MPI.Intracomm, dtype: torch.dtype) -> None:
-    control = ControlWindow(comm, 2 if comm.rank == 0 else 0)
+    control = ControlWindow(comm, 3 if comm.rank == 0 else 0)
     buffers = torch.zeros(2, NUM_ELEMENTS, dtype=dtype)
     messages = comm.Dup()
     num_overtaken = 0

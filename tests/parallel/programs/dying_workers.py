@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import cast
 
@@ -42,6 +42,8 @@ from hpcasync.train.modes.asynchronous import AsynchronousExchange
 
 NUM_SERVERS, NUM_TICKETS, NUM_LOCAL, EXIT_CODE = 2, 60, 2, 137
 PUSHES_BEFORE = 3
+# Of the first worker before those that surely die are dead: with all of them, nothing might be left for a slow one.
+PUSHES_MEANWHILE = 8
 
 
 class Recording(MinimalObserver):
@@ -104,15 +106,20 @@ class Mortal(Client):
 
 
 def await_pushes(client: Client, coordinator: int, workers: Collection[int]) -> None:
-    """Until those who are to die have pushed as much as they do before that: nothing would be left for a slow one."""
+    """Until those who are to die have pushed as much as they do before that."""
     words = client._link.control._window
     assert isinstance(words, SharedControlWindow)
     while any(words.read(coordinator, ControlWords.announced(worker)) < PUSHES_BEFORE for worker in workers):
         time.sleep(0.001)
 
 
-def work(client: Client, flat: FlatParameters) -> None:
-    """Push gradients of ones until there is nothing left to do."""
+def wait_for_deaths(watch: LifeWatch, ranks: Collection[int]) -> None:
+    while not watch.dead.keys() >= set(ranks):
+        time.sleep(0.001)
+
+
+def work(client: Client, flat: FlatParameters, await_deaths: Callable[[], object]) -> None:
+    """Push gradients of ones until there is nothing left to do; wait for deaths in between."""
     plan = cast(BatchPlan, SimpleNamespace(locate=lambda ticket: divmod(ticket, NUM_TICKETS)))
     private = flat.gradient
     exchange = AsynchronousExchange(client, flat, BatchOrder(TicketSequence(), plan, 1), Timeline())
@@ -121,6 +128,8 @@ def work(client: Client, flat: FlatParameters) -> None:
     assert (flat.gradient is not private) == is_left_behind
     exchange.pull(flat.parameters)
     while not exchange.is_finished:
+        if client.num_pushed == PUSHES_MEANWHILE:
+            await_deaths()
         drawn = [ticket for _ in range(NUM_LOCAL) if (ticket := exchange.draw()) is not None]
         flat.gradient.fill_(float(len(drawn)))
         exchange.push(flat.gradient, PushRecord(exchange.version, len(drawn), 0.0, 0, 0.0, tuple(drawn)))
@@ -168,9 +177,12 @@ def main() -> None:
         engine.client.__class__ = Mortal
         cast(Mortal, engine.client).moment = moments.get(roles.worker_ranks.index(comm.rank), "")
         engine.start()
+        doomed = set[int]()
         if roles.worker_ranks[0] == comm.rank:
             await_pushes(engine.client, roles.coordinator_rank, moments)
-        work(engine.client, flat)
+            # Those that rest, or take an offer, do so at the end, or never.
+            doomed = {roles.worker_ranks[worker] for worker, at in moments.items() if at not in ("rest", "offer")}
+        work(engine.client, flat, lambda: wait_for_deaths(watch, doomed))
     exit_code = engine.close()
     watch.ended(exit_code if engine.is_coordinator else 0)
 
