@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 from forked_commands import ForkedCommands
 from forked_ranks import ForkedRanks
@@ -18,6 +19,12 @@ from hpcasync.launch.locate import find_launcher
 
 # Of all that tests start: jobs share the cores, and where a worker has two threads one that spins keeps a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# The same examples each time, however long they take.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 # What is imported and collected stays: to look for garbage in it takes a third of the time until the first test, and
 # time in all of them.

@@ -95,7 +95,7 @@ def test_dropout_masks_are_independent_of_each_other_and_of_position() -> None:
     torch.testing.assert_close(by_byte, torch.full_like(by_byte, first.mean().item()), atol=0.02, rtol=0.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.floats(0.0, 0.99))
 def test_dropout_and_its_gradient(shape: list[int], probability: float) -> None:
     x = torch.randn(shape).abs().add(1).requires_grad_()

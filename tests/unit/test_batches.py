@@ -56,7 +56,7 @@ def epoch_indices(batches: BatchPlan, data_epoch: int) -> list[list[int]]:
 lengths_strategy = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=120)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=lengths_strategy, batch_tokens=st.integers(31, 200), seed=st.integers(0, 2**40), block=st.integers(1, 130)
 )
@@ -73,7 +73,7 @@ def test_each_epoch_covers_each_pair_once_within_the_budget(
             assert 0 < len(rows) * longest <= batch_tokens
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tickets=st.lists(st.integers(0, 400), min_size=1, max_size=12), block=st.sampled_from([64, 100, 1000]))
 def test_batches_do_not_depend_on_the_order_of_calls(vocabulary: Vocabulary, tickets: list[int], block: int) -> None:
     tokens = random_corpus(300)
@@ -113,7 +113,7 @@ def test_same_seed_gives_the_same_batches(vocabulary: Vocabulary) -> None:
     assert one == other
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=lengths_strategy, batch_tokens=st.integers(31, 400), block=st.integers(1, 130))
 def test_few_shapes_hold_each_pair_once_within_the_budget(
     vocabulary: Vocabulary, lengths: list[tuple[int, int]], batch_tokens: int, block: int

@@ -106,7 +106,7 @@ def test_files_that_change_are_noticed(tmp_path: Path) -> None:
         next(chunks)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lines=st.lists(st.text(st.characters(exclude_characters="\r\n\ufeff", exclude_categories=["Cs"]))))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = file(tmp_path_factory.mktemp("any"), "text", "".join(line + "\n" for line in lines).encode())

@@ -43,7 +43,7 @@ by_c = pytest.mark.skipif(not fused_apply.is_available(), reason="no compiled ke
 
 
 @by_c
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(cases())
 def test_an_update_has_the_bits_of_the_compiled_kernel(case: Case) -> None:
     expected = case.run(fused=True)
@@ -65,7 +65,7 @@ def test_an_update_of_several_programs_is_the_formula(here: None, size: int) -> 
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(size=SIZES | st.just(5000), num_parts=st.integers(1, 6))
 def test_sums_and_their_squares(size: int, num_parts: int) -> None:
     check_sums(updates.sum_of_squares, size, num_parts)

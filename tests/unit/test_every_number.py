@@ -83,7 +83,7 @@ def test_options_refuse_what_is_no_number(name: str) -> None:
     assert isinstance(parameter.type, Number) or convert(parameter, str(10**30)) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(NUMBERS)), st.floats() | st.integers(), st.sampled_from(["{}", " {}", "+{}"]))
 def test_options_take_finite_numbers_alone(name: str, number: float, form: str) -> None:
     value = convert(NUMBERS[name], form.format(number))
@@ -148,7 +148,7 @@ def test_experiments_take_finite_numbers_alone(tmp_path: Path, base: Path) -> No
 def test_whatever_a_value_is_it_is_taken_or_refused(base: Path) -> None:
     names = [key.name for key in all_keys()]
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(st.sampled_from(names), st.text(max_size=12) | st.floats().map(repr) | st.integers().map(str))
     def check(key: str, text: str) -> None:
         message = refusal(lambda overrides: load_config(base, overrides), f"{key}={text}")

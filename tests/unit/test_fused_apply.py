@@ -31,7 +31,7 @@ def _kernel() -> None:
         pytest.skip(f"no compiled kernel: {reason}")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases())
 def test_it_is_the_formula_and_what_torch_makes(case: Case) -> None:
     fused = case.run(fused=True)
@@ -62,7 +62,7 @@ def apply(state: ShardState, parts: list[torch.Tensor], version: int) -> torch.T
     return published
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(size=st.integers(2, 400), data=st.data())
 def test_no_bit_depends_on_where_the_vector_is_cut(size: int, data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, size - 1))
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_either_way_is_one_of_the_other(fused: bool) -> None:
     torch.testing.assert_close(apply(second, parts, 2), apply(first, parts, 2), rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(size=SIZES, num_parts=st.integers(1, 6))
 def test_sums_and_their_squares(size: int, num_parts: int) -> None:
     check_sums(fused_apply.sum_of_squares, size, num_parts)

@@ -116,7 +116,7 @@ def test_a_beam_that_holds_everything_equals_enumeration(seed: int, penalty: flo
     assert_same(found[1], enumerate_all(model, 6, [5], 3, penalty)[:4])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     beam=st.integers(1, 6),
@@ -205,7 +205,7 @@ def test_ties_go_to_the_smaller_id() -> None:
     st.integers(1, 6),
     st.lists(st.lists(st.integers(0, 3), min_size=1000, max_size=1000), min_size=1, max_size=3),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_top_tokens_is_a_stable_sort(k: int, rows: list[list[int]]) -> None:
     for width in (7, 1000):
         scores = torch.tensor([row[:width] for row in rows], dtype=torch.float32)

@@ -56,7 +56,7 @@ def test_times_depend_on_seed_and_worker_and_not_on_order() -> None:
     assert not np.array_equal(draw(cluster.changed(seed=2), 1, 100), alone)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(busy=st.floats(0.01, 30), now=st.floats(0, 50), length=st.floats(0.1, 2), rest=st.floats(0.1, 5))
 def test_stalls_stretch_time_as_stepping_through_it_does(busy: float, now: float, length: float, rest: float) -> None:
     every = length + rest

@@ -14,7 +14,7 @@ def arrival(worker: int, sequence: int, version: int) -> Arrival:
     return Arrival(worker, sequence, PushRecord(version, 10, 1.0, 5, 0.1, ()))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.booleans())
 def test_with_wait_no_gradient_is_staler_than_the_limit_and_nobody_waits_for_ever(
     data: st.DataObject, num_workers: int, group: int, limit: int, pull_applied: bool

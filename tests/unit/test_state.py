@@ -130,7 +130,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestProtocol.settings = settings(max_examples=80, stateful_step_count=30)
 
 
 def test_groups_worked_out_by_hand() -> None:

@@ -31,7 +31,7 @@ names = st.one_of(
     st.sampled_from(NASTY),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=20),
 ).filter(lambda name: name not in (".", "..", ""))
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_a_batch_has_the_loss_and_the_gradient_of_its_sentences(
         torch.testing.assert_close(gradient, expected_gradient, atol=2e-4, rtol=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5), st.integers(1, 4))
 def test_more_padding_changes_nothing(lengths: list[tuple[int, int]], extra: int) -> None:
     model = small_model()
