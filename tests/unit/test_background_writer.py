@@ -13,7 +13,7 @@ def test_writes_come_in_order_and_errors_come_back() -> None:
     written: list[str] = []
 
     def write(name: str) -> str:
-        may_go_on.wait(10)
+        assert may_go_on.wait(60)
         written.append(name)
         return name
 

@@ -123,4 +123,4 @@ def test_a_reader_that_leaves_is_no_error(tiny_run: TinyRun, tmp_path: Path) -> 
         assert process.stdout.readline() == b"der alte Hund und der Kater mag der Hund\n"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 1
+        assert process.wait(240) == 1

@@ -88,7 +88,6 @@ def test_scores_are_computed_without_compiling(tiny_run: TinyRun) -> None:
     assert num_compiled() == 0
 
 
-@pytest.mark.timeout(400)
 def test_a_worker_computes_a_gradient_of_its_ticket_alone(tiny_run: TinyRun) -> None:
     """By torch's own backend, with dropout: the same ticket drops the same, and about as much as without."""
     values = {"data": {"path": str(tiny_run.corpus), "batch_tokens": 200}, "stop": {"updates": 1}, "compile": True}

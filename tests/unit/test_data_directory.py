@@ -88,7 +88,7 @@ def test_a_killed_command_leaves_no_process_and_is_redone(tmp_path: Path, texts:
     process.kill()
     process.wait()
     assert children
-    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not psutil.wait_procs(children, timeout=240)[1]
     assert not (tmp_path / "out").exists()
     both: dict[str, Any] = {"source_model": model, "target_model": model}
     prepare(*texts, tmp_path / "out", options(**both))
@@ -96,7 +96,7 @@ def test_a_killed_command_leaves_no_process_and_is_redone(tmp_path: Path, texts:
     assert content(tmp_path / "out") == content(tmp_path / "clean")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -59,7 +59,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.timeout(300)
 def test_the_packages_hold_the_kernel_and_what_the_report_needs(packages: Path) -> None:
     (source,), (wheel,) = packages.glob("*.tar.gz"), packages.glob("*.whl")
     with tarfile.open(source) as archive:

@@ -78,7 +78,7 @@ def assert_alike(texts: list[str], scores: list[float], expected: list[Hypothesi
 def ask(kind: str, **request: object) -> dict[str, Any]:
     """Another program's answer, from a process of its own."""
     text = json.dumps({"kind": kind, **request})
-    done = subprocess.run([sys.executable, TRANSLATOR], input=text, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, TRANSLATOR], input=text, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

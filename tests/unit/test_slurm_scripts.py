@@ -17,12 +17,14 @@ from hpcasync.slurm.requeue import flags_of_start, start_mark
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 ALL_SCRIPTS = sorted(SCRIPTS.glob("*.sbatch"))
+# Of a child: until the shell that has started it catches USR1 (10).
+UNTIL_HEARD = "until ((16#$(sed -n 's/^SigCgt:.//p' /proc/$PPID/status) >> 9 & 1)); do sleep 0.02; done"
 
 
 def run_bash(program: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "SLURM_JOB_ID": "7", **variables}
     program = f"source {shlex.quote(str(SCRIPTS / 'common.sh'))}; set -eu\n{program}"
-    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30, env=environment)
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=240, env=environment)
 
 
 class TestScripts:
@@ -129,7 +131,9 @@ class TestPreemption:
 
     @pytest.mark.parametrize(("end", "code"), [("kill -USR1 $$; sleep 9", 138), ("exit 250", 250)])
     def test_a_job_that_died_of_the_signal_is_requeued(self, tmp_path: Path, end: str, code: int) -> None:
-        done = self.run(tmp_path, f"trap '' USR1; kill -USR1 $PPID; sleep 0.3; trap - USR1; {end}")
+        until_handed_on = "while ((n < 1)); do sleep 0.02; done"
+        warn = f"{UNTIL_HEARD}; trap 'n=1' USR1; n=0; kill -USR1 $PPID; {until_handed_on}; trap - USR1"
+        done = self.run(tmp_path, f"{warn}; {end}")
         assert (done.returncode, done.stdout) == (code, "scontrol requeue 7\n")
 
     @pytest.mark.parametrize("code", [0, 1, 86, 138, 250])
@@ -209,7 +213,7 @@ class TestSignals:
     def test_hands_every_usr1_on_and_waits_for_the_end(self, tmp_path: Path) -> None:
         ready, seen = tmp_path / "ready", tmp_path / "seen"
         count_two = "while ((n < 2)); do sleep 0.02; done; exit 5"
-        child = f"n=0; trap 'n=$((n + 1)); echo $n >>{seen}' USR1; touch {ready}; {count_two}"
+        child = f"n=0; trap 'n=$((n + 1)); echo $n >>{seen}' USR1; {UNTIL_HEARD}; touch {ready}; {count_two}"
         program = f"source {SCRIPTS}/common.sh; set -eu; pass_signals bash -c {shlex.quote(child)}"
         process = subprocess.Popen(["bash", "-c", program])
         try:
@@ -217,12 +221,12 @@ class TestSignals:
             for count in (1, 2):
                 process.send_signal(signal.SIGUSR1)
                 self.wait_for(lambda count=count: seen.exists() and len(seen.read_text().split()) == count)
-            assert process.wait(10) == 5
+            assert process.wait(240) == 5
         finally:
             process.kill()
 
     def wait_for(self, condition: Any) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 240
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.02)
