@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 from forked_ranks import ForkedRanks
@@ -50,10 +49,3 @@ def hosts() -> Iterator[NetworkHosts]:
         pytest.skip(reason)
     with NetworkHosts(3) as hosts:
         yield hosts
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several jobs in one test take longer than a unit test may; each of them has a limit of its own."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(600))

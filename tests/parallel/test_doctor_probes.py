@@ -13,7 +13,7 @@ from hpcasync.launch.mpirun import Launcher
 
 @pytest.fixture(scope="module")
 def report(run_cli: CliRunner) -> dict[str, object]:
-    result = run_cli("doctor", "--json", timeout=150)
+    result = run_cli("doctor", "--json")
     assert result.returncode == 0, result.stderr
     loaded: dict[str, object] = json.loads(result.stdout)
     return loaded

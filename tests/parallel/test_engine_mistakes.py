@@ -57,5 +57,5 @@ def test_what_a_worker_notices(said: str, mistake: str) -> None:
 
 
 def test_what_a_worker_notices_ends_the_job(mpirun: MpiRunner) -> None:
-    job = mpirun.python(3, PROGRAM, "nan", "end", timeout=120, exit_code=1)
+    job = mpirun.python(3, PROGRAM, "nan", "end", exit_code=1)
     assert "none of this worker's last 100 gradients was finite" in job.stderr

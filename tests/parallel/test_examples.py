@@ -97,7 +97,7 @@ def test_an_example_on_one_rank_is_as_good_as_the_plain_program(
     said = io.StringIO()
     with redirect_stdout(said):
         runpy.run_path(str(EXAMPLES / f"{name}_plain.py"), run_name="__main__")
-    job = run_ranks.program(1, EXAMPLES / f"{name}.py", *options, "--run", tmp_path / "run", timeout=120)
+    job = run_ranks.program(1, EXAMPLES / f"{name}.py", *options, "--run", tmp_path / "run")
     assert score(job.stdout) == pytest.approx(score(said.getvalue()), abs=MARGINS[name])
 
 

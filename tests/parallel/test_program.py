@@ -23,12 +23,13 @@ SAMPLES, BATCHES = 203, 26
 APPLIED = {"exchange.pull": "applied", "staleness.lookahead": 0}
 IN_ORDER = {"shuffle": False}
 STOPPED = {"run": "stopped", "share": {"epochs": 4}}
-STOPPING = {"signal_at": 12, "pause": 0.02}
+# Together so long that the event comes before another worker has gone far: it is never more than five batches ahead.
+STOPPING = {"signal_at": 12, "together": 17, "pause": 0.02}
 KILLED = {"run": "killed", "share": {"epochs": 4}, "settings": {"checkpoint.every": 5}}
 EARLY = {"sums_during_backward": True}
 # Of all elements: what does not travel at once would come later, and is none.
 TOPK = {**APPLIED, "exchange.gradients": "topk", "exchange.topk": 1.0}
-SCALED = {"scaled": True, "fused": True, "overflows_at": [2, 5]}
+SCALED = {"scaled": True, "fused": True, "overflows_at": [2, 5], "together": 10}
 
 
 def told(job: Any, run: str) -> list[dict[str, Any]]:
@@ -186,10 +187,10 @@ def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
     streamed = [{**stopped, "run": f"stopped-{stream}", "made": {"stream": stream}} for stream in streams]
     for stream, case in zip(streams, streamed, strict=True):
         part = {**case, "made": {**STOPPING, "stream": stream}}
-        job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([part]), timeout=120, exit_code=PREEMPTED)
+        job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([part]), exit_code=PREEMPTED)
         assert not told(job, str(case["run"]))
-    dying = {**killed, "made": {"kill_at": 25, "pause": 0.02}}
-    job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([dying]), timeout=120, exit_code=None)
+    dying = {**killed, "made": {"kill_at": 25, "together": 30, "pause": 0.02}}
+    job = mpirun.python(num_ranks, PROGRAM, directory, json.dumps([dying]), exit_code=None)
     assert job.returncode not in (0, PREEMPTED), job.stderr
     cases = [stopped, killed, *streamed]
     for case in cases:
@@ -197,7 +198,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_from_its_last_checkpoint(
         # At the latest a multiple of five; the coordinator may have saved when mpirun told it to end.
         least = 5 if case is killed else 1
         assert least <= state_of(directory / str(case["run"]))["counters"]["num_updates"] < 4 * BATCHES
-    resumed = mpirun.python(num_ranks, PROGRAM, directory, json.dumps(cases), timeout=120)
+    resumed = mpirun.python(num_ranks, PROGRAM, directory, json.dumps(cases))
     assert resumed.stdout.count("resuming from") == len(cases)
     for case in cases:
         run = str(case["run"])
@@ -234,10 +235,10 @@ def test_compiled_modules(mpirun: MpiRunner, tmp_path: Path) -> None:
 def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, tmp_path: Path) -> None:
     whole = {"mode": "async-global", "run": "whole", "share": {"epochs": 3}}
     part = {**whole, "run": "part", "made": {"signal_at": 20}}
-    job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), timeout=120, exit_code=PREEMPTED)
+    job = mpirun.python(1, PROGRAM, tmp_path, json.dumps([whole, part]), exit_code=PREEMPTED)
     assert 0 < state_of(tmp_path / "part")["counters"]["num_updates"] < 3 * BATCHES
     part["made"] = {}
-    rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]), timeout=120)
+    rest = mpirun.python(1, PROGRAM, tmp_path, json.dumps([part]))
     assert_all_was_trained_once(tmp_path / "part", 3)
     expected, found = told(job, "whole")[0], told(rest, "part")[0]
     assert found["parameters"] == expected["parameters"] and found["mean"] == expected["mean"]
@@ -249,7 +250,7 @@ def test_a_program_that_ends_in_the_loop_has_left_it(mpirun: MpiRunner, tmp_path
         case = {"mode": "async-global", "run": f"{num_ranks}-{code}", "share": {"epochs": 100}}
         # The other worker may have had most of an epoch before.
         case["made"] = {"exit_at": 9, "code": code, "total": 100 * BATCHES}
-        job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), timeout=120, exit_code=code)
+        job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), exit_code=code)
         assert "done (the program asked for it)" in job.stdout
         assert 0 < state_of(tmp_path / str(case["run"]))["tickets"]["low"] < 100 * BATCHES
 
@@ -257,16 +258,16 @@ def test_a_program_that_ends_in_the_loop_has_left_it(mpirun: MpiRunner, tmp_path
 def test_a_program_that_ends_before_the_loop(mpirun: MpiRunner, tmp_path: Path) -> None:
     """On all ranks it just ends; on one of them the others are told, and wait for nobody."""
     case = {"mode": "async-global", "run": "run", "share": {"epochs": 1}, "made": {"leaves": "all"}}
-    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60)
+    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]))
     assert not job.stderr and not (tmp_path / "run").exists()
     case["made"] = {"leaves": "server"}
-    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), timeout=60, exit_code=2)
+    job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), exit_code=2)
     assert job.stderr.count("rank 0, a server, has ended its program before the loop of job.share()") == 1
 
 
 def test_a_run_at_its_end_says_so(mpirun: MpiRunner, tmp_path: Path) -> None:
     case = {"mode": "sync", "run": "run", "share": {"epochs": 2}}
     cases = [case, case, {**case, "mode": "async"}]
-    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps(cases), timeout=120, exit_code=2)
+    job = mpirun.program(1, PROGRAM, tmp_path, json.dumps(cases), exit_code=2)
     assert job.stdout.count("this run was at its end (2 epochs): nothing is left to train") == 1
     assert "trained to its end (2 epochs) in mode sync: nothing is left to train in mode async" in job.stderr

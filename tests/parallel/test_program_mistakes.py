@@ -43,7 +43,7 @@ EXPECTED = {
 
 
 def test_mistakes_of_one_rank(mpirun: MpiRunner, tmp_path: Path) -> None:
-    job = mpirun.python(1, PROGRAMS / "joined_mistakes.py", tmp_path, timeout=180)
+    job = mpirun.python(1, PROGRAMS / "joined_mistakes.py", tmp_path)
     said = dict(line.split(": ", maxsplit=1) for line in job.stdout.splitlines() if line.partition(": ")[0] in EXPECTED)
     assert said.keys() == EXPECTED.keys()
     for mistake, words in EXPECTED.items():
@@ -83,6 +83,6 @@ def test_what_differs_on_a_rank_ends_all(
     program = tmp_path / "program.py"
     same = {"model": "0", "data": "0", "seed": "0", "failing": "pass"}
     program.write_text(DIFFERENT.format(**{**same, **differs}, run=str(tmp_path / "run")))
-    job = mpirun.program(3 if "failing" in differs else 2, program, timeout=60, exit_code=None)
+    job = mpirun.program(3 if "failing" in differs else 2, program, exit_code=None)
     assert job.returncode != 0
     assert job.stderr.count(words) == 1, job.stderr

@@ -47,7 +47,7 @@ def test_the_others_do_what_dead_workers_had_begun(
         "run": "run",
         "settings": {"roles.servers": 2, "accumulate.global": 2, "exchange.pull": pull},
         "share": {"epochs": EPOCHS},
-        "made": {"processes": processes, "pause": 0.02, "dies_at": {"2": 8, "4": 12}},
+        "made": {"processes": processes, "pause": 0.02, "dies_at": {"2": 8, "4": 12}, "together": 17},
         **given,
     }
     job = launched(forked, 5, tmp_path, case)

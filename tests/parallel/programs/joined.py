@@ -1,4 +1,4 @@
-"""A small classifier that joins jobs, one after the other: `joined.py DIRECTORY '[{"run": …}, …]'`.
+"""A small classifier that joins jobs, one after the other: `joined.py DIRECTORY '[{"run": …}, …]'`, or a file of that.
 
 Each job is told of by its own arguments: those of `hpcasync.join` and `Job.share`, and what this program makes of them
 (`made`). Every rank prints a line of JSON for each. A job of the mode `plain` is a loop of PyTorch alone.
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import hpcasync
 
 SAMPLES, CLASSES, DIM = 203, 4, 6
+MOST_AHEAD = 5
 
 
 def data() -> TensorDataset:
@@ -96,6 +97,15 @@ def make_scheduler(optimizer: torch.optim.Optimizer, made: dict[str, Any]) -> An
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.03], total_steps=made.get("total", 105))
 
 
+def wait_for_others(directory: Path, run: str, job: hpcasync.Job, number: int, dies_at: dict[str, int]) -> None:
+    """Begin a batch when nobody is further behind than MOST_AHEAD: a slow worker gets as far as it is to, too."""
+    (directory / f"{run}-{number}-{job.rank}.begun").touch()
+    behind = number - MOST_AHEAD
+    num_living = job.num_workers - sum(at < behind for at in dies_at.values())
+    while behind > 0 and len(list(directory.glob(f"{run}-{behind}-*.begun"))) < num_living:
+        time.sleep(0.005)
+
+
 def plain_batches(loader: "DataLoader[Any]", epochs: int) -> Iterator[Any]:
     for _ in range(epochs):
         yield from loader
@@ -103,7 +113,7 @@ def plain_batches(loader: "DataLoader[Any]", epochs: int) -> Iterator[Any]:
 
 def train(directory: Path, case: dict[str, Any]) -> None:
     case = dict(case)
-    made, share = case.pop("made", {}), case.pop("share", {})
+    name, made, share = case.get("run", ""), case.pop("made", {}), case.pop("share", {})
     torch.manual_seed(1)
     model = Classifier()
     optimizer = make_optimizer(model, made)
@@ -124,8 +134,11 @@ def train(directory: Path, case: dict[str, Any]) -> None:
     seen, rates = 0, []
     compute = torch.compile(model) if "compiled" in made else model
     scaler = torch.amp.GradScaler("cpu", enabled="scaled" in made)
+    dies_at = made.get("dies_at", {})
     for number, (points, classes) in numbered:
-        if job is not None and number == made.get("dies_at", {}).get(str(job.rank)):  # with a batch of its own
+        if job is not None and number <= made.get("together", 0):
+            wait_for_others(directory, name, job, number, dies_at)
+        if job is not None and number == dies_at.get(str(job.rank)):  # with a batch of its own
             os.kill(os.getpid(), signal.SIGKILL)
         with torch.autocast("cpu", torch.bfloat16, enabled="scaled" in made):
             loss = nn.functional.cross_entropy(compute(points), classes) / num_local
@@ -174,7 +187,8 @@ if __name__ == "__main__":
     own = Path(sys.argv[1], f"{os.getpid()}.pid")
     own.touch()
     try:
-        for each in json.loads(sys.argv[2]):
+        cases = sys.argv[2]
+        for each in json.loads(Path(cases).read_text() if cases.endswith(".json") else cases):
             train(Path(sys.argv[1]), each)
     finally:
         own.unlink()
