@@ -27,8 +27,8 @@ NODES = ("n0", "n1", "n2")
 _CPUS_PER_NODE = 4
 # What passes for GPUs: SLURM counts them, nothing computes on them.
 _GPU_DEVICES = ("/dev/null", "/dev/zero")
-_START_SECONDS = 20.0
-_STOP_SECONDS = 10.0
+# All take seconds on two idle cores.
+_PATIENCE_SECONDS = 300.0
 _RESTART_SECONDS = 3
 _POLL_SECONDS = 0.2
 _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
@@ -91,7 +91,12 @@ class SlurmCluster:
             SlurmError: it failed.
         """
         done = subprocess.run(
-            [str(word) for word in command], env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=30
+            [str(word) for word in command],
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
         )
         if done.returncode:
             raise SlurmError(f"{command} ended with {done.returncode}: {done.stderr}{done.stdout}")
@@ -106,16 +111,16 @@ class SlurmCluster:
         lines = self.run("scontrol", "--oneliner", "show", "job", job).splitlines()
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.strip()]
 
-    def wait(self, job: str, *, timeout: float = 90) -> list[dict[str, str]]:
+    def wait(self, job: str) -> list[dict[str, str]]:
         """Poll until the job, or every task of the array, has ended; returns `show`.
 
         Raises:
-            SlurmError: it has not ended in `timeout` seconds.
+            SlurmError: it does not end.
         """
-        self.wait_until(lambda: self._has_ended(job), timeout, f"the end of job {job}")
+        self.wait_until(lambda: self._has_ended(job), f"the end of job {job}")
         return self.show(job)
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = _PATIENCE_SECONDS) -> None:
         """Poll a condition.
 
         Raises:
@@ -138,12 +143,12 @@ class SlurmCluster:
         self.run("scontrol", "requeue", job)
         self.start_again(job, between)
 
-    def start_again(self, job: str, between: Callable[[], None], timeout: float = _STOP_SECONDS) -> None:
+    def start_again(self, job: str, between: Callable[[], None], timeout: float = _PATIENCE_SECONDS) -> None:
         """Wait until a job is queued again, call `between`, and don't wait two minutes for its next start.
 
         A node refuses a credential issued in the second in which it ended the job, or a little later: hence the delay.
         """
-        self.wait_until(lambda: self._is_waiting(job), timeout, f"job {job} to be queued again")
+        self.wait_until(lambda: self._is_waiting(job), f"job {job} to be queued again", timeout)
         between()
         self.run("scontrol", "update", f"JobId={job}", f"StartTime=now+{_RESTART_SECONDS}")
 
@@ -162,13 +167,13 @@ class SlurmCluster:
         files |= {f"--{kind}-file": self._directory / f"munged.{kind}" for kind in ("log", "pid", "seed")}
         # --force: this directory is not munge's own, which is a warning.
         self._daemon("munged", "--foreground", "--force", *(f"{option}={path}" for option, path in files.items()))
-        self.wait_until(munge.exists, _START_SECONDS, "munged")
+        self.wait_until(munge.exists, "munged")
         self._daemon("slurmctld", "-D")
         for node in NODES:
             (self._directory / f"spool.{node}").mkdir()
             command = ("slurmd", "-D", "-N", node)
             self._daemon(*(self._hosts.on(NODES.index(node), command) if self._hosts else command))
-        self.wait_until(self._is_idle, _START_SECONDS, "three idle nodes")
+        self.wait_until(self._is_idle, "three idle nodes")
 
     def _daemon(self, *command: str) -> None:
         program = next(Path(word).name for word in command if Path(word).name in PROGRAMS)
@@ -199,12 +204,12 @@ class SlurmCluster:
             # The controller may be what failed: what then goes on is ended below.
             with contextlib.suppress(SlurmError, subprocess.TimeoutExpired):
                 self.run("scancel", "--user", "root", "--hurry")
-                self.wait_until(lambda: not self.run("squeue", "--noheader").strip(), _STOP_SECONDS, "an empty queue")
+                self.wait_until(lambda: not self.run("squeue", "--noheader").strip(), "an empty queue")
         for process in reversed(self._daemons.values()):
             process.terminate()
         for process in self._daemons.values():
             try:
-                process.wait(_STOP_SECONDS)
+                process.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -231,11 +236,16 @@ class SlurmCluster:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Below those that the kernel gives to connections by itself: other tests make many until the daemons listen."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port = secrets.choice(range(lowest // 2, lowest))
+            with contextlib.suppress(OSError):  # somebody has it
+                stack.enter_context(socket.socket()).bind(("", port))
+                found.append(port)
+    return found
 
 
 def _configuration(directory: Path, munge: Path, ports: Sequence[int], hosts: NetworkHosts | None) -> str:
@@ -277,7 +287,12 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0,sched_min_interval=0
 KillWait=5
-MinJobAge=600
+# For a machine that is busy with other things.
+BatchStartTimeout=100
+MessageTimeout=100
+TCPTimeout=60
+# Ended jobs are remembered to the end of the tests.
+MinJobAge=50000
 {nodes}
 PartitionName=cpu Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes={NODES[0]} MaxTime=0:10:00 State=UP

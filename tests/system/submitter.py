@@ -53,7 +53,7 @@ class Submitter:
     def finish(self, job: str) -> list[Job]:
         """Wait for the end of a job."""
         # The components of a heterogeneous job beside the first run no script.
-        ended = self.cluster.wait(job, timeout=400)
+        ended = self.cluster.wait(job)
         records = [record for record in ended if record.get("HetJobOffset", "0") == "0"]
         return [
             Job(

@@ -12,9 +12,6 @@ import yaml
 from slurm_cluster import SlurmCluster
 from submitter import CONFIG, NUM_UPDATES, Submitter, completed, make_directory, summary_of
 
-# Longer than it takes, for a machine that is busy with other things.
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture
 def submitter(slurm: SlurmCluster, tmp_path: Path) -> Submitter:

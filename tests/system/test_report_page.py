@@ -22,7 +22,6 @@ _FLAGS = (
     "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", "--window-size=1280,5000",
 )  # fmt: skip
 _TIMEOUT_SECONDS = 240  # six seconds on two idle cores
-pytestmark = pytest.mark.timeout(600)
 
 
 class Browser:

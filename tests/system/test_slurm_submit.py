@@ -11,8 +11,6 @@ import pytest
 from slurm_cluster import SlurmCluster
 from submitter import NUM_UPDATES, Submitter, completed, make_directory, summary_of
 
-# Longer than any of them takes, for a machine that is busy with other things.
-pytestmark = pytest.mark.timeout(600)
 PREPARE = "train.en train.de --valid valid.en valid.de --vocab-size 28"
 
 
