@@ -1,5 +1,6 @@
 """Part B of the check: what takes how long, beside a bare PyTorch loop."""
 
+import itertools
 import json
 import statistics
 import time
@@ -59,13 +60,15 @@ def speed_checks(device: str, work: Path) -> Iterator[Check]:
     yield f"loss of {sizes.tokens[-1]:,} tokens, bf16", partial(_loss, sizes)
     compiled = f"compiled step of {sizes.tokens[-1]:,} tokens, bf16, beside a bare loop"
     # What says most first: time may be over before the end.
-    for workers, window in ((1, "mapped"), (2, "mapped"), (1, "mpi"), (2, "mpi")):
+    for workers, window in ((2, "mapped"), (1, "mpi"), (2, "mpi")):
         yield from _not_computing_checks(sizes, place, workers, window)
-    for name, tokens, optimizer in (("25,000 tokens", 1, "adam"), ("Muon", 0, "muon")):
-        settings = (f"data.batch_tokens={sizes.tokens[tokens]}", f"optimizer.name={optimizer}")
+    for tokens, optimizer in itertools.product(sizes.tokens, ("adam", "muon")):
+        name = f"of {tokens:,} tokens, {optimizer}"
+        yield f"steps of one rank, {name}", partial(_alone, sizes, place, tokens, optimizer)
+        settings = (f"data.batch_tokens={tokens}", f"optimizer.name={optimizer}")
         for overlap in ("none", "full"):
             yield (
-                f"not computing: {name}, mapped, overlap {overlap}",
+                f"not computing: 1 worker, {name}, mapped, overlap {overlap}",
                 partial(_not_computing, sizes, place, 1, overlap, "mapped", settings),
             )
     yield compiled, partial(_step, sizes, sizes.tokens[-1], is_compiled=True)
@@ -233,21 +236,35 @@ def _not_computing(
     sizes: Sizes, place: Place, workers: int, overlap: str, window: str, others: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Share of the workers' time that is not computation, by their timelines; mapped: with the server on the device."""
-    settings = [f"name=speed-{workers}-{window}-{overlap}", f"exchange.overlap={overlap}", "staleness.fresh_start=0"]
-    settings.append("optimizer.name=adam")  # what is measured is the exchange
-    settings += [f"exchange.window={window}", f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}"]
-    settings += [f"model={json.dumps(sizes.model)}", "precision=bf16", f"data.batch_tokens={sizes.tokens[0]}"]
-    settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}", *others]
-    said = run_hpcasync("launch", "-n", str(workers + 1), "--", "train", place.config(), *settings, "--overwrite")
+    settings = [f"exchange.overlap={overlap}", "staleness.fresh_start=0", f"exchange.window={window}"]
+    settings.append(f"roles.server_device={sizes.device if window == 'mapped' else 'cpu'}")
+    # What is measured is the exchange.
+    settings += [f"data.batch_tokens={sizes.tokens[0]}", "optimizer.name=adam", *others]
+    return _trained(sizes, place, workers + 1, f"speed-{workers}-{window}-{overlap}", settings)
+
+
+def _alone(sizes: Sizes, place: Place, tokens: int, optimizer: str) -> dict[str, Any]:
+    """The same steps by one rank that exchanges nothing."""
+    settings = ["mode=sync", "sync.backend=torch", f"data.batch_tokens={tokens}", f"optimizer.name={optimizer}"]
+    return _trained(sizes, place, 1, f"alone-{tokens}-{optimizer}", settings)
+
+
+def _trained(sizes: Sizes, place: Place, ranks: int, name: str, settings: list[str]) -> dict[str, Any]:
+    settings = [f"name={name}", *settings, f"model={json.dumps(sizes.model)}", "precision=bf16"]
+    settings += [f"stop.updates={sizes.updates}", "logging={timeline: true, tensorboard: false}"]
+    said = run_hpcasync("launch", "-n", str(ranks), "--", "train", place.config(), *settings, "--overwrite")
     run_dir = Path(said.rsplit("run directory: ", 1)[1].splitlines()[0])
-    shares = []
+    shares, steps = [], []
     for spans in read_timelines(run_dir):
         if not spans.is_server:
             half = spans.start > spans.end / 2  # the first half warms up
-            sums = np.bincount(spans.activity[half], spans.duration[half], len(ACTIVITIES))
-            shares.append(sums / (spans.end - spans.start[half][0]))
+            is_step = half & (spans.activity == ACTIVITIES.index("compute"))
+            seconds = spans.end - spans.start[half][0]
+            shares.append(np.bincount(spans.activity[half], spans.duration[half], len(ACTIVITIES)) / seconds)
+            steps.append(seconds / is_step.sum())
     mean = dict(zip(ACTIVITIES, np.mean(shares, axis=0).tolist(), strict=True))
     share = 1 - mean.pop("compute")
     most = {name: value for name, value in mean.items() if value > 0.002}
     summary = json.loads((run_dir / "summary.json").read_text())
-    return {"share": share, **most, "steps": sizes.updates, **speed_and_windows(said, summary)}
+    windows = speed_and_windows(said, summary)["windows"]
+    return {"share": share, **most, "ms a step": 1e3 * statistics.mean(steps), "windows": windows}

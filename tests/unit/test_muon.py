@@ -14,10 +14,12 @@ from hpcasync.config.schema import load_config
 from hpcasync.config.validation import CheckpointConfig
 from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
+from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.ps.server.dealt_muon import Dealing
-from hpcasync.ps.server.muon import Muon, cost_of_element, orthogonal
+from hpcasync.ps.server.muon import Muon, cost_of_element, orthogonal, orthogonal_stack
 from hpcasync.ps.server.parameter_groups import Block, Optimizers, ParameterGroup, cut_in_blocks, cut_in_shards
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
+from hpcasync.ps.server.stacked_muon import StackedMuon
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.checkpoints import CheckpointDirectory, ShardWriter, read_shard
 from hpcasync.train.loop.optimizers import make_optimizers, matrix_operations
@@ -53,6 +55,19 @@ def test_singular_values_become_about_one_and_vectors_stay(shape: tuple[int, int
 
 def test_a_matrix_of_zeros_stays() -> None:
     assert not orthogonal(torch.zeros(3, 4)).any()
+    assert not orthogonal_stack(torch.zeros(2, 3, 4), torch.bfloat16).any()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (6, 40), (40, 6)])
+def test_a_stack_in_few_digits_becomes_what_its_matrices_would(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    left, _, right = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
+    values = torch.logspace(0, -2, min(shape))
+    matrices = 1e-4 * left @ torch.diag(values) @ right
+    expected = torch.stack([orthogonal(matrix) for matrix in matrices])
+    torch.testing.assert_close(orthogonal_stack(matrices, torch.float32), expected, atol=2e-3, rtol=0)
+    actual = orthogonal_stack(matrices, torch.bfloat16).float()
+    assert float((actual - expected).norm() / expected.norm()) < 0.08
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -124,6 +139,75 @@ def test_ranks_that_share_the_matrices_make_the_steps_of_one() -> None:
         ranks[0].load_state_tensors(ranks[1].state_tensors())
         assert given[-1].any() and given[-2].any() and not (given[-1] * given[-2]).any()
     assert torch.equal(ranks[1].parameters, alone.parameters)
+
+
+def stacked_model() -> tuple[FlatParameters, Optimizers]:
+    """Matrices of three shapes, of which two are in one stack, and one follows no other of its shape."""
+    model = torch.nn.Sequential(Linear(8, 24), Linear(24, 8), Linear(8, 24), Linear(8, 8), torch.nn.LayerNorm(8))
+    flat = FlatParameters(model)
+    return flat, make_optimizers(OptimizerConfig(name="muon", weight_decay=0.1), model, flat)
+
+
+def stacked(state: ShardState, dtype: torch.dtype) -> StackedMuon:
+    return StackedMuon({state._bounds[number].start: each for number, each in state._matrices.items()}, dtype=dtype)
+
+
+@pytest.mark.parametrize("lookahead", [0.0, 1.5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 8e-2)])
+def test_stacked_matrices_make_the_steps_of_single_ones(
+    dtype: torch.dtype, tolerance: float, lookahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcasync.ps.server.stacked_muon._MOST_ELEMENTS", 300)
+    torch.manual_seed(1)
+    flat, optimizers = stacked_model()
+    states = [ShardState(flat.parameters.detach().clone(), optimizers, ema_decay=0.9) for _ in range(2)]
+    published = [torch.zeros(flat.num_elements) for _ in range(2)]
+    for version in range(1, 5):
+        if version == 3:  # it goes on from what was saved
+            states[1].load_state_tensors(states[1].state_tensors())
+        if states[1]._stacked is None:
+            states[1]._stacked = stacked(states[1], dtype)
+            states[1]._singly = [n for n in states[1]._singly if n not in states[1]._matrices]
+        parts = torch.randn(3, flat.num_elements)
+        for state, target in zip(states, published, strict=True):
+            state.apply(
+                lambda start, stop: list(parts[:, start:stop]),  # noqa: B023
+                scale=0.1, learning_rate=0.01, version=version, publish=target, lookahead=lookahead,
+            )  # fmt: skip
+    start = flat.parameters.detach()
+    single, at_once = (state.state_tensors() for state in states)
+    single, at_once = ({**each, "published": target} for each, target in zip((single, at_once), published, strict=True))
+    assert set(single) == set(at_once)
+    for name in ("optimizer.momentum", "optimizer.exp_avg"):
+        torch.testing.assert_close(at_once[name], single[name])
+    for name in ("parameters", "ema", "published"):
+        moved = single[name] - start
+        assert float((at_once[name] - single[name]).norm() / moved.norm()) < tolerance, name
+        assert moved.norm() > 0
+
+
+def test_ranks_that_share_stacks_make_the_steps_of_one() -> None:
+    flat, optimizers = stacked_model()
+    gradients = torch.randn(flat.num_elements)
+    given: list[torch.Tensor] = []
+
+    def take(vector: torch.Tensor) -> None:
+        given.append(vector.clone())
+        vector.copy_(sum(given, torch.zeros_like(vector)))
+
+    made = []
+    for dealing in (None, *(Dealing(rank, 3, take) for rank in range(3))):
+        state = ShardState(flat.parameters.detach().clone(), optimizers)
+        together = stacked(state, torch.bfloat16)
+        if dealing is not None:
+            together.deal(dealing)
+        for optimizer in state._matrices.values():
+            optimizer.param_groups[0]["lr"] = 0.01
+        together.make(BlockUpdate([gradients], 1.0, scratch=torch.empty(flat.num_elements)))
+        made.append(state.parameters)
+    assert torch.equal(made[-1], made[0]) and not torch.equal(made[0], flat.parameters)
+    assert all(each.any() for each in given)
+    assert not (given[0] * given[1]).any(), "each has done its own"
 
 
 @pytest.mark.parametrize(("start", "size"), [(0, 8), (4, 12), (4, 2)])

@@ -29,11 +29,11 @@ class DealtMuon:
         optimizers: of all matrices, by the number of their block; they keep their momentum on every rank.
     """
 
-    def __init__(self, dealing: Dealing, optimizers: dict[int, Muon], device: torch.device) -> None:
+    def __init__(self, dealing: Dealing, optimizers: dict[int, Muon]) -> None:
         self._dealing = dealing
         self._optimizers = optimizers
         sizes = [rows * columns for rows, columns in (optimizer.shape for optimizer in optimizers.values())]
-        self._vector = torch.zeros(sum(sizes), device=device)
+        self._vector = torch.zeros(sum(sizes))
         for optimizer, part in zip(optimizers.values(), torch.split(self._vector, sizes), strict=True):
             optimizer.along = part.view(optimizer.shape)
         costs = {

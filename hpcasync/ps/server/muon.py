@@ -14,7 +14,7 @@ from hpcasync.ps.server.adam import Eager
 # (arXiv 2505.16932).
 _POLYNOMIALS = ((8.2987, -24.4305, 18.0903), (3.9152, -2.9211, 0.5592), (3.1746, -2.3804, 0.4978))
 # Elements of a step then have the root mean square that those of Adam's have: rates and weight decays of AdamW suit.
-_ADAMS_SIZE = 0.2
+ADAMS_SIZE = 0.2
 # So many of their operations take as long as Adam's step of an element: 35 to 115 by a core of a CPU, in float32.
 _OPERATIONS_OF_ADAM = 80
 
@@ -53,18 +53,18 @@ class Muon(Eager):
         assert closure is None
         [group] = self.param_groups
         [block] = group["params"]
-        momentum = self._momentum(block).mul_(group["momentum"]).add_(block.grad)
+        momentum = self.momentum(block).mul_(group["momentum"]).add_(block.grad)
         along = self._along(momentum, block.grad) if self.along is None else self.along
         matrix = self._matrix(block)
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.sub_(along, alpha=group["lr"] * _ADAMS_SIZE * max(self.shape) ** 0.5)
+        matrix.sub_(along, alpha=group["lr"] * ADAMS_SIZE * max(self.shape) ** 0.5)
 
     @torch.no_grad()
     def compute_along(self, gradient: torch.Tensor) -> torch.Tensor:
         """What a step with this gradient goes along; no step is made."""
         [group] = self.param_groups
         [block] = group["params"]
-        return self._along(self._momentum(block).mul(group["momentum"]).add_(gradient), gradient)
+        return self._along(self.momentum(block).mul(group["momentum"]).add_(gradient), gradient)
 
     def _along(self, momentum: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         [group] = self.param_groups
@@ -74,7 +74,8 @@ class Muon(Eager):
     def _matrix(self, vector: torch.Tensor) -> torch.Tensor:
         return vector[: self.shape[0] * self.shape[1]].view(self.shape)
 
-    def _momentum(self, block: torch.nn.Parameter) -> torch.Tensor:
+    def momentum(self, block: torch.nn.Parameter) -> torch.Tensor:
+        """As long as the block; zero before the first step."""
         state = self.state[block]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(block)
@@ -115,6 +116,25 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
         composed = _product(composed, polynomial)
     composed /= bound.sqrt()
     return _product(tall, composed) if is_tall else _product(composed, tall)
+
+
+def orthogonal_stack(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As `orthogonal`, of [number, rows, columns], in a type with few digits.
+
+    A polynomial after the other is multiplied to the matrices: in their square what is small would be lost to rounding.
+    """
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if is_tall else matrices
+    wide = (wide / wide.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]).to(dtype)
+    square = wide @ wide.mT
+    bound = square.flatten(1).float().norm(dim=1).clamp(min=1e-30)[:, None, None]
+    wide, square = (wide / bound.sqrt()).to(dtype), (square / bound).to(dtype)
+    for number, (first, second, third) in enumerate(_POLYNOMIALS):
+        if number:
+            square = wide @ wide.mT
+        polynomial = torch.baddbmm(square, square, square, beta=second, alpha=third)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=first)
+    return wide.mT if is_tall else wide
 
 
 def _polynomial(square: torch.Tensor, first: float, second: float, third: float) -> torch.Tensor:

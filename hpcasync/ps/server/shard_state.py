@@ -14,6 +14,7 @@ from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.ps.server.dealt_muon import Dealing, DealtMuon
 from hpcasync.ps.server.muon import Muon
 from hpcasync.ps.server.parameter_groups import Optimizers, cut_in_blocks, groups_of
+from hpcasync.ps.server.stacked_muon import StackedMuon
 
 # Vectors whose sum is elements [start, stop) of a gradient; they may lie where workers put them, and stay as they are.
 GradientBlocks = Callable[[int, int], list[torch.Tensor]]
@@ -65,6 +66,11 @@ class ShardState:
         ]
         self._scratch = ThreadBlock(min(size, num_elements), parameters.device)
         self._dealt: DealtMuon | None = None
+        self._matrices = {number: each for number, each in enumerate(self._optimizers) if isinstance(each, Muon)}
+        self._stacked: StackedMuon | None = None
+        if self._matrices and parameters.device.type != "cpu":
+            self._stacked = StackedMuon({self._bounds[number].start: each for number, each in self._matrices.items()})
+        self._singly = [n for n in range(len(self._blocks)) if self._stacked is None or n not in self._matrices]
         self._is_fused = fused and fused_apply.is_available(parameters.device)
 
     @property
@@ -79,9 +85,10 @@ class ShardState:
 
     def deal(self, dealing: Dealing) -> None:
         """From now on share Muon's iterations with ranks that hold the same, and make the same updates."""
-        optimizers = {number: each for number, each in enumerate(self._optimizers) if isinstance(each, Muon)}
-        if optimizers:
-            self._dealt = DealtMuon(dealing, optimizers, self.parameters.device)
+        if self._stacked is not None:
+            self._stacked.deal(dealing)
+        elif self._matrices:
+            self._dealt = DealtMuon(dealing, self._matrices)
 
     def apply(
         self,
@@ -109,12 +116,13 @@ class ShardState:
             [whole] = gradient(0, self.parameters.numel())
             self._dealt.compute(lambda number: whole[self._bounds[number].start : self._bounds[number].stop] * scale)
 
-        def step(index: int) -> None:
-            bounds, block, optimizer = self._bounds[index], self._blocks[index], self._optimizers[index]
-            start, stop = bounds.start, bounds.stop
-            for group in optimizer.param_groups:
-                group.update(settings[bounds.group])
-            update = BlockUpdate(
+        def set_up(index: int) -> torch.optim.Optimizer:
+            for group in self._optimizers[index].param_groups:
+                group.update(settings[self._bounds[index].group])
+            return self._optimizers[index]
+
+        def update_of(start: int, stop: int) -> BlockUpdate:
+            return BlockUpdate(
                 gradient(start, stop),
                 scale,
                 scratch=self._scratch.first(stop - start),
@@ -123,12 +131,21 @@ class ShardState:
                 published=None if publish is None else publish[start:stop],
                 lookahead=lookahead,
             )
+
+        def step(number: int) -> None:
+            index = self._singly[number]
+            block, optimizer = self._blocks[index], set_up(index)
+            update = update_of(self._bounds[index].start, self._bounds[index].stop)
             if self._is_fused and fused_apply.can_make(update, optimizer, block):
                 fused_apply.make(update, optimizer, block)
             else:
                 update.make(optimizer, block)
 
-        self.threads.run(len(self._blocks), step, self._between_blocks)
+        if self._stacked is not None:
+            for index in self._matrices:
+                set_up(index)
+            self._stacked.make(update_of(0, self.parameters.numel()))
+        self.threads.run(len(self._singly), step, self._between_blocks)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Copies of everything needed to go on: [size] vectors by name, and scalars (such as Adam's step)."""
