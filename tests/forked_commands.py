@@ -40,7 +40,7 @@ class ForkedCommands:
     def __exit__(self, *_: object) -> None:
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.close()
-        self._server.wait(30)
+        self._server.wait(240)
         self._server.stdout.close()
 
     def __call__(

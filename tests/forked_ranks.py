@@ -69,7 +69,7 @@ class ForkedRanks:
     def close(self) -> None:
         """End the processes, which have no forks any more."""
         for process in self._processes:
-            process.communicate(timeout=60)
+            process.communicate(timeout=240)
 
     def _start(self) -> None:
         # Neither site-packages nor the user's settings: in 20 ms.

@@ -18,7 +18,7 @@ from hpcasync.launch.process import FinishedJob, ParentGuard, start_mpirun
 
 NUM_RANKS = 5
 _POLL_SECONDS = 0.01
-_CLOSING_SECONDS = 60
+_CLOSING_SECONDS = 240
 
 
 class WarmJob:
