@@ -56,6 +56,13 @@ class ProgramConfig(RunConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _choose(self) -> "ProgramConfig":
+        if self.roles.server_device == "auto":
+            # A program's own optimizer has been tried by servers on CPUs alone.
+            object.__setattr__(self, "roles", self.roles.model_copy(update={"server_device": "cpu"}))
+        return self
+
     @property
     def output_dir(self) -> Path:
         return self.run

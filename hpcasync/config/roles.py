@@ -24,7 +24,7 @@ class RolesConfig(Section):
     servers: Annotated[int | str, BeforeValidator(_check_servers)] = Field(
         1,
         description="ranks that own shards of the parameters; per-device: one beside the workers of each GPU (or, with "
-        "server_device=cpu, of each host); ignored by sync",
+        "device=cpu or server_device=cpu, of each host); ignored by sync",
     )
     server_threads: int | None = Field(
         None,
@@ -33,9 +33,10 @@ class RolesConfig(Section):
         description="threads of a server's sums and optimizer steps; default: 2, for workers that wait for an update "
         "leave cores idle (1 where each rank has cores of its own then), or what workers on GPUs leave of the host's",
     )
-    server_device: Literal["cpu", "cuda"] = Field(
-        "cpu",
-        description="where servers hold their shard, its optimizer state and sums; cuda: GPUs of their host in turn",
+    server_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="where servers hold their shard, its optimizer state and sums; cuda: GPUs of their host in turn; "
+        "auto: cuda where all workers are on GPUs, no parts of them (MIG); in a program cpu",
     )
     worker_threads: int | None = Field(
         None, ge=1, le=MOST_THREADS, description="intra-op threads of a worker; default: its share of cores"

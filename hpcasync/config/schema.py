@@ -107,6 +107,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def may_serve_on_gpus(self) -> bool:
+        """Whether servers are to be on GPUs, where there are some."""
+        return self.roles.server_device == "cuda" or (self.roles.server_device == "auto" and self.device != "cpu")
+
+    @property
     def has_server_per_device(self) -> bool:
         """Whether the number of servers is known in a job alone."""
         return self.mode != "sync" and self.roles.servers == PER_DEVICE

@@ -66,7 +66,7 @@ def servers_of(config: Config, num_nodes: int, gpus_per_node: int) -> int:
         return 0
     servers = config.roles.servers
     if isinstance(servers, str):
-        return num_nodes * (max(1, gpus_per_node) if config.roles.server_device == "cuda" else 1)
+        return num_nodes * (max(1, gpus_per_node) if config.may_serve_on_gpus else 1)
     return servers
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hpcasync.comm.roles import Roles, assign_beside, assign_roles
+from hpcasync.config.program import program_config
 from hpcasync.config.schema import Config, parse_config
 from hpcasync.errors import UserError
 from hpcasync.train.machine import gpus as module
@@ -109,10 +110,22 @@ def test_workers_and_servers_take_the_gpus_of_their_host_in_turn() -> None:
     roles = assign_roles(["a"] * 4 + ["b"] * 2, 2)
     assert roles.server_ranks == (0, 4)
     seen = [some(2, "a")] * 4 + [some(2, "b")] * 2
-    assert chosen(config(roles={"servers": 2}), roles, seen) == [None, "0", "1", "0", None, "0"]
-    on_gpus = config(roles={"servers": 2, "server_device": "cuda"})
-    assert chosen(on_gpus, roles, seen) == ["0", "0", "1", "0", "0", "0"]
+    on_cpus = config(roles={"servers": 2, "server_device": "cpu"})
+    assert chosen(on_cpus, roles, seen) == [None, "0", "1", "0", None, "0"]
+    for on_gpus in (config(roles={"servers": 2}), config(roles={"servers": 2, "server_device": "cuda"})):
+        assert chosen(on_gpus, roles, seen) == ["0", "0", "1", "0", "0", "0"]
     assert chosen(config(device="cpu"), roles, seen) == [None] * 6
+
+
+def test_servers_are_not_on_gpus_by_themselves_where_those_do_not_suit() -> None:
+    roles = assign_roles(["a", "b", "b"], 1, "first")
+    assert chosen(config(), roles, [NONE, some(1), some(1)]) == [None, "0", "0"], "their host has none"
+    part = SeenGpus((Gpu("MIG-1", "MIG-1", "H100"),))
+    together = assign_roles(["a"] * 3, 1)
+    assert chosen(config(), together, [part] * 3) == [None, "MIG-1", "MIG-1"]
+    assert chosen(config(), together, [some(1)] * 3) == ["0", "0", "0"]
+    assert program_config("run", {}).roles.server_device == "cpu"
+    assert program_config("run", {"roles.server_device": "cuda"}).roles.server_device == "cuda"
 
 
 def test_a_server_for_each_gpu_that_any_rank_sees() -> None:
@@ -127,7 +140,7 @@ def test_a_server_for_each_gpu_that_any_rank_sees() -> None:
 def test_a_worker_that_sees_only_its_own_takes_it() -> None:
     roles = assign_roles(["a"] * 3, 1)
     own = [SeenGpus((Gpu("0", f"GPU-{rank}", "H100"),)) for rank in range(3)]
-    assert chosen(config(), roles, own) == [None, "0", "0"]
+    assert chosen(config(), roles, own) == ["0", "0", "0"]
     assert chosen(config(mode="sync"), assign_roles(["a"] * 3, 0), own) == ["0", "0", "0"]
 
 
@@ -173,7 +186,7 @@ def test_gpus_that_are_missing_are_refused(values: Any, num_servers: int, seen: 
     [
         ("auto", 3, "2", "snapshots are scored on H100 GPU-2"),
         ("auto", 2, None, "snapshots are scored on the CPU"),
-        ("cuda", 2, "0", "snapshots are scored on H100 GPU-0, which rank 1 trains on"),
+        ("cuda", 2, "0", "snapshots are scored on H100 GPU-0, which rank 0 computes on"),
         ("cpu", 3, None, "snapshots are scored on the CPU"),
     ],
 )
@@ -182,12 +195,16 @@ def test_scores_take_no_workers_gpu_unasked(device: str, num_gpus: int, expected
     plan = plan_gpus(settings, roles, [some(num_gpus)] * 3)
     assert (plan.scoring and plan.scoring.visible) == expected
     told = describe_gpus(settings, roles, plan)
-    assert told[:2] == ["GPUs of a: rank 1 H100 GPU-0, rank 2 H100 GPU-1", line]
+    assert told[:2] == ["GPUs of a: rank 0 H100 GPU-0, rank 1 H100 GPU-0, rank 2 H100 GPU-1", line]
 
 
 @pytest.mark.parametrize(
     ("values", "is_told"),
-    [({}, True), ({"optimizer": {"name": "adam"}}, False), ({"roles": {"server_device": "cuda"}}, False)],
+    [
+        ({}, False),
+        ({"roles": {"server_device": "cpu"}}, True),
+        ({"roles": {"server_device": "cpu"}, "optimizer": {"name": "adam"}}, False),
+    ],
 )
 def test_muon_on_the_cpu_beside_gpus_is_told(values: dict[str, Any], is_told: bool) -> None:
     roles, settings = assign_roles(["a"] * 3, 1), config(**values)

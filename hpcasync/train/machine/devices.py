@@ -1,6 +1,6 @@
 """Which GPU and how many threads a rank computes with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpcasync.comm.roles import Roles
@@ -32,8 +32,13 @@ def plan_gpus(config: RunConfig, roles: Roles, seen: Sequence[SeenGpus]) -> GpuP
     Raises:
         UserError: on every rank alike: GPUs are missing, or cannot be used.
     """
-    gpus = tuple(_gpu_of(config, roles, rank, seen[rank]) for rank in range(len(seen)))
-    _check_alike(roles, gpus, seen)
+    of_workers = {rank: _gpu_of("device", config.device, roles, rank, seen[rank]) for rank in roles.worker_ranks}
+    _check_alike(roles, of_workers)
+    wanted = config.roles.server_device
+    if wanted == "auto":
+        wanted = "cuda" if _suit_servers([*of_workers.values()], [seen[rank] for rank in roles.server_ranks]) else "cpu"
+    of_servers = {rank: _gpu_of("roles.server_device", wanted, roles, rank, seen[rank]) for rank in roles.server_ranks}
+    gpus = tuple({**of_workers, **of_servers}[rank] for rank in range(len(seen)))
     if config.mode == "sync":
         _check_own(roles, gpus)
     here = roles.ranks_on_host(roles.hosts[roles.coordinator_rank])
@@ -43,9 +48,14 @@ def plan_gpus(config: RunConfig, roles: Roles, seen: Sequence[SeenGpus]) -> GpuP
     return GpuPlan(gpus, scoring, shares)
 
 
-def _gpu_of(config: RunConfig, roles: Roles, rank: int, seen: SeenGpus) -> Gpu | None:
+def _suit_servers(of_workers: Sequence[Gpu | None], seen_by_servers: Sequence[SeenGpus]) -> bool:
+    """Whether servers are better off on GPUs: there no exchange passes through the host."""
+    every = [*of_workers, *(next(iter(seen.gpus), None) for seen in seen_by_servers)]
+    return all(gpu is not None and not gpu.is_part for gpu in every)
+
+
+def _gpu_of(key: str, wanted: str, roles: Roles, rank: int, seen: SeenGpus) -> Gpu | None:
     is_server = roles.is_server(rank)
-    key, wanted = ("roles.server_device", config.roles.server_device) if is_server else ("device", config.device)
     if wanted == "cpu":
         return None
     if not seen.gpus and (wanted == "cuda" or seen.problem):
@@ -59,7 +69,7 @@ def _gpu_of(config: RunConfig, roles: Roles, rank: int, seen: SeenGpus) -> Gpu |
     return seen.gpus[neighbours.index(rank) % len(seen.gpus)] if seen.gpus else None
 
 
-def _check_alike(roles: Roles, gpus: Sequence[Gpu | None], seen: Sequence[SeenGpus]) -> None:
+def _check_alike(roles: Roles, gpus: Mapping[int, Gpu | None]) -> None:
     with_gpu = [rank for rank in roles.worker_ranks if gpus[rank] is not None]
     without = [rank for rank in roles.worker_ranks if gpus[rank] is None]
     if with_gpu and without:

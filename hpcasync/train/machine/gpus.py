@@ -37,6 +37,11 @@ class Gpu:
     name: str
     node: int | None = None
 
+    @property
+    def is_part(self) -> bool:
+        """Of a card (MIG): other parts cannot map its memory."""
+        return self.uuid.startswith("MIG")
+
     def __str__(self) -> str:
         return f"{self.name} {self.uuid[:12]}"
 

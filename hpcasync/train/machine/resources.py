@@ -79,7 +79,7 @@ def describe_gpus(config: RunConfig, roles: Roles, plan: GpuPlan) -> list[str]:
         if chosen:
             lines.append(f"GPUs of {host}: {', '.join(chosen)}")
     if (lines or plan.scoring) and config.validation.score:
-        shares = f", which rank {plan.scoring_shares_with[0]} trains on" if plan.scoring_shares_with else ""
+        shares = f", which rank {plan.scoring_shares_with[0]} computes on" if plan.scoring_shares_with else ""
         lines.append(f"snapshots are scored on {plan.scoring or 'the CPU'}{shares}")
     has_muon = isinstance(config, Config) and config.optimizer.name == "muon"
     if has_muon and any(plan.gpus) and any(plan.gpus[rank] is None for rank in roles.server_ranks):

@@ -27,8 +27,7 @@ def settle_roles(config: Settings, comm: MPI.Intracomm, *, may_be_alone: bool = 
         return config, assign_roles(hosts, 0)
     if not config.has_server_per_device:
         return config, assign_roles(hosts, config.num_servers, config.roles.placement)
-    is_on_gpus = config.roles.server_device == "cuda"
-    roles = assign_beside(hosts, count_devices(hosts, comm.allgather(see_gpus()) if is_on_gpus else []))
+    roles = assign_beside(hosts, count_devices(hosts, comm.allgather(see_gpus()) if config.may_serve_on_gpus else []))
     return config.with_servers(len(roles.server_ranks)), roles
 
 
