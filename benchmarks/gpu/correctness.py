@@ -43,7 +43,7 @@ _MAPPED = (_ON_DEVICE, "exchange.window=mapped")
 # name -> settings of a run of two workers and a server that share the GPU; what matters most comes first. Each start of
 # a job takes seconds of the lease: what does not meddle with each other is tried together.
 _RUNS: dict[str, tuple[str, ...]] = {
-    "defaults": ("roles.server_device=auto",),
+    "defaults": ("roles.server_device=auto", "precision=auto"),
     "async-global": ("mode=async-global", "accumulate.global=2"),
     "mapped": _MAPPED,
     "mapped, overlap full": (*_MAPPED, "exchange.overlap=full"),
@@ -143,6 +143,7 @@ class Place:
             "data": {"path": str(self.corpus()), "batch_tokens": 400 if self.is_rehearsal else 1000},
             "device": self.device,
             "roles": {"server_device": "cpu"},
+            "precision": "fp32",
             "model": _SMALL_MODEL,
             "optimizer": {"learning_rate": 0.002, "clip_norm": 1.0},
             "schedule": {"warmup": 10},

@@ -25,7 +25,7 @@ from hpcasync.config.validation import CheckpointConfig, ValidationConfig
 from hpcasync.errors import UserError
 
 Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 # Times the warm-up. Muon hardly knows staleness (docs/staleness.md).
 _FRESH_START_OF_MUON, _FRESH_START_OF_ADAM = 1.0, 2.0
@@ -171,8 +171,9 @@ class Config(RunConfig):
     """A run that trains a translation model."""
 
     precision: Precision = Field(
-        "fp32",
-        description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products",
+        "auto",
+        description="of the workers' computation; parameters are always fp32; tf32: but not a GPU's products; auto: "
+        "bf16 on GPUs that compute in it, else fp32",
     )
     compile: bool = Field(
         False,

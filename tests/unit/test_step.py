@@ -7,12 +7,13 @@ import pytest
 import torch
 from tiny_run import TinyRun
 
-from hpcasync.config.schema import Config, parse_config
+from hpcasync.config.schema import Config, Precision, parse_config
 from hpcasync.data.batches import Batch, BatchPlan
 from hpcasync.data.corpus import PreparedCorpus
 from hpcasync.nmt.build import build_model
 from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.train.loop.precision import precision_on
 from hpcasync.train.loop.step import GradientStep
 
 ARCHITECTURES = ["transformer", "rnn"]
@@ -34,6 +35,23 @@ def step_of(tiny_run: TinyRun, **values: Any) -> tuple[GradientStep, FlatParamet
     config, model, plan = parts(tiny_run, **values)
     flat = FlatParameters(model)
     return GradientStep(config, model, flat, plan), flat
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "wanted", "expected"),
+    [
+        ("cpu", True, "auto", "fp32"),
+        ("cuda", True, "auto", "bf16"),
+        ("cuda", False, "auto", "fp32"),
+        ("cuda", True, "fp32", "fp32"),
+        ("cpu", False, "bf16", "bf16"),
+    ],
+)
+def test_what_is_not_said_depends_on_the_device(
+    device: str, has_bf16: bool, wanted: Precision, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bf16)
+    assert precision_on(torch.device(device), wanted) == expected
 
 
 def test_the_first_gradient_in_fp16_is_used(tiny_run: TinyRun) -> None:

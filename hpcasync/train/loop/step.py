@@ -12,6 +12,7 @@ from hpcasync.nmt.model import TranslationModel
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.ps.worker.push_checks import is_finite
+from hpcasync.train.loop.precision import precision_on
 
 _FP16_SCALE = 2.0**16
 # Below it a gradient that is not finite is not for lack of range.
@@ -37,16 +38,17 @@ class GradientStep:
         self._label_smoothing = config.optimizer.label_smoothing
         self._num_batches = config.accumulate.local
         self._device = flat.parameters.device
-        self._dtype = _AUTOCAST[config.precision]
+        precision = precision_on(self._device, config.precision)
+        self._dtype = _AUTOCAST[precision]
         prefetch = config.data.prefetch
         self._prefetches = self._device.type != "cpu" if prefetch is None else prefetch
         self._ahead: tuple[int, Batch] | None = None
         if self._device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-            torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # of recurrent layers; by default it is
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = precision != "fp32"  # of recurrent layers; by default it is
         # torch's first scale suits mean losses. Ours is a sum over tokens, and overflows with it by so many times.
         first_scale = _FP16_SCALE / 2 ** math.ceil(math.log2(config.data.batch_tokens))
-        is_fp16 = config.precision == "fp16"
+        is_fp16 = precision == "fp16"
         self._scaler = torch.amp.GradScaler(self._device.type, init_scale=first_scale, enabled=is_fp16)
         # GradScaler unscales the gradients of an optimizer's parameters: here, the flat vector. Only for that: an
         # optimizer loads torch's compiler, which a worker has no other use for.

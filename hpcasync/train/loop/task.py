@@ -28,6 +28,7 @@ from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.corpus_checks import open_corpora
 from hpcasync.train.loop.fine_tuning import freeze_, start_from_
 from hpcasync.train.loop.optimizers import make_optimizers
+from hpcasync.train.loop.precision import precision_on
 from hpcasync.train.loop.schedule import rate_of
 
 # Times an equal part of an update that the dearest shard may cost before a run says so.
@@ -141,9 +142,10 @@ class Task:
     def describe(self, num_workers: int, fresh_updates: int | None = None) -> Iterator[str]:
         """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start, if it is known."""
         config, flat, plan, model = self.config, self.flat, self.plan, self.config.model
+        device = flat.parameters.device
         yield (
             f"  model: {model.architecture}, {model.encoder_layers}+{model.decoder_layers} layers of {model.dim}, "
-            f"{flat.num_trainable:,} parameters, {config.precision} on {flat.parameters.device.type}"
+            f"{flat.num_trainable:,} parameters, {precision_on(device, config.precision)} on {device.type}"
             + (", layers compiled for each shape of batches" if config.compile else "")
         )
         yield f"  optimizer: {config.optimizer.name}{self._matrices_told()}; updates on CPU: {describe_updates()}"
