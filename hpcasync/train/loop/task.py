@@ -170,9 +170,7 @@ class Task:
     def _matrices_told(self) -> str:
         if callable(groups := self.optimizers):
             return ""
-        return (
-            f" for {sum(group.is_whole for group in groups)} matrices, an operation after the other, adamw for the rest"
-        )
+        return f" for {sum(group.is_whole for group in groups)} matrices, adamw for the rest"
 
 
 def make_task(config: Config, device: torch.device) -> Task:
