@@ -143,7 +143,9 @@ def test_ranks_that_share_the_matrices_make_the_steps_of_one() -> None:
 
 def stacked_model() -> tuple[FlatParameters, Optimizers]:
     """Matrices of three shapes, of which two are in one stack, and one follows no other of its shape."""
-    model = torch.nn.Sequential(Linear(8, 24), Linear(24, 8), Linear(8, 24), Linear(8, 8), torch.nn.LayerNorm(8))
+    model = torch.nn.Sequential(
+        *(Linear(*sizes) for sizes in ((8, 24), (24, 8), (8, 24), (7, 9))), torch.nn.LayerNorm(8)
+    )
     flat = FlatParameters(model)
     return flat, make_optimizers(OptimizerConfig(name="muon", weight_decay=0.1), model, flat)
 
@@ -161,14 +163,18 @@ def test_stacked_matrices_make_the_steps_of_single_ones(
     torch.manual_seed(1)
     flat, optimizers = stacked_model()
     states = [ShardState(flat.parameters.detach().clone(), optimizers, ema_decay=0.9) for _ in range(2)]
-    published = [torch.zeros(flat.num_elements) for _ in range(2)]
+    published = [torch.full((flat.num_elements,), math.nan) for _ in range(2)]
+    is_parameter = torch.zeros(flat.num_elements)
+    for view in flat.views(is_parameter):
+        view.fill_(1)
+    assert not is_parameter.all(), "a matrix is followed by what fills the vector up"
     for version in range(1, 5):
         if version == 3:  # it goes on from what was saved
             states[1].load_state_tensors(states[1].state_tensors())
         if states[1]._stacked is None:
             states[1]._stacked = stacked(states[1], dtype)
             states[1]._singly = [n for n in states[1]._singly if n not in states[1]._matrices]
-        parts = torch.randn(3, flat.num_elements)
+        parts = torch.randn(3, flat.num_elements) * is_parameter
         for state, target in zip(states, published, strict=True):
             state.apply(
                 lambda start, stop: list(parts[:, start:stop]),  # noqa: B023

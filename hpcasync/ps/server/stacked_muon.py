@@ -67,7 +67,8 @@ class StackedMuon:
             torch._foreach_copy_(along, momenta)
         self._iterate(vector)
         vector *= -group["lr"] * ADAMS_SIZE
-        torch._foreach_add_(along, matrices, alpha=-group["lr"] * group["weight_decay"])
+        if group["weight_decay"]:
+            torch._foreach_add_(along, matrices, alpha=-group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, along)
         if update.average is not None:
             torch._foreach_lerp_(self._of_each(update.average), matrices, update.average_weight)
@@ -83,6 +84,9 @@ class StackedMuon:
         else:
             for target, values in zip(targets, ahead, strict=True):
                 publish(target, values)
+        for start, size, block in zip(self._starts, self._sizes, self._blocks, strict=True):
+            if block.numel() > size:  # what follows a matrix does not change, but readers have all of a version
+                publish(update.published[start + size : start + block.numel()], block.detach()[size:])
 
     def _of_each(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """The matrices' parts of a vector as long as the shard."""
