@@ -38,14 +38,17 @@ class CharacterModel(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(LENGTH, dim))
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.output = nn.Linear(dim, 256)
+        # No layer: Muon, which is for those between the first and the last, would step the weight of nn.Linear.
+        self.output = nn.Parameter(torch.empty(256, dim).uniform_(-(dim**-0.5), dim**-0.5))
+        self.output_bias = nn.Parameter(torch.zeros(256))
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(LENGTH), persistent=False)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Summed negative log likelihood, in nats, of text[:, 1:] given what is before; text [B, LENGTH + 1] int64."""
         hidden = self.embedding(text[:, :-1]) + self.position
         hidden = self.layers(hidden, mask=self.mask, is_causal=True)
-        return nn.functional.cross_entropy(self.output(hidden).flatten(0, 1), text[:, 1:].flatten(), reduction="sum")
+        logits = nn.functional.linear(hidden, self.output, self.output_bias)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten(), reduction="sum")
 
 
 def corpus() -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,10 +13,11 @@ Overlap = Literal["none", "push", "full"]
 class ExchangeConfig(Section):
     """What a worker does around a push; asynchronous modes only."""
 
-    pull: PullPolicy = Field(
-        "handled",
+    pull: PullPolicy | None = Field(
+        None,
         description="after a push: take what is there; wait until the servers have added it and made the update it "
-        "completes; or wait until it has been applied",
+        "completes; or wait until it has been applied; default: latest with muon where servers sum several pushes, "
+        "without overlap and staleness.limit; else handled",
     )
     slots: int = Field(2, ge=1, le=1024, description="gradients of a worker that servers have not read yet, at most")
     gradients: GradientFormat = Field(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from hpcasync.choices import PullPolicy
 from hpcasync.config.data import DataConfig
 from hpcasync.config.exchange import ExchangeConfig
 from hpcasync.config.model import ModelConfig
@@ -107,6 +108,12 @@ class RunConfig(Section):
         return self
 
     @property
+    def pull(self) -> PullPolicy:
+        """What a worker waits for after a push."""
+        assert self.exchange.pull is not None, "chosen where a configuration is validated"
+        return self.exchange.pull
+
+    @property
     def may_serve_on_gpus(self) -> bool:
         """Whether servers are to be on GPUs, where there are some."""
         return self.roles.server_device == "cuda" or (self.roles.server_device == "auto" and self.device != "cpu")
@@ -200,7 +207,17 @@ class Config(RunConfig):
         if self.staleness.fresh_start is None:
             start = _FRESH_START_OF_MUON if self.optimizer.name == "muon" else _FRESH_START_OF_ADAM
             object.__setattr__(self, "staleness", self.staleness.model_copy(update={"fresh_start": start}))
+        if self.exchange.pull is None:
+            pull: PullPolicy = "latest" if self._bears_not_waiting else "handled"
+            object.__setattr__(self, "exchange", self.exchange.model_copy(update={"pull": pull}))
         return self
+
+    @property
+    def _bears_not_waiting(self) -> bool:
+        """Whether training loses nothing, and wins time, where workers do not wait for the servers."""
+        sums = self.mode in ("async-global", "async-combined") and self.accumulate.global_ != 1
+        is_bounded = self.staleness.limit is not None
+        return self.optimizer.name == "muon" and sums and self.exchange.overlap == "none" and not is_bounded
 
     @model_validator(mode="after")
     def _check_muon(self) -> "Config":

@@ -44,7 +44,7 @@ class ExchangeOptions:
         sums_late = exchange.gradients not in WHOLE_GRADIENT_FORMATS and not config.staleness.compensation
         prefetch = config.device == "cuda" if config.data.prefetch is None else config.data.prefetch
         num_local = config.accumulate.local
-        return cls(exchange.pull, exchange.overlap, num_local, exchange.slots, prefetch, sums_late, fresh_updates)
+        return cls(config.pull, exchange.overlap, num_local, exchange.slots, prefetch, sums_late, fresh_updates)
 
 
 @dataclass

@@ -147,7 +147,7 @@ class SimulatedWorker:
 
     def _wait_for_servers(self) -> Answer:
         """As exchange.pull says; False if training has ended."""
-        wait = self._working.after_push()
+        wait = self._working.after_push(self._version)
         return wait is None or (yield from self._wait(wait))
 
     def _wait(self, wait: Wait) -> Answer:

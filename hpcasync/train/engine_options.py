@@ -14,7 +14,7 @@ def engine_options(
         num_servers=config.num_servers,
         server_threads=server_threads,
         pushes_per_update=config.pushes_per_update(num_workers),
-        pull=exchange.pull,
+        pull=config.pull,
         clip_norm=config.optimizer.clip_norm,
         ema_decay=config.optimizer.ema_decay,
         staleness_limit=staleness.limit,

@@ -14,6 +14,7 @@ from hpcasync.ps.protocol.lost_work import LostWork
 from hpcasync.ps.protocol.orders import Kind
 from hpcasync.ps.protocol.slots import Step
 from hpcasync.ps.protocol.updates import Arrival, UpdateState
+from hpcasync.ps.protocol.working import Working
 
 FAR = frozenset({0})
 AHEAD = Options(num_tickets=3, num_slots=1, in_place=True, ahead=True)
@@ -157,6 +158,18 @@ def test_a_worker_that_waits_for_a_full_group_waits_for_ever(monkeypatch: pytest
     monkeypatch.setattr(UpdateState, "should_apply", lambda self: len(self._group) >= self._pushes_per_update)
     with pytest.raises(ViolationError, match="somebody waits for ever"):
         check(Options(num_tickets=2, pull="applied", pushes_per_update=3))
+
+
+def test_a_worker_that_does_not_wait_in_the_fresh_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Working, "after_push", lambda self, version: None)
+    with pytest.raises(ViolationError, match="a stale gradient in the fresh start"):
+        check(Options(num_tickets=4, num_servers=1, fresh_updates=2))
+
+
+def test_a_fresh_start_that_tells_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpdateState, "_held_back", lambda self: set())
+    with pytest.raises(ViolationError, match="a stale gradient in the fresh start"):
+        check(Options(num_tickets=4, num_servers=1, fresh_updates=2))
 
 
 def test_a_wait_that_forgets_who_is_computing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,12 @@ class Working:
         """Before anything of the next push is written: its slot has to be free."""
         return before_reuse(self.next_push, self._num_slots)
 
-    def after_push(self) -> Wait | None:
-        """After a push, before the next pull. Settled is told with handled, or before it, and of dropped pushes too."""
-        if self._pull == "latest":
+    def after_push(self, version: int) -> Wait | None:
+        """After a push computed from `version`, before the next pull.
+
+        Settled is told with handled, or before it, and of dropped pushes too.
+        """
+        if self._pull == "latest" and self.computes_ahead(version):
             return None
         return Wait(Count.SETTLED if self._pull == "applied" else Count.HANDLED, self.num_pushed)
 

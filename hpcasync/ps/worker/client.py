@@ -50,6 +50,7 @@ class Client:
         self._worker = link.worker_index
         self._coordinator = link.coordinator_rank
         self._version = -1
+        self._pushed_version = -1
         self._device_copy: DeviceCopy | None = None
         self._ring: GradientRing | None = None
         self._watch = PushWatch()
@@ -316,13 +317,14 @@ class Client:
     def end_push(self, record: PushRecord) -> None:
         """Write the record to the coordinator, complete all writes, then announce the push."""
         link = self._link
+        self._pushed_version = record.version
         link.write_record(self.working.next_push, encode_record(record, link.max_tickets))
         link.complete_push()
         link.control.tell_coordinator(ControlWords.announced(self._worker), self.working.announce())
 
     def wait(self) -> bool:
         """Wait after a push as the pull policy says; False if training has ended."""
-        wait = self.working.after_push()
+        wait = self.working.after_push(self._pushed_version)
         return wait is None or self._wait_for(wait)
 
     def finish(self) -> None:

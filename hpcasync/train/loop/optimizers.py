@@ -46,8 +46,10 @@ def matrix_operations(config: OptimizerConfig, model: torch.nn.Module) -> int:
 
 def _matrices(model: torch.nn.Module) -> dict[int, tuple[int, int]]:
     """Shapes of what Muon steps: the weights of linear layers, by the parameter's id."""
-    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    return {id(weight): (weight.shape[0], weight.shape[1]) for weight in linear}
+    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    attentions = (module for module in model.modules() if isinstance(module, torch.nn.MultiheadAttention))
+    weights += [module.in_proj_weight for module in attentions if module.in_proj_weight is not None]
+    return {id(weight): (weight.shape[0], weight.shape[1]) for weight in weights}
 
 
 def _muon_factory(config: OptimizerConfig, shape: tuple[int, int]) -> OptimizerFactory:

@@ -53,7 +53,9 @@ def ledger(options: Options, held: tuple[tuple[int, int], ...]) -> SlotLedger:
 
 def working(options: Options, worker: Worker) -> Working:
     """A worker's machine with this content."""
-    machine = Working(options.num_slots, options.pull, may_lose_workers=options.survives)
+    machine = Working(
+        options.num_slots, options.pull, may_lose_workers=options.survives, fresh_updates=options.fresh_updates
+    )
     machine.num_pushed, machine.num_taken_offers = worker.announced, worker.seen
     machine.num_rests, machine.has_drawn_all = worker.rests, worker.has_drawn_all
     return machine
@@ -73,6 +75,7 @@ def _restore_updates(options: Options, decisions: Decisions) -> UpdateState:
         options.num_workers,
         options.pushes_per_update,
         pull_applied=options.pull == "applied",
+        fresh_updates=options.fresh_updates,
         staleness=make_policy(options.limit, options.policy),
         version=decisions.version,
     )

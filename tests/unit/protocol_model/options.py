@@ -18,6 +18,7 @@ class Options:
         far: servers on another node than the workers, which are sent their shards.
         survives: the others go on without workers that die, and do what those had begun. A pull is one step then: it is
             taken apart where nobody survives.
+        fresh_updates: updates of the fresh start.
         num_local: most batches in a push, where workers are survived.
         in_place: gradients are computed where servers read them.
         spare: gradients of a worker that are being computed or pushed, where they are computed in place.
@@ -35,6 +36,7 @@ class Options:
     num_slots: int = 2
     pushes_per_update: int = 2
     pull: PullPolicy = "latest"
+    fresh_updates: int = 0
     may_stop: bool = False
     deaths: int = 0
     rejected: frozenset[tuple[int, int]] = frozenset()

@@ -22,7 +22,7 @@ from protocol_model.kernels import launch, read
 from protocol_model.machines import drive, is_finished, ledger, record_of
 from protocol_model.messages import before_writing
 from protocol_model.options import Options
-from protocol_model.world import NOBODY, Do, Kernel, Order, Server, World, require, set_server, set_worker
+from protocol_model.world import NOBODY, At, Do, Kernel, Order, Server, World, require, set_server, set_worker
 
 _FIRST = {
     Step.TAKE: Do.TAKE,
@@ -123,9 +123,9 @@ def carry_out(options: Options, world: World, effects: tuple[Effect, ...], due: 
                 is_applied = options.pull == "applied" and (index, sequence) in world.servers[0].order.group
                 newest = world.servers[0].order.version if is_applied else told.due
                 world = set_worker(world, index, told._replace(settled=sequence, due=newest))
-            case Handled(index, sequence) if options.pull != "latest":
+            case Handled(index, sequence) if options.pull != "latest" or options.fresh_updates:
                 told = world.workers[index]
-                newest = max(told.due, due or world.published)
+                newest = max(told.due, due or world.published) if told.at is At.WAIT else told.due
                 world = set_worker(world, index, told._replace(handled=sequence, due=newest))
             case Offer(index, ticket):
                 told = world.workers[index]
@@ -144,6 +144,8 @@ def _that_matter(effects: tuple[Effect, ...]) -> tuple[Effect, ...]:
 
 def _check_update(options: Options, before: int, staleness: list[int]) -> None:
     require(min(staleness) >= 0, "a gradient is older than its parameters")
+    if before < options.fresh_updates and options.pushes_per_update >= options.num_workers:
+        require(max(staleness) == 0, "a stale gradient in the fresh start")
     if options.limit is not None and options.policy != "scale":
         require(max(staleness) <= options.limit, f"a gradient is {max(staleness)} updates stale")
 

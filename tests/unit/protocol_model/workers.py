@@ -50,10 +50,10 @@ def worker_steps(options: Options, world: World, index: int) -> Iterator[tuple[s
         if _has_landed(options, world, index) or "announce before flush" in options.bugs:
             machine = working(options, worker)
             announced = worker._replace(announced=machine.announce(), server=0, held=())
-            at = At.PUBLISHED if machine.after_push() is None else At.WAIT
+            at = At.PUBLISHED if machine.after_push(worker.version) is None else At.WAIT
             yield "announces", move(set_worker(world, index, announced), index, at)
     elif at is At.WAIT:
-        wait = working(options, worker).after_push()
+        wait = working(options, worker).after_push(worker.version)
         assert wait is not None
         if {Count.SETTLED: worker.settled, Count.HANDLED: worker.handled}[wait.told] >= wait.value or world.stop:
             yield "has waited", move(world, index, At.FINISH if world.stop else At.PUBLISHED)
