@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-PullPolicy = Literal["latest", "handled", "applied"]
+PullPolicy = Literal["latest", "added", "handled", "applied"]
 GradientFormat = Literal["fp32", "bf16", "topk"]
 ParameterFormat = Literal["fp32", "bf16"]
 WindowKind = Literal["auto", "mpi", "mapped"]

@@ -4,20 +4,21 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpcasync.choices import WHOLE_GRADIENT_FORMATS, GradientFormat, ParameterFormat, PullPolicy, WindowKind
+from hpcasync.choices import WHOLE_GRADIENT_FORMATS, GradientFormat, ParameterFormat, WindowKind
 from hpcasync.config.section import Section
 
+Pull = Literal["auto", "latest", "added", "handled", "applied"]
 Overlap = Literal["none", "push", "full"]
 
 
 class ExchangeConfig(Section):
     """What a worker does around a push; asynchronous modes only."""
 
-    pull: PullPolicy | None = Field(
-        None,
-        description="after a push: take what is there; wait until the servers have added it and made the update it "
-        "completes; or wait until it has been applied; default: latest with muon where servers sum several pushes, "
-        "without overlap and staleness.limit; else handled",
+    pull: Pull = Field(
+        "auto",
+        description="what a worker waits for after a push: nothing; that servers have added it to their sum; that they "
+        "have made the update which it completes, too; that it has been applied; auto: added, where Muon's servers sum "
+        "several pushes, without overlap and staleness.limit; else handled",
     )
     slots: int = Field(2, ge=1, le=1024, description="gradients of a worker that servers have not read yet, at most")
     gradients: GradientFormat = Field(

@@ -61,7 +61,7 @@ class ProgramConfig(RunConfig):
         if self.roles.server_device == "auto":
             # A program's own optimizer has been tried by servers on CPUs alone.
             object.__setattr__(self, "roles", self.roles.model_copy(update={"server_device": "cpu"}))
-        if self.exchange.pull is None:
+        if self.exchange.pull == "auto":
             # How much staleness a program's own optimizer bears is not known.
             object.__setattr__(self, "exchange", self.exchange.model_copy(update={"pull": "handled"}))
         return self

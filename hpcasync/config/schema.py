@@ -110,7 +110,7 @@ class RunConfig(Section):
     @property
     def pull(self) -> PullPolicy:
         """What a worker waits for after a push."""
-        assert self.exchange.pull is not None, "chosen where a configuration is validated"
+        assert self.exchange.pull != "auto", "chosen where a configuration is validated"
         return self.exchange.pull
 
     @property
@@ -207,14 +207,14 @@ class Config(RunConfig):
         if self.staleness.fresh_start is None:
             start = _FRESH_START_OF_MUON if self.optimizer.name == "muon" else _FRESH_START_OF_ADAM
             object.__setattr__(self, "staleness", self.staleness.model_copy(update={"fresh_start": start}))
-        if self.exchange.pull is None:
-            pull: PullPolicy = "latest" if self._bears_not_waiting else "handled"
+        if self.exchange.pull == "auto":
+            pull: PullPolicy = "added" if self._bears_staleness else "handled"
             object.__setattr__(self, "exchange", self.exchange.model_copy(update={"pull": pull}))
         return self
 
     @property
-    def _bears_not_waiting(self) -> bool:
-        """Whether training loses nothing, and wins time, where workers do not wait for the servers."""
+    def _bears_staleness(self) -> bool:
+        """Whether training loses nothing, and wins time, where workers compute while the servers make an update."""
         sums = self.mode in ("async-global", "async-combined") and self.accumulate.global_ != 1
         is_bounded = self.staleness.limit is not None
         return self.optimizer.name == "muon" and sums and self.exchange.overlap == "none" and not is_bounded

@@ -252,7 +252,7 @@ class Engine:
         updates = UpdateState(
             self._link.num_workers,
             options.pushes_per_update,
-            pull_applied=options.pull == "applied",
+            pull=options.pull,
             fresh_updates=options.fresh_updates,
             staleness=make_policy(options.staleness_limit, options.staleness_policy),
             version=version,

@@ -74,7 +74,7 @@ def make_decisions(
     return UpdateState(
         num_workers,
         config.pushes_per_update(num_workers),
-        pull_applied=config.pull == "applied",
+        pull=config.pull,
         fresh_updates=fresh_updates,
         staleness=make_policy(config.staleness.limit, config.staleness.policy),
         counts=counts,

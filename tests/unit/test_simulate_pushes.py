@@ -77,7 +77,7 @@ def run_observed(config: Config, program: Observed, workers: int = 4) -> PushCou
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
-@pytest.mark.parametrize("pull", ["latest", "handled", "applied"])
+@pytest.mark.parametrize("pull", ["latest", "added", "handled", "applied"])
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("overlap", ["none", "push", "full"])
 def test_every_batch_of_the_corpus_is_applied_once(mode: str, pull: str, slots: int, overlap: str) -> None:

@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcasync.choices import PullPolicy
 from hpcasync.ps.protocol.lookahead import lookahead_steps
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.staleness import Drop, Scale, Unbounded, Wait, make_policy
 from hpcasync.ps.protocol.updates import Arrival, UpdateState
+
+WAITING: tuple[PullPolicy, ...] = ("added", "handled", "applied")
 
 
 def arrival(worker: int, sequence: int, version: int) -> Arrival:
@@ -15,16 +18,16 @@ def arrival(worker: int, sequence: int, version: int) -> Arrival:
 
 
 @settings(max_examples=100)
-@given(st.data(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.booleans())
+@given(st.data(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.sampled_from(WAITING))
 def test_with_wait_no_gradient_is_staler_than_the_limit_and_nobody_waits_for_ever(
-    data: st.DataObject, num_workers: int, group: int, limit: int, pull_applied: bool
+    data: st.DataObject, num_workers: int, group: int, limit: int, pull: PullPolicy
 ) -> None:
     """Workers of any speed, that pull some time after they have been told, and push some time after that."""
-    state = UpdateState(num_workers, group, pull_applied=pull_applied, staleness=Wait(limit))
+    state = UpdateState(num_workers, group, pull=pull, staleness=Wait(limit))
     pushed, told, pulled = [0] * num_workers, [0] * num_workers, [0] * num_workers
     is_applied = [True] * num_workers
     for _ in range(40):
-        ready = [w for w in range(num_workers) if told[w] == pushed[w] and (is_applied[w] or not pull_applied)]
+        ready = [w for w in range(num_workers) if told[w] == pushed[w] and (is_applied[w] or pull != "applied")]
         assert ready, "everybody waits"
         worker = data.draw(st.sampled_from(ready))
         if pulled[worker] < state.version and data.draw(st.booleans()):
@@ -33,11 +36,14 @@ def test_with_wait_no_gradient_is_staler_than_the_limit_and_nobody_waits_for_eve
         is_applied[worker] = False
         assert state.receive(arrival(worker, pushed[worker], pulled[worker]))
         while state.should_apply():
+            for early, sequence in state.tell_added():
+                told[early] = sequence
+                pulled[early] = max(pulled[early], state.version)
             update = state.apply()
             assert max(update.staleness) <= limit
             for push in update.pushes:
                 is_applied[push.worker] = True
-                if pull_applied:  # it pulls only now
+                if pull == "applied":  # it pulls only now
                     pulled[push.worker] = state.version
         for worker, sequence in state.tell():
             told[worker] = sequence

@@ -1,12 +1,14 @@
 """The decisions of the protocol under every order of events: nothing lost or doubled, no wait without an end."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from hpcasync.choices import PullPolicy
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.updates import Arrival, Update, UpdateState
 
@@ -21,14 +23,14 @@ class Protocol(RuleBasedStateMachine):
     @initialize(
         num_workers=st.integers(1, 4),
         pushes_per_update=st.integers(1, 5),
-        pull_applied=st.booleans(),
+        pull=st.sampled_from(get_args(PullPolicy)),
         version=st.integers(0, 3),
     )
-    def begin(self, num_workers: int, pushes_per_update: int, pull_applied: bool, version: int) -> None:
-        self.state = UpdateState(num_workers, pushes_per_update, pull_applied=pull_applied, version=version)
+    def begin(self, num_workers: int, pushes_per_update: int, pull: PullPolicy, version: int) -> None:
+        self.state = UpdateState(num_workers, pushes_per_update, pull=pull, version=version)
         self.first_version = version
         self.pushes_per_update = pushes_per_update
-        self.pull_applied = pull_applied
+        self.pull_applied = pull == "applied"
         self.pulled = [version] * num_workers
         self.num_pushed = [0] * num_workers
         self.active = set(range(num_workers))
@@ -150,7 +152,7 @@ def test_groups_worked_out_by_hand() -> None:
 
 
 def test_waiting_workers_complete_a_group() -> None:
-    state = UpdateState(2, 4, pull_applied=True)
+    state = UpdateState(2, 4, pull="applied")
     state.receive(arrival(0, 1))
     assert not state.should_apply()
     state.receive(arrival(1, 1))
@@ -186,7 +188,7 @@ def test_nobody_waits_at_the_start_for_an_update_that_nobody_would_complete() ->
 
 
 def test_a_rejected_gradient_is_counted_and_waits_for_nothing() -> None:
-    state = UpdateState(1, 1, pull_applied=True)
+    state = UpdateState(1, 1, pull="applied")
     assert not state.receive(arrival(0, 1, num_tokens=0))
     assert (state.counts.num_pushed, state.counts.num_dropped) == (1, 1) and not state.should_apply()
 
@@ -223,3 +225,19 @@ def test_what_cannot_happen_is_caught(push: Arrival, message: str) -> None:
 def test_apply_needs_a_complete_group() -> None:
     with pytest.raises(AssertionError):
         UpdateState(1, 2).apply()
+
+
+def test_added_lets_workers_go_on_before_the_update_that_they_complete() -> None:
+    state = UpdateState(2, 2, pull="added", fresh_updates=1)
+    state.receive(arrival(0, 1))
+    assert state.tell() == [], "the start is fresh"
+    state.receive(arrival(1, 1))
+    assert state.tell_added() == [], "fresh still"
+    state.apply()
+    assert state.tell() == [(0, 1), (1, 1)]
+    state.receive(arrival(0, 2, version=1))
+    assert state.tell() == [(0, 2)]
+    state.receive(arrival(1, 2, version=1))
+    assert state.tell_added() == [(1, 2)]
+    assert state.apply().staleness == [0, 0]
+    assert state.tell() == []

@@ -143,10 +143,12 @@ class Coordination:
         """Make the update that is due, if any; then let the workers go on that waited for it."""
         updates, effects = self.updates, list[Effect]()
         if updates.should_apply():
+            added = updates.tell_added()
             update = updates.apply()
             handled = updates.tell()
             settled = {push.worker: push.sequence for push in update.pushes}
             settled.update(handled)
+            effects += [Handled(worker, sequence) for worker, sequence in added]
             effects += Apply(update), Publish(update.version)
             effects += [Settled(worker, sequence) for worker, sequence in settled.items()]
             effects += [Handled(worker, sequence) for worker, sequence in handled]

@@ -7,10 +7,11 @@ Method: Aji & Heafield 2019 (D19-5608): the sum of several asynchronous gradient
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcasync.choices import PullPolicy
 from hpcasync.ps.protocol.record import PushRecord
 from hpcasync.ps.protocol.staleness import Unbounded
 
@@ -92,7 +93,7 @@ class UpdateState:
     """Which pushes form the next update, and when training is over.
 
     Args:
-        pull_applied: workers wait until their push has been applied, so that a group can be complete before it is full.
+        pull: what workers wait for (`exchange.pull`). With applied a group can be complete before it is full.
         fresh_updates: up to this version a worker whose push is in the group waits for the update, while others still
             compute: gradients are fresh where learning is fastest.
         staleness: what to do about stale gradients. With `Wait`, workers must pull only after their last push has been
@@ -106,7 +107,7 @@ class UpdateState:
         num_workers: int,
         pushes_per_update: int,
         *,
-        pull_applied: bool = False,
+        pull: PullPolicy = "handled",
         fresh_updates: int = 0,
         staleness: Unbounded | None = None,
         version: int = 0,
@@ -114,7 +115,7 @@ class UpdateState:
     ) -> None:
         assert num_workers >= 1 and pushes_per_update >= 1
         self._pushes_per_update = pushes_per_update
-        self._pull_applied = pull_applied
+        self._pull = pull
         self._fresh_updates = fresh_updates
         self._version = version
         self._group: list[Arrival] = []
@@ -184,8 +185,17 @@ class UpdateState:
         """
         if self._is_complete() and not self._is_stopping:
             return []
-        held = self._held_back()
-        told = sorted((worker, sequence) for worker, sequence in self._untold.items() if worker not in held)
+        return self._tell(self._untold.keys() - self._held_back())
+
+    def tell_added(self) -> list[tuple[int, int]]:
+        """The pushes whose workers may go on while the complete group that they are in is made an update of."""
+        is_fresh = self._version < self._fresh_updates
+        if self._pull != "added" or is_fresh or not self._staleness.may_advance((1,)):
+            return []
+        return self._tell(self._untold.keys() & {push.worker for push in self._group})
+
+    def _tell(self, workers: Set[int]) -> list[tuple[int, int]]:
+        told = sorted((worker, sequence) for worker, sequence in self._untold.items() if worker in workers)
         for worker, _ in told:
             self._basis[worker] = self._version
             del self._untold[worker]
@@ -218,7 +228,7 @@ class UpdateState:
 
     def _waiting(self) -> set[int]:
         """Workers that go on only when their push has been applied."""
-        return {push.worker for push in self._group} if self._pull_applied else set()
+        return {push.worker for push in self._group} if self._pull == "applied" else set()
 
     def apply(self) -> Update:
         """Close the group: the next version."""

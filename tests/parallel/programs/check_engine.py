@@ -139,7 +139,7 @@ def serve(link: Link, scenario: Scenario, recording: Recording) -> tuple[PushCou
     decisions = UpdateState(
         scenario.num_workers,
         scenario.pushes_per_update,
-        pull_applied=scenario.pull == "applied",
+        pull=scenario.pull,
         staleness=make_policy(scenario.limit, scenario.policy),
         version=FIRST_VERSION,
     )
@@ -167,8 +167,8 @@ def all_sizes() -> list[Scenario]:
         scenario = Scenario(
             servers, workers, group, num_slots=1 + number % 2, num_nodes=ALONE if number % 5 == 4 else 1
         )
-        pull: tuple[PullPolicy, ...] = ("latest", "handled", "applied")
-        scenarios.append(replace(scenario, pull=pull[(number + number // 3) % 3]))
+        pull: tuple[PullPolicy, ...] = ("latest", "added", "handled", "applied")
+        scenarios.append(replace(scenario, pull=pull[(number + number // 3) % len(pull)]))
     return scenarios
 
 

@@ -74,7 +74,7 @@ def _restore_updates(options: Options, decisions: Decisions) -> UpdateState:
     state = UpdateState(
         options.num_workers,
         options.pushes_per_update,
-        pull_applied=options.pull == "applied",
+        pull=options.pull,
         fresh_updates=options.fresh_updates,
         staleness=make_policy(options.limit, options.policy),
         version=decisions.version,
