@@ -9,13 +9,14 @@ wait until their gradient has been applied: with as many pushes per update as wo
 import json
 import pydoc_data.topics
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 import torch
 from mpi4py import MPI
 from torch import nn
 
+from hpcasync.choices import PullPolicy
 from hpcasync.config.optimizer import OptimizerConfig
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
@@ -90,6 +91,9 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--lookahead", type=float, default=1.0, show_default=True, help="As staleness.lookahead.")
 @click.option("--optimizer", type=click.Choice(["adam", "muon"]), default="adam", show_default=True)
+@click.option(
+    "--pull", type=click.Choice(get_args(PullPolicy)), default="handled", show_default=True, help="exchange.pull."
+)
 @click.option("--nesterov/--no-nesterov", default=True, show_default=True, help="As optimizer.nesterov.")
 @click.option("--fresh", type=float, default=0.25, show_default=True, help="Part of the updates that workers wait for.")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -99,6 +103,7 @@ def main(
     learning_rate: float,
     lookahead: float,
     optimizer: Literal["adam", "muon"],
+    pull: PullPolicy,
     nesterov: bool,
     fresh: float,
     seed: int,
@@ -115,7 +120,7 @@ def main(
     num_updates = updates * num_workers // (group * batches)
     options = EngineOptions(
         pushes_per_update=group,
-        pull="applied" if mode == "sync" else "handled",
+        pull="applied" if mode == "sync" else pull,
         clip_norm=1.0,
         ema_decay=0.99,
         lookahead=lookahead,
@@ -144,7 +149,14 @@ def main(
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
         result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate}
-        result |= {"optimizer": optimizer, "lookahead": lookahead, "nesterov": nesterov, "fresh": fresh, "seed": seed}
+        result |= {
+            "optimizer": optimizer,
+            "pull": pull,
+            "lookahead": lookahead,
+            "nesterov": nesterov,
+            "fresh": fresh,
+            "seed": seed,
+        }
         print(json.dumps(result), flush=True)
 
 
