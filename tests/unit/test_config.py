@@ -134,6 +134,23 @@ def test_the_optimizer_is_chosen_once(
 
 
 @pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "added"),
+        ({"mode": "async-combined", "accumulate": {"local": 2}}, "added"),
+        ({"optimizer": {"name": "adam"}}, "handled"),
+        ({"mode": "async"}, "handled"),
+        ({"accumulate": {"global": 1}}, "handled"),
+        ({"staleness": {"limit": 2}}, "handled"),
+        ({"exchange": {"overlap": "full"}}, "handled"),
+        ({"exchange": {"pull": "latest"}}, "latest"),
+    ],
+)
+def test_what_workers_wait_for_by_default(more: dict[str, Any], expected: str) -> None:
+    assert parse(**more).pull == expected
+
+
+@pytest.mark.parametrize(
     ("schedule", "expected"),
     [
         ("{unit: updates, warmup: 100}", 150),

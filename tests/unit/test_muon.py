@@ -16,7 +16,7 @@ from hpcasync.errors import UserError
 from hpcasync.nmt.linear import Linear
 from hpcasync.ps.server.block_update import BlockUpdate
 from hpcasync.ps.server.dealt_muon import Dealing
-from hpcasync.ps.server.muon import Muon, cost_of_element, orthogonal, orthogonal_stack
+from hpcasync.ps.server.muon import Muon, cost_of_element, num_operations, orthogonal, orthogonal_stack
 from hpcasync.ps.server.parameter_groups import Block, Optimizers, ParameterGroup, cut_in_blocks, cut_in_shards
 from hpcasync.ps.server.shard_state import ShardState, blocks_of
 from hpcasync.ps.server.stacked_muon import StackedMuon
@@ -101,6 +101,16 @@ def test_the_weights_of_linear_layers_are_whole_and_all_else_is_adams() -> None:
     assert groups[-1].stop == flat.num_elements
     block = torch.nn.Parameter(torch.zeros(64))
     assert type(groups[0].make_optimizer([block])).__name__ == "NesterovAdamW"
+
+
+def test_packed_weights_of_attention_are_a_matrix() -> None:
+    model = torch.nn.MultiheadAttention(8, 2)
+    groups = make_optimizers(OptimizerConfig(name="muon"), model, FlatParameters(model))
+    assert isinstance(groups, list) and all(isinstance(group, ParameterGroup) for group in groups)
+    stops, is_whole = [group.stop for group in groups], [group.is_whole for group in groups]
+    assert (stops, is_whole) == ([192, 216, 280, 288], [True, False, True, False]), "in_proj_weight, then out_proj"
+    apart = torch.nn.MultiheadAttention(8, 2, kdim=4)
+    assert matrix_operations(OptimizerConfig(name="muon"), apart) == num_operations((8, 8)), "out_proj alone"
 
 
 def test_operations_of_a_model_are_those_of_its_products() -> None:
