@@ -316,7 +316,13 @@ def test_a_run_that_was_resumed_with_other_workers_says_so(tmp_path: Path) -> No
 
 def test_settings_and_ends_are_told_in_words(tmp_path: Path) -> None:
     paths = [
-        make_run(tmp_path / str(seconds), "async-global", accumulate={"global": pushes}, stop={"seconds": seconds})
+        make_run(
+            tmp_path / str(seconds),
+            "async-global",
+            accumulate={"global": pushes},
+            exchange={"pull": "handled"},
+            stop={"seconds": seconds},
+        )
         for seconds, pushes in ((150, 1), (1500, 2))
     ]
     groups = group_runs([load_run(path) for path in paths])
