@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpcasync.choices import WHOLE_GRADIENT_FORMATS, GradientFormat, ParameterFormat, WindowKind
+from hpcasync.choices import WHOLE_GRADIENT_FORMATS, GradientFormat, ParameterFormat, PullPolicy, WindowKind
 from hpcasync.config.section import Section
 
-Pull = Literal["auto", "latest", "added", "handled", "applied"]
+Pull = Literal["auto", PullPolicy]
 Overlap = Literal["none", "push", "full"]
 
 
