@@ -18,13 +18,17 @@ from torch import nn
 
 from hpcasync.choices import PullPolicy
 from hpcasync.config.optimizer import OptimizerConfig
+from hpcasync.config.schedule import ScheduleConfig
 from hpcasync.ps.engine import Engine, EngineOptions
 from hpcasync.ps.minimal_observer import MinimalObserver
 from hpcasync.ps.protocol.record import PushRecord
+from hpcasync.ps.protocol.updates import Update
 from hpcasync.ps.transport.link import LinkOptions
 from hpcasync.ps.worker.client import Client
 from hpcasync.ps.worker.flat_parameters import FlatParameters
+from hpcasync.runs.counters import Counters
 from hpcasync.train.loop.optimizers import make_optimizers
+from hpcasync.train.loop.schedule import learning_rate
 
 LENGTH, BATCH = 128, 16
 MODES = ("sync", "async", "async-local", "async-global")
@@ -66,6 +70,18 @@ def batch(data: torch.Tensor, ticket: int) -> torch.Tensor:
     return torch.stack([data[start : start + LENGTH + 1] for start in starts.tolist()])
 
 
+class ScheduledObserver(MinimalObserver):
+    """Lets the learning rate warm up over a tenth of the run, and then fall to zero along a half cosine."""
+
+    def __init__(self, optimizer: OptimizerConfig, num_updates: int) -> None:
+        super().__init__(optimizer.learning_rate, num_updates)
+        self._optimizer = optimizer
+        self._schedule = ScheduleConfig(name="cosine", warmup=num_updates // 10, total=num_updates)
+
+    def learning_rate(self, update: Update) -> float:
+        return learning_rate(self._optimizer, self._schedule, Counters(num_updates=len(self.losses) + 1))
+
+
 def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torch.Tensor, batches: int) -> None:
     """A worker: pull, sum the gradients of some batches, push, until the servers have had enough."""
     client.place_gradients(flat)
@@ -88,7 +104,8 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 @click.command()
 @click.option("--mode", type=click.Choice(MODES), default="async-global", show_default=True)
 @click.option("--updates", type=int, default=300, show_default=True, help="Of as many batches as there are workers.")
-@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--learning-rate", "peak", type=float, default=2e-3, show_default=True)
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--lookahead", type=float, default=1.0, show_default=True, help="As staleness.lookahead.")
 @click.option("--optimizer", type=click.Choice(["adam", "muon"]), default="adam", show_default=True)
 @click.option(
@@ -100,7 +117,8 @@ def work(client: Client, model: CharacterModel, flat: FlatParameters, data: torc
 def main(
     mode: str,
     updates: int,
-    learning_rate: float,
+    peak: float,
+    schedule: Literal["constant", "cosine"],
     lookahead: float,
     optimizer: Literal["adam", "muon"],
     pull: PullPolicy,
@@ -127,10 +145,10 @@ def main(
         fresh_updates=round(fresh * num_updates),
         link=LinkOptions(max_tickets=batches),
     )
-    config = OptimizerConfig(name=optimizer, nesterov=nesterov)
+    config = OptimizerConfig(name=optimizer, nesterov=nesterov, learning_rate=peak)
     engine = Engine(comm, flat.parameters, make_optimizers(config, model, flat), options)
     train, held_out = corpus()
-    observer = MinimalObserver(learning_rate, num_updates)
+    observer = MinimalObserver(peak, num_updates) if schedule == "constant" else ScheduledObserver(config, num_updates)
     started = time.perf_counter()
     if engine.is_server:
         engine.serve(observer, observer)
@@ -148,10 +166,11 @@ def main(
         staleness, counts = engine.counts.staleness, engine.counts
         mean = sum(key * number for key, number in staleness.items()) / max(1, counts.num_applied)
         result = {"mode": mode, "bits_per_byte": nats / 0.6931472, "gradients": counts.num_applied, "seconds": seconds}
-        result |= {"workers": num_workers, "staleness": mean, "learning_rate": learning_rate}
+        result |= {"workers": num_workers, "staleness": mean, "learning_rate": peak}
         result |= {
             "optimizer": optimizer,
             "pull": pull,
+            "schedule": schedule,
             "lookahead": lookahead,
             "nesterov": nesterov,
             "fresh": fresh,
