@@ -129,6 +129,10 @@ class Engine:
         options: the same on all ranks.
         setup: this rank's.
 
+    Attributes:
+        counts: what became of the gradients, at the coordinator.
+        servers_busy: part of the time in which the coordinator had something to do, there, once it has served.
+
     Raises:
         UserError: on every rank, if there are too few ranks, a host has too little memory for the windows, ranks would
             not train the same (`ps.start_checks`), the vector cannot be cut into that many shards, or the optimizer
@@ -148,6 +152,7 @@ class Engine:
         self._setup = setup
         self._options = options
         self.counts = setup.counts
+        self.servers_busy = 0.0
         self.roles = setup.roles or assign_roles(gather_hosts(comm), options.num_servers)
         require_same_training(comm, parameters, asdict(options), self.roles.server_ranks)
         self._buffers = self._carried_buffers(parameters) if setup.carries_buffers else None
@@ -273,6 +278,7 @@ class Engine:
         self.start()
         observer.begin()
         coordinator.run()
+        self.servers_busy = coordinator.busy
         coordinator.save_last()
         coordinator.finish()
         self._carry_buffers()

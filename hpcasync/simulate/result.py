@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SATURATED = 0.9
+from hpcasync.train.records.summary import SATURATED
 
 
 @dataclass(frozen=True)

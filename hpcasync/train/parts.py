@@ -114,7 +114,7 @@ class ServerPart:
         observer = self._observer(supervisor)
         engine.serve(observer, writer, run.survival())
         observer.end()
-        supervisor.end(run.ranks.roles)
+        supervisor.end(run.ranks.roles, servers_busy=round(engine.servers_busy, 4))
         self._exit_code = supervisor.exit_code
         run.ranks.deaths.ended(self._exit_code)
 

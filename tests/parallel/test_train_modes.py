@@ -42,6 +42,7 @@ def check_every_run(run: Run, corpus: TinyCorpus, num_epochs: int) -> None:
     assert summary["num_steps"] == summary["gradients_applied"]
     assert sum(summary["staleness"]["histogram"].values()) == summary["gradients_applied"]
     assert summary["stop_reason"] == "end of the corpus"
+    assert ("servers_busy" in summary) == (run.config.mode != "sync") and 0 < summary.get("servers_busy", 0.5) < 1
     check_coverage(run, corpus, num_epochs)
     check_files(run)
     header = run.job.stdout

@@ -56,6 +56,7 @@ def test_surviving_workers_needs_open_mpi() -> None:
         "/opt/mpi/bin/mpirun -n 3 --oversubscribe --bind-to none --with-ft mpi -x HPCASYNC_SURVIVE_WORKERS python"
     )
     assert result.variables["HPCASYNC_SURVIVE_WORKERS"] == "1"
+    assert result.variables["OMPI_MCA_btl"] == "^sm" and "OMPI_MCA_btl" not in line().variables
     with pytest.raises(UserError, match="--survive-workers needs Open MPI, and mpi4py uses MPICH"):
         job_line(MPICH, 3, PROGRAM, **survive)  # type: ignore[arg-type]
 

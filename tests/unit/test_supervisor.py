@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from supervised_run import Run, names, rejected, update_of
+from supervised_run import Run, end_of, names, rejected, update_of
 
 from hpcasync.complete_files import list_complete
 from hpcasync.ps.protocol.updates import PushCounts
@@ -152,3 +152,13 @@ def test_push_counts_survive_a_checkpoint() -> None:
     again = PushCounts.from_dict(json.loads(json.dumps(counts.to_dict())))
     assert (again.num_pushed, again.num_applied, again.num_dropped) == (8, 6, 2), "what waited is made anew"
     assert again.staleness == counts.staleness
+
+
+@pytest.mark.parametrize(("busy", "workers", "is_told"), [(0.91, 2, True), (0.89, 2, False), (0.99, 1, False)])
+def test_the_end_tells_that_more_servers_would_help(tmp_path: Path, busy: float, workers: int, is_told: bool) -> None:
+    run = Run(tmp_path)
+    run.finish()
+    run.supervisor.report_end({**end_of(run), "servers_busy": busy, "roles": {"servers": 2, "workers": workers}})
+    notes = [record["text"] for record in run.records("note")]
+    assert [note.startswith("the servers were busy 91% of the time") for note in notes] == [True] * is_told
+    assert all("roles.servers=3 helps" in note for note in notes)

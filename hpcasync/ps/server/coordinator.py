@@ -3,6 +3,8 @@
 All servers, itself included, execute the same orders in the same sequence.
 """
 
+import time
+
 import torch
 
 from hpcasync.ps.protocol.control_words import ControlWords
@@ -34,7 +36,11 @@ from hpcasync.ps.transport.record_codec import decode_record
 
 
 class Coordinator(ShardServer):
-    """Server 0: it orders the updates, and is the one that talks to the training program."""
+    """Server 0: it orders the updates, and is the one that talks to the training program.
+
+    Attributes:
+        busy: part of the time in which it had something to do, once `run` has returned.
+    """
 
     def __init__(
         self,
@@ -58,10 +64,11 @@ class Coordinator(ShardServer):
         self._num_pending_saves = 0
         self._has_saved_last = False
         self._learning_rate = 0.0
+        self.busy = 0.0
 
     def run(self) -> None:
-        """Serve until every worker has finished; then end the other servers."""
-        coordination = self._coordination
+        """Serve until every worker has finished."""
+        coordination, began = self._coordination, time.perf_counter()
         while not coordination.is_finished:
             # First: a resumed run may be over before it begins.
             self._stop_if_over()
@@ -76,6 +83,7 @@ class Coordinator(ShardServer):
                 self._polling.reset()
             elif not self._read_while_idle():
                 self._polling.wait()
+        self.busy = 1 - self._polling.idle_seconds / (time.perf_counter() - began)
 
     def save(self, request: SaveRequest) -> None:
         self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0

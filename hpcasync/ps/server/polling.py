@@ -1,5 +1,7 @@
 """How often a server looks for what is new."""
 
+import time
+
 from hpcasync.comm.waiting import LONG_SECONDS, Backoff
 from hpcasync.ps.protocol.control_words import ControlWords
 from hpcasync.ps.transport.link import Link
@@ -17,6 +19,9 @@ class Polling:
 
     Between hosts over TCP, data moves only while the server looks, and nobody says so but the worker: it writes a word
     before its push (`ControlWords.begun`), which is late by one sleep.
+
+    Attributes:
+        idle_seconds: spent in `wait` so far: the server had nothing to do.
     """
 
     def __init__(self, link: Link) -> None:
@@ -26,6 +31,7 @@ class Polling:
         self._arrived = [0] * link.num_workers
         self._all_begun = ControlWords.all_begun(link.num_workers)
         self._is_moving = False
+        self.idle_seconds = 0.0
 
     def arrived(self, worker: int, sequence: int) -> None:
         self._arrived[worker] = sequence
@@ -38,7 +44,9 @@ class Polling:
         if is_moving and not self._is_moving:
             self._waiting.reset()
         self._is_moving = is_moving
+        began = time.perf_counter()
         self._waiting.wait(_QUICK_SECONDS if is_moving else LONG_SECONDS)
+        self.idle_seconds += time.perf_counter() - began
 
     def _is_data_moving(self) -> bool:
         begun = self._link.control.local()[self._all_begun].tolist()

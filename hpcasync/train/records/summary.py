@@ -8,6 +8,9 @@ from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.records import read_validations
 
+# Part of the time from which on a server, or a link, is said to be busy all the time.
+SATURATED = 0.9
+
 
 def make_summary(
     config: RunConfig,
@@ -42,3 +45,14 @@ def make_summary(
         "seed": config.seed,
         "configuration_digest": config.digest,
     }
+
+
+def advice(summary: dict[str, Any]) -> str | None:
+    """What would have made a run faster, where it says so itself."""
+    busy = summary.get("servers_busy", 0.0)
+    if busy < SATURATED or summary["roles"]["workers"] == 1:
+        return None
+    return (
+        f"the servers were busy {busy:.0%} of the time, and workers waited for them: "
+        f"roles.servers={summary['roles']['servers'] + 1} helps where there is a core for one more"
+    )

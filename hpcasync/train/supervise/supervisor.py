@@ -25,7 +25,7 @@ from hpcasync.runs.identity import LAYOUT_KEY
 from hpcasync.runs.records import read_end
 from hpcasync.runs.run_state import RunState
 from hpcasync.train.records.recorder import Recorder
-from hpcasync.train.records.summary import make_summary
+from hpcasync.train.records.summary import advice, make_summary
 from hpcasync.train.records.versions import collect_versions
 from hpcasync.train.supervise import stop_signals
 from hpcasync.train.supervise.snapshots import Snapshots
@@ -269,6 +269,8 @@ class Supervisor:
             f"{summary['gradients_applied']}, dropped {summary['gradients_dropped']}"
             + (f"; workers lost: {len(self.workers_lost)}" if self.workers_lost else "")
         )
+        if (text := advice(summary)) is not None:
+            self._recorder.note(text)
         if self.exit_code:
             self._recorder.note(f"exit code {self.exit_code}; {self._newest_checkpoint()}")
         self._recorder.say(f"run directory: {self._run_dir}")
