@@ -29,7 +29,7 @@ Mode = Literal["sync", "async", "async-local", "async-global", "async-combined"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 SyncCompression = Literal["none", "bf16", "fp16"]
 # Times the warm-up. Muon hardly knows staleness (docs/staleness.md).
-_FRESH_START_OF_MUON, _FRESH_START_OF_ADAM = 1.0, 2.0
+_FRESH_START_OF_MUON, _FRESH_START_OF_ADAM = 0.5, 2.0
 # Part of a run that staleness.fresh_start can be: what is trained as in sync is no faster than sync.
 _MOST_FRESH = 0.25
 

@@ -51,7 +51,7 @@ class StalenessConfig(Section):
         ge=0,
         description="so many times the warm-up of the learning rate, but at most a quarter of the run, workers wait "
         "for the update that their gradient is part of, as in sync: there learning is fastest, and staleness costs "
-        "most; 0: never; default: 1 with muon, 2 with adam",
+        "most; 0: never; default: 0.5 with muon, 2 with adam",
     )
 
     @model_validator(mode="after")

@@ -125,7 +125,7 @@ def test_the_optimizer_is_chosen_once(
     """Whoever reads the configuration, or what is saved of it, or counts its digest, finds no `auto`."""
     config = parse(optimizer=optimizer, model={"architecture": architecture})
     assert config.optimizer.name == expected == config.with_servers(2).optimizer.name
-    assert config.staleness.fresh_start == (1.0 if expected == "muon" else 2.0)
+    assert config.staleness.fresh_start == (0.5 if expected == "muon" else 2.0)
     assert parse(optimizer=optimizer, staleness={"fresh_start": 0}).staleness.fresh_start == 0
     config.save(tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optimizer"]["name"] == expected
