@@ -4,7 +4,8 @@
 
 A way is a name and the settings that make it one. Every round trains each way once, with the round's seed; what is
 told is target tokens per second, and how many times that is what the first way had in the same round. `--link 1gbit`
-makes two network namespaces and spreads the ranks over them (root and iproute2). The machine must do nothing else.
+makes two network namespaces and spreads the ranks over them (root and iproute2); workers have one thread each there,
+for these hosts share the cores that each takes for its own. The machine must do nothing else.
 The runs stay in DIR: `hpcasync evaluate RUN --all --split valid --beam 1` scores one, and
 `hpcasync report DIR/* --thresholds 25,27` compares them.
 """
@@ -71,6 +72,8 @@ def main(
     """Train with CONFIG and SETTINGS in each of the WAYS, in turn."""
     speeds: dict[str, list[float]] = {}
     staleness: dict[str, list[float]] = {}
+    if link:
+        settings = ("roles.worker_threads=1", *settings)
     try:
         named = dict(map(parse_way, ways))
         with linked_hosts(link) if link else contextlib.nullcontext() as hosts:
