@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from hpcasync.bench.jobs import start_ranks
+from hpcasync.bench.jobs import require_success, start_ranks
 from hpcasync.bench.network_hosts import NetworkHosts, linked_hosts
 from hpcasync.config.schema import Config, load_config
 from hpcasync.errors import UserError
@@ -36,9 +36,7 @@ def parse_way(text: str) -> tuple[str, tuple[str, ...]]:
 def train(config: Config, path: Path, settings: tuple[str, ...], workers: int, hosts: NetworkHosts | None) -> None:
     """One job; its run directory is where `config` says."""
     program = ("-m", "hpcasync", "train", str(path.absolute()), *settings)
-    line, job = start_ranks(workers + config.num_servers, program, hosts=hosts)
-    if job.returncode or job.timed_out:
-        raise UserError(f"`{line}` ended with code {job.returncode}:\n{(job.stderr or job.stdout)[-3000:]}")
+    require_success(*start_ranks(workers + config.num_servers, program, hosts=hosts))
 
 
 def show(speeds: dict[str, list[float]], staleness: dict[str, list[float]]) -> None:

@@ -34,9 +34,7 @@ def run_ranks(
         hosts: that ranks are spread over; default: this one.
     """
     line, job = start_ranks(num_ranks, program, options=options, variables=variables, hosts=hosts)
-    if job.returncode or job.timed_out:
-        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
-        raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
+    require_success(line, job)
     return result_of(line, job)
 
 
@@ -57,6 +55,13 @@ def start_ranks(
     if hosts is not None:
         line = JobLine(hosts.on(0, line.argv), line.variables)
     return line, capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+def require_success(line: JobLine, job: FinishedJob) -> None:
+    """Raise a UserError with the end of what the job printed, if it failed or took too long."""
+    if job.returncode or job.timed_out:
+        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
+        raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
 
 
 def result_of(line: JobLine, job: FinishedJob) -> Any:

@@ -83,7 +83,8 @@ class Coordinator(ShardServer):
                 self._polling.reset()
             elif not self._read_while_idle():
                 self._polling.wait()
-        self.busy = 1 - self._polling.idle_seconds / (time.perf_counter() - began)
+        # A resumed run that is over before it begins takes no time that a coarse clock would show.
+        self.busy = 1 - self._polling.idle_seconds / max(1e-9, time.perf_counter() - began)
 
     def save(self, request: SaveRequest) -> None:
         self._num_pending_saves += len(self._link.shards) if request.checkpoint else 0
