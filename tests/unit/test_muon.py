@@ -293,6 +293,34 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
     assert not torch.equal(through.parameters, stopped.parameters)
 
 
+def test_a_shard_that_begins_with_a_matrix_may_stop_again_and_again() -> None:
+    """Each optimizer takes up what it keeps alone: a matrix with Adam's step would save it as it was, for all."""
+    flat = FlatParameters(model := Model())
+    optimizers, start, gradients, _ = trained(model, flat)
+    bounds = [start for _, start in flat.bounds]
+    shard = Shard(bounds[1], bounds[3])  # the first layer
+
+    def new() -> ShardState:
+        return ShardState(start[shard.start : shard.stop].clone(), optimizers, start=shard.start)
+
+    def go_on(state: ShardState, version: int) -> None:
+        part = gradients[version][shard.start : shard.stop]
+        state.apply(blocks_of(part), scale=1.0, learning_rate=0.01, version=version + 1)
+
+    through, stopping = new(), new()
+    for version in range(4):
+        go_on(through, version)
+        go_on(stopping, version)
+        saved = stopping.state_tensors()
+        stopping = new()
+        stopping.load_state_tensors(saved)
+        assert saved["optimizer.step"] == version + 1
+    assert saved.keys() == through.state_tensors().keys()
+    assert torch.equal(through.parameters, stopping.parameters)
+    kept = [{*optimizer.state[block]} for optimizer, block in zip(stopping._optimizers, stopping._blocks, strict=True)]
+    assert {"momentum"} in kept and {"step", "exp_avg", "exp_avg_sq"} in kept and len({*map(frozenset, kept)}) == 2
+
+
 def test_a_run_says_when_matrices_make_shards_uneven_and_refuses_servers_without_one(tiny_run: TinyRun) -> None:
     def lines(*overrides: str) -> str:
         common = f"data.path={tiny_run.corpus}", "optimizer.name=muon", "mode=async-global"

@@ -31,8 +31,11 @@ class Muon(Eager):
         nesterov: step along the momentum as the gradient will have moved it once more.
 
     Attributes:
+        STATE: names of the vectors that it keeps.
         along: what steps go along, where it is computed elsewhere (`ps.server.dealt_muon`); None: each computes it.
     """
+
+    STATE = frozenset({"momentum"})
 
     def __init__(
         self,

@@ -176,10 +176,14 @@ class ShardState:
         }
         if not saved:
             return  # saved before the first update
+        of_others = saved.keys() - (Muon.STATE if self._matrices else ())
         for bounds, block, optimizer in zip(self._bounds, self._blocks, self._optimizers, strict=True):
+            # No more than what it steps by: the rest would take memory, and be saved again as it was.
+            kept = Muon.STATE if isinstance(optimizer, Muon) else of_others
             optimizer.state[block] = {
                 key: (value[bounds.start : bounds.stop] if value.dim() else value).clone().to(block.device)
                 for key, value in saved.items()
+                if key in kept
             }
 
 
