@@ -95,7 +95,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_wait(self) -> "RunConfig":
         if self.staleness.limit is not None and self.staleness.policy == "wait" and self.exchange.pull == "latest":
-            raise ValueError("staleness.policy wait needs workers that wait: exchange.pull must be handled or applied")
+            raise ValueError(
+                "staleness.policy wait needs workers that wait: exchange.pull must be added, handled or applied"
+            )
         return self
 
     @model_validator(mode="after")
@@ -150,6 +152,11 @@ class RunConfig(Section):
             return self.accumulate.global_
         factor, _, _ = self.accumulate.global_.rpartition("*workers")
         return int(factor or 1) * num_workers
+
+    def is_always_fresh(self, num_workers: int) -> bool:
+        """Whether every worker goes on with the update that its push is part of."""
+        is_alone = self.pushes_per_update(num_workers) == 1
+        return self.mode == "sync" or self.pull == "applied" or (is_alone and self.pull == "handled")
 
     @property
     def output_dir(self) -> Path:

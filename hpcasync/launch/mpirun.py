@@ -84,8 +84,7 @@ def job_line(
             )
         added += ["--with-ft", "mpi", "-x", SURVIVE_VARIABLE]
         variables[SURVIVE_VARIABLE] = "1"
-        # What a rank that was killed leaves half written in another's shared memory crashes that one (5.0.11).
-        variables["OMPI_MCA_btl"] = "^sm"
+        variables |= _without_shared_memory(environment)
     missing = {name: value for name, value in variables.items() if name not in environment}
     return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)
 
@@ -119,6 +118,20 @@ def _openmpi_additions(
             if name in _EXPORTED_VARIABLES or name.startswith(_EXPORTED_PREFIXES):
                 added += ["-x", name]
     return added, variables
+
+
+def _without_shared_memory(environment: Mapping[str, str]) -> dict[str, str]:
+    """Messages over TCP: what a rank that is killed leaves half written in another's memory crashes that one (5.0.11).
+
+    A job that survives deaths is on one host, which may have no other network than itself.
+    """
+    own, needed = environment.get("OMPI_MCA_btl"), "^sm"
+    if own not in (None, needed):
+        raise UserError(
+            f"--survive-workers sends messages over TCP, not through shared memory, and OMPI_MCA_btl={own} is set: "
+            "unset it, or leave --survive-workers out"
+        )
+    return {"OMPI_MCA_btl": needed, "OMPI_MCA_btl_tcp_if_include": "127.0.0.0/8"}
 
 
 def _option_name(option: str) -> str:

@@ -17,7 +17,7 @@ from hpcasync.ps.server.parameter_groups import ParameterGroup
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.files import read_state
-from hpcasync.runs.run_state import RunState
+from hpcasync.runs.run_state import FreshStart, RunState
 from hpcasync.train.loop.batch_order import TicketOrder
 from hpcasync.train.supervise.stopping import StopRules
 
@@ -66,23 +66,26 @@ class ProgramTask:
     def knows_last_backward(self) -> bool:
         return self.config.sums_during_backward
 
-    def fresh_updates(self, num_workers: int) -> int:
+    def fresh_start(self, num_workers: int) -> FreshStart:
         config = self.config
-        if config.fresh_updates is not None:
-            return config.fresh_updates
-        pushes = config.pushes_per_update(num_workers)
-        if pushes == 1:
-            return 0  # every push is an update: to wait for it is to wait for nobody
-        per_epoch = self.plan.num_batches() / (pushes * config.accumulate.local)  # of a stream nobody knows it: 0
-        return round(_FRESH_PART * (config.stop.updates or config.stop.epochs * per_epoch))
+        updates = config.fresh_updates
+        if config.is_always_fresh(num_workers):
+            updates = 0
+        elif updates is None:
+            batches = config.pushes_per_update(num_workers) * config.accumulate.local
+            per_epoch = self.plan.num_batches() / batches  # of a stream nobody knows it: 0
+            updates = round(_FRESH_PART * (config.stop.updates or config.stop.epochs * per_epoch))
+        return FreshStart(config.fresh_updates, updates)
 
-    def describe(self, num_workers: int) -> Iterator[str]:
+    def describe(self, num_workers: int, fresh_updates: int) -> Iterator[str]:
         flat, per_update = self.flat, self.config.pushes_per_update(num_workers) * self.config.accumulate.local
         yield (
             f"  model: {type(self.model).__name__}, {flat.num_trainable:,} parameters on {flat.parameters.device.type}"
         )
         yield f"  updates on CPU: {describe_updates()}"
         yield f"  {self.plan.describe()}; {per_update} batches per update"
+        if fresh_updates:
+            yield f"  fresh start: workers wait for the first {fresh_updates:,} updates, as in sync (fresh_updates)"
         if self.ending:
             yield (
                 f"  this run was at its end ({self.ending}): nothing is left to train; give it more, or give another "

@@ -68,10 +68,8 @@ class _Setup:
 
     @property
     def fresh_updates(self) -> int:
-        """Of the fresh start, as the run began: `stop` and `schedule`, on which it depends, may be others by now."""
-        if self.saved is not None:
-            return self.saved.fresh_updates
-        return self.task.fresh_updates(self.cluster.workers)
+        """First updates that workers wait for, as in sync."""
+        return 0 if self.state.fresh_start is None else self.state.fresh_start.updates
 
 
 def run_simulated_training(
@@ -118,7 +116,6 @@ def _simulate(setup: _Setup, make_times: MakeTimes) -> int:
         supervisor,
         writer,
         cluster.workers,
-        fresh_updates=setup.fresh_updates,
         hosts=hosts_of(config, cluster, len(setup.shards)),
     )
     program: Program = training
@@ -162,7 +159,10 @@ def _set_up(config: Config, cluster: ClusterConfig) -> _Setup:
     task = make_task(config, device)
     # One per server; in sync the whole.
     shards = cut_in_shards(task.optimizers, task.flat.num_elements, max(1, config.num_servers))
-    return _Setup(config, cluster, roles, task, shards, RunState.new(config), None, _Clock())
+    state = RunState.new(config)
+    if config.mode != "sync":
+        state = state.with_fresh_start(task.fresh_start(cluster.workers))
+    return _Setup(config, cluster, roles, task, shards, state, None, _Clock())
 
 
 def _go_on(setup: _Setup) -> None:
@@ -174,7 +174,8 @@ def _go_on(setup: _Setup) -> None:
     shard_tensors = [read_shard(checkpoint, num_shards, shard) for shard in setup.shards]
     setup.saved = SavedSimulation(str(checkpoint), state.counters.num_updates, shard_tensors)
     # The replay counts gradients and batches again, those left out that came after the last update.
-    setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts())
+    fresh_start = state.fresh_start or setup.state.fresh_start
+    setup.state = RunState(state.counters, TicketLedger(), state.best, PushCounts(), fresh_start)
     setup.saved.check()  # refuses what no simulation has written, before anything is
 
 

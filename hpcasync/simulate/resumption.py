@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Begins what only a simulation needs, in a shard's file; real runs pass over it.
 _PREFIX = "simulation."
 _REJECTED = "rejected"
-_FRESH = "fresh_updates"
 _VERSION = "version."
 _MEMORY = "memory."
 
@@ -51,12 +50,10 @@ class Moment:
     Attributes:
         versions: older ones that somebody still holds, by number.
         memories: of each server (`SimulatedServer.memory`).
-        fresh_updates: of the run's fresh start.
     """
 
     versions: dict[int, Version]
     memories: Sequence[Tensors]
-    fresh_updates: int
 
     def tensors(self, server: int, shard: Shard, rejected: Sequence[int]) -> Tensors:
         """What goes into a server's shard file: vectors of the shard, by name."""
@@ -66,7 +63,6 @@ class Moment:
             tensors[f"{_VERSION}{number}"] = version.vector[shard.start : shard.stop].clone()
         if server == 0:  # of two dimensions, as no vector is
             tensors[_REJECTED] = torch.tensor([rejected], dtype=torch.int64)
-            tensors[_FRESH] = torch.tensor([[self.fresh_updates]], dtype=torch.int64)
         return {_PREFIX + key: tensor for key, tensor in tensors.items()}
 
 
@@ -86,7 +82,7 @@ class SavedSimulation:
 
     def check(self) -> None:
         """Refuse what no simulation of this version has written."""
-        if not {_PREFIX + _REJECTED, _PREFIX + _FRESH} <= self.shards[0].keys():
+        if _PREFIX + _REJECTED not in self.shards[0]:
             raise UserError(
                 f"--resume: {self.name} was not written by `hpcasync simulate` of this version: go on with "
                 "`hpcasync train --resume`, or start anew with --overwrite"
@@ -95,11 +91,6 @@ class SavedSimulation:
     def rejected(self) -> set[int]:
         """Batches whose gradients were not finite."""
         return set(self.shards[0][_PREFIX + _REJECTED].flatten().tolist())
-
-    @property
-    def fresh_updates(self) -> int:
-        """Of the fresh start, as the run began."""
-        return int(self.shards[0][_PREFIX + _FRESH])
 
     def memory(self, server: int) -> Tensors:
         prefix = _PREFIX + _MEMORY

@@ -30,7 +30,6 @@ class Training:
         task: corpus and model, which computes the gradients of all workers, one after the other.
         shards: of the servers; one of the whole vector in sync.
         supervisor: counts, logs, saves and decides; its clock is the virtual one.
-        fresh_updates: of the fresh start, kept in checkpoints.
         hosts: that sum what is pushed there, if they do.
     """
 
@@ -42,7 +41,6 @@ class Training:
         writer: ShardWriter,
         num_workers: int,
         *,
-        fresh_updates: int,
         hosts: Hosts | None = None,
     ) -> None:
         self._config = config = task.config
@@ -51,7 +49,6 @@ class Training:
         self._flat = flat = task.flat
         self._supervisor = supervisor
         self._writer = writer
-        self._fresh_updates = fresh_updates
         # The servers' own parameters: those of the model are whatever a worker computes with.
         vector = flat.parameters.detach().to("cpu", copy=True)
         nobody: list[int | None] = [None] * num_workers
@@ -168,7 +165,7 @@ class Training:
         """The last update may turn out to be the one that is saved only when later gradients have been computed."""
         self._moment = None  # lets go of versions that nobody else holds
         older = {number: held for number, held in self._versions.items() if held is not self._published}
-        return Moment(older, [server.memory() for server in self._servers], self._fresh_updates)
+        return Moment(older, [server.memory() for server in self._servers])
 
     def _assemble(self) -> torch.Tensor:
         return torch.cat([server.published() for server in self._servers])

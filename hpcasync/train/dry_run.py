@@ -44,7 +44,7 @@ def show_run(config: Config) -> None:
     if speeds is None:
         return
     num_workers = len(roles.worker_ranks)
-    lines = [*roles.describe(), *resources.lines, *task.describe(num_workers)]
+    lines = [*roles.describe(), *resources.lines, *task.describe(num_workers, task.fresh_start(num_workers).updates)]
     lines += length_lines(config, task, num_workers, sum(speeds))
     if comm.size == 1 and config.mode != "sync":
         num_servers = 1 if config.has_server_per_device else config.num_servers

@@ -75,7 +75,7 @@ def _make_engine(run: Run) -> Engine:
         run.config,
         ranks.num_workers,
         server_threads=ranks.resources.server_threads,
-        fresh_updates=task.fresh_updates(ranks.num_workers),
+        fresh_updates=run.fresh_updates,
         may_lose_workers=ranks.deaths.may_lose_workers,
     )
     setup = EngineSetup(

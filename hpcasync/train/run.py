@@ -25,7 +25,7 @@ from hpcasync.runs.directory import (
     save_configuration,
     take_over,
 )
-from hpcasync.runs.run_state import RunState
+from hpcasync.runs.run_state import FreshStart, RunState
 from hpcasync.timeline import Timeline
 from hpcasync.train.header import header_lines
 from hpcasync.train.loop.batch_order import TicketOrder
@@ -83,10 +83,10 @@ class RunTask(Protocol):
     def knows_last_backward(self) -> bool:
         """Whether `Exchange.expect_gradient` is called, and what backward makes then is the gradient that is pushed."""
 
-    def fresh_updates(self, num_workers: int) -> int:
-        """First updates that workers wait for, as in sync."""
+    def fresh_start(self, num_workers: int) -> FreshStart:
+        """Of a run that begins on so many workers."""
 
-    def describe(self, num_workers: int) -> Iterator[str]:
+    def describe(self, num_workers: int, fresh_updates: int) -> Iterator[str]:
         """For the header of the run."""
 
     def order(self, state: RunState) -> TicketOrder:
@@ -116,6 +116,11 @@ class Run:
         self._overwrites = False
 
     @property
+    def fresh_updates(self) -> int:
+        """First updates that workers wait for, as in sync."""
+        return 0 if self.state.fresh_start is None else self.state.fresh_start.updates
+
+    @property
     def slowdown(self) -> float:
         """How many times as long this worker's computations are made to take, for experiments."""
         straggler = self.config.straggler
@@ -140,6 +145,8 @@ class Run:
             # A run that goes on meanwhile may have a newer one when the next rank looks.
             self.checkpoint = self.ranks.comm.bcast(self.checkpoint, root=self.ranks.roles.coordinator_rank)
             collectively(self.ranks.comm, self._read_state)
+            if self.config.mode != "sync":
+                self.state = self.state.with_fresh_start(self.task.fresh_start(self.ranks.num_workers))
             yield
 
     def begin_records(self) -> None:
@@ -170,7 +177,7 @@ class Run:
         recorder = begin_records(
             config,
             ranks.roles,
-            header_lines(config, ranks, task.describe(ranks.num_workers), windows),
+            header_lines(config, ranks, task.describe(ranks.num_workers, self.fresh_updates), windows),
             self.checkpoint,
             batches_per_epoch=task.plan.num_batches(),
             unit=task.unit,

@@ -112,6 +112,18 @@ def test_several_workers_cover_the_corpus_exactly(trainer: Trainer, tiny_corpus:
     assert summary["num_updates"] == 4 + -(-(num_batches - 12) // 3)
 
 
+def test_a_fresh_start_that_is_over_does_not_begin_again(trainer: Trainer) -> None:
+    """It is at most a quarter of a run, which is longer when it goes on; what is set anew holds, and is told."""
+    common = "mode=async-global", "name=fresh"
+    first = trainer(3, *common, "staleness.fresh_start=3", stop(8))
+    longer = trainer(4, *common, "staleness.fresh_start=3", stop(12), flags=["--resume"])
+    for run, state in ((first, first.state("u00000008")), (longer, longer.state("u00000012"))):
+        assert "fresh start: workers wait for the first 2 updates" in run.job.stdout
+        assert state["fresh_start"] == {"setting": 3, "updates": 2}
+    anew = trainer(3, *common, "staleness.fresh_start=2", stop(16), flags=["--resume"])
+    assert "fresh start: workers wait for the first 4 updates" in anew.job.stdout
+
+
 def test_modes_take_over_from_each_other(trainer: Trainer, tiny_corpus: TinyCorpus) -> None:
     """sync, then async-global, then sync to the end of an epoch, each from the run before it, which stays as it is."""
     first = trainer(2, "mode=sync", "name=modes", stop(4))

@@ -1,7 +1,10 @@
 """Workers that are killed while training goes on without them, and deaths that end the job (`--survive-workers`)."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from math import isfinite
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from running_job import RunningJob, StartJob
 from test_signals import check_consistent, write_config
 from tiny_training import TinyCorpus
 
+from hpcasync.bench.network_hosts import reason_to_skip as reason_without_hosts
 from hpcasync.exit_codes import RANK_LOST
 from hpcasync.runs.files import read_state
 
@@ -108,6 +112,19 @@ def test_the_death_of_a_server_ends_the_job(
     )
     assert len(re.findall(message, job.output)) == 1, job.output
     assert "Traceback" not in job.output
+
+
+def test_a_machine_without_a_network(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    """Messages go over TCP, and a container may have nothing but the interface to itself."""
+    if reason := reason_without_hosts():
+        pytest.skip(reason)
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    launch = [sys.executable, "-m", "hpcasync", "launch", "-n", "3", *SURVIVE, "--", "train"]
+    command = [*alone, *launch, str(write_config(tmp_path, tiny_corpus)), "stop={updates: 5}"]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0 and "5 updates" in done.stdout, done.stdout + done.stderr
 
 
 def test_synchronous_training_cannot_survive(tmp_path: Path, tiny_corpus: TinyCorpus, start_job: StartJob) -> None:

@@ -181,6 +181,24 @@ def test_the_fresh_start_is_at_most_a_quarter_of_the_run(stop: dict[str, int], s
     assert fresh_updates(stop, schedule) == expected
 
 
+@pytest.mark.parametrize(
+    ("more", "num_workers", "expected"),
+    [
+        ({"mode": "sync"}, 3, True),
+        ({"exchange": {"pull": "applied"}}, 3, True),
+        ({"mode": "async"}, 3, True),
+        ({"mode": "async", "exchange": {"pull": "latest"}}, 3, False),
+        ({"exchange": {"pull": "handled"}}, 1, True),
+        ({"exchange": {"pull": "handled"}}, 3, False),
+        ({}, 1, False),
+    ],
+)
+def test_a_fresh_start_is_of_use_where_a_worker_may_go_on_without_its_update(
+    more: dict[str, Any], num_workers: int, expected: bool
+) -> None:
+    assert parse(**more).is_always_fresh(num_workers) == expected
+
+
 def fresh_updates(stop: dict[str, int], schedule: str) -> int:
     """An update has six batches of 100 target tokens, an epoch ten updates."""
     config = parse_config(

@@ -57,6 +57,8 @@ def test_surviving_workers_needs_open_mpi() -> None:
     )
     assert result.variables["HPCASYNC_SURVIVE_WORKERS"] == "1"
     assert result.variables["OMPI_MCA_btl"] == "^sm" and "OMPI_MCA_btl" not in line().variables
+    with pytest.raises(UserError, match=r"OMPI_MCA_btl=self,sm is set: unset it"):
+        job_line(OPEN_MPI, 3, PROGRAM, **{**survive, "environment": {"OMPI_MCA_btl": "self,sm"}})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--survive-workers needs Open MPI, and mpi4py uses MPICH"):
         job_line(MPICH, 3, PROGRAM, **survive)  # type: ignore[arg-type]
 

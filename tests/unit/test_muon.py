@@ -325,7 +325,7 @@ def test_a_run_says_when_matrices_make_shards_uneven_and_refuses_servers_without
     def lines(*overrides: str) -> str:
         common = f"data.path={tiny_run.corpus}", "optimizer.name=muon", "mode=async-global"
         config = load_config(tiny_run.run_dir / "config.yaml", (*common, *overrides))
-        return "\n".join(make_task(config, torch.device("cpu")).describe(2))
+        return "\n".join(make_task(config, torch.device("cpu")).describe(2, 0))
 
     assert "shards" not in lines("roles.servers=1") and "shards" not in lines("roles.servers=per-device")
     uneven = lines("roles.servers=64")

@@ -23,7 +23,7 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.directory import optimizer_of_run
 from hpcasync.runs.identity import identity
-from hpcasync.runs.run_state import RunState
+from hpcasync.runs.run_state import FreshStart, RunState
 from hpcasync.train.loop.batch_order import BatchOrder
 from hpcasync.train.loop.corpus_checks import open_corpora
 from hpcasync.train.loop.fine_tuning import freeze_, start_from_
@@ -120,11 +120,12 @@ class Task:
                 f"{checkpoint} was written with optimizer.name={before}, now {now}: go on with optimizer.name={before}"
             )
 
-    def fresh_updates(self, num_workers: int) -> int:
-        """Updates of staleness.fresh_start; none where nobody waits: an update of one push is there with it."""
-        if self.config.mode == "sync" or self.config.pushes_per_update(num_workers) == 1:
-            return 0
-        return self.config.fresh_updates(num_workers, self.tokens_per_batch, self.plan.num_batches())
+    def fresh_start(self, num_workers: int) -> FreshStart:
+        config = self.config
+        updates = 0
+        if not config.is_always_fresh(num_workers):
+            updates = config.fresh_updates(num_workers, self.tokens_per_batch, self.plan.num_batches())
+        return FreshStart(config.staleness.fresh_start, updates)
 
     def effective_batch(self, num_workers: int) -> float:
         """Target tokens in one update, on average."""
@@ -139,8 +140,8 @@ class Task:
         num_servers = 1 if self.config.has_server_per_device else max(1, self.config.num_servers)
         return cost_of_dearest_shard(self.optimizers, self.flat.num_elements, num_servers)
 
-    def describe(self, num_workers: int, fresh_updates: int | None = None) -> Iterator[str]:
-        """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start, if it is known."""
+    def describe(self, num_workers: int, fresh_updates: int) -> Iterator[str]:
+        """Sizes of model and corpus, how updates are made, the effective batch, and the fresh start."""
         config, flat, plan, model = self.config, self.flat, self.plan, self.config.model
         device = flat.parameters.device
         yield (
@@ -164,8 +165,11 @@ class Task:
             f"  effective batch: {self.effective_batch(num_workers):,.0f} target tokens per update "
             f"(local {config.accumulate.local} x {summed})"
         )
-        if fresh := self.fresh_updates(num_workers) if fresh_updates is None else fresh_updates:
-            yield f"  fresh start: workers wait for the first {fresh:,} updates, as in sync (staleness.fresh_start)"
+        if fresh_updates:
+            yield (
+                f"  fresh start: workers wait for the first {fresh_updates:,} updates, as in sync "
+                "(staleness.fresh_start)"
+            )
 
     def _matrices_told(self) -> str:
         if callable(groups := self.optimizers):
