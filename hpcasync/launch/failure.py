@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -25,6 +26,8 @@ _GRACE_SECONDS = 1.5
 _RELAY_SECONDS = 0.2
 _KILLED_SECONDS = 10.0
 
+# What a rank does before the others are ended because its program has.
+_farewells: list[Callable[[], object]] = []
 # Kept open until the process ends.
 _held_names: list[socket.socket] = []
 
@@ -42,11 +45,13 @@ def end_process(error: BaseException, *, aborts_on_exit: bool = False) -> NoRetu
     exit_code = _exit_code(error)
     lifeline.leave(exit_code)
     drop_unwritten_output()
-    mpi = _running_mpi()
+    mpi = running_mpi()
     if isinstance(error, SystemExit):
         if aborts_on_exit and exit_code and mpi is not None:
             if not isinstance(error.code, int):
                 print(error.code, file=sys.stderr, flush=True)
+            for farewell in _farewells:
+                farewell()
             time.sleep(_RELAY_SECONDS)
             mpi.COMM_WORLD.Abort(exit_code)
         raise error
@@ -59,6 +64,11 @@ def end_process(error: BaseException, *, aborts_on_exit: bool = False) -> NoRetu
     sys.exit(exit_code)
 
 
+def before_exit(farewell: Callable[[], object]) -> None:
+    """Have something done before sys.exit on this rank ends all."""
+    _farewells.append(farewell)
+
+
 def abort_on_thread_errors() -> None:
     """Make an exception that ends a thread end the process and its job, which would wait for the thread for ever."""
 
@@ -67,7 +77,7 @@ def abort_on_thread_errors() -> None:
         if error is None or isinstance(error, SystemExit):
             return
         lifeline.leave(_exit_code(error))
-        mpi = _running_mpi()
+        mpi = running_mpi()
         if mpi is None and isinstance(error, UserError):
             _report(error, None)
             os._exit(error.exit_code)
@@ -143,7 +153,7 @@ def _is_first_on_host(rank: JobRank) -> bool:
     return True
 
 
-def _running_mpi() -> ModuleType | None:
+def running_mpi() -> ModuleType | None:
     """mpi4py.MPI of a job of several ranks between start and end of MPI; never starts it."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:

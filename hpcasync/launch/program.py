@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
-from hpcasync.launch.failure import abort_on_thread_errors, end_process
+from hpcasync.launch.failure import abort_on_thread_errors, end_process, running_mpi
 from hpcasync.launch.ranks import rank_from_environment
 from hpcasync.launch.standard_input import take_input
 
@@ -70,11 +70,12 @@ def run_program(arguments: list[str]) -> None:
 
 
 def _say_before_exit() -> None:
-    """Many programs end by os._exit once MPI is finalised: no death."""
+    """Many programs end by os._exit once MPI is finalised: no death. Before that it is one."""
     leave_at_once = os._exit
 
     def leave(status: int) -> NoReturn:
-        lifeline.leave(status)
+        if running_mpi() is None:
+            lifeline.leave(status)
         leave_at_once(status)
 
     os._exit = leave

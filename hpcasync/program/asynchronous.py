@@ -20,12 +20,15 @@ class ProgramServer(ServerPart):
         super().__init__(run, engine)
         self._task = task
         self._messages = messages
+        self.last_version: int | None = None
         self._program: ProgramObserver | None = None
 
     def end(self) -> int:
         """All ranks have ended: they get the last version. Returns the job's exit code."""
         exit_code = super().end()
-        give_last_version(self._run, self._task, None if self._program is None else self._program.final, exit_code)
+        self.last_version = give_last_version(
+            self._run, self._task, None if self._program is None else self._program.final, exit_code
+        )
         return exit_code
 
     def _observer(self, supervisor: Supervisor) -> ProgramObserver:
@@ -41,6 +44,7 @@ class ProgramWorker(WorkerPart):
         super().__init__(run, engine)
         self._task = task
         self._messages = messages
+        self.last_version: int | None = None
         self._worker = worker
         if task.plan.is_split:
             self.exchange.numbers = count(run.ranks.worker, run.ranks.num_workers)
@@ -54,7 +58,7 @@ class ProgramWorker(WorkerPart):
         self.exchange.close()
         self._messages.end()
         exit_code = self._engine.close()
-        give_last_version(self._run, self._task, None, exit_code)
+        self.last_version = give_last_version(self._run, self._task, None, exit_code)
         return exit_code
 
     def _after_step(self) -> None:

@@ -3,13 +3,14 @@
 import atexit
 import weakref
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 from mpi4py import MPI
 
 from hpcasync.comm.roles import Roles
 from hpcasync.errors import UserError
-from hpcasync.launch.failure import end_process
+from hpcasync.launch.failure import before_exit, end_process
 
 
 class Attendance:
@@ -25,6 +26,7 @@ class Attendance:
         self._has_come = False
         self._stream: weakref.ref[Generator[Any, None, None]] | None = None
         atexit.register(self._leave)
+        before_exit(self._leave_loop)
 
     def begins(self, stream: Generator[Any, None, None]) -> None:
         """The program has this loop's batches."""
@@ -52,8 +54,14 @@ class Attendance:
                 self._meet()
             except UserError as error:
                 end_process(error)
-        elif self._stream is not None and (stream := self._stream()) is not None:
-            stream.close()
+        else:
+            self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        """As with a break: also where the program, which is over, holds its batches still."""
+        if self._has_come and self._stream is not None and (stream := self._stream()) is not None:
+            with suppress(SystemExit):  # the program's own exit code stands
+                stream.close()
 
     def _meet(self) -> None:
         have_come = self._comm.allgather(self._has_come)
@@ -62,6 +70,6 @@ class Attendance:
         if gone and any(have_come):
             what = "server" if self._roles.is_server(gone[0]) else "worker"
             raise UserError(
-                f"rank {gone[0]}, a {what}, has ended its program before the loop of job.share(), and the others wait "
+                f"rank {gone[0]}, a {what}, has ended its program before the job's loop, and the others wait "
                 "for it there: all ranks go through the loop, servers too, which have no batches in it"
             )

@@ -1,7 +1,8 @@
 """A rank's part in a training that the ranks of a program have joined: what `hpcasync.join` returns."""
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,18 +13,21 @@ from torch.utils.data import DataLoader, IterableDataset
 from hpcasync.comm.mpi import collectively, require_same
 from hpcasync.config.program import ProgramConfig
 from hpcasync.errors import UserError
+from hpcasync.program.arguments import as_number, require_loader
 from hpcasync.program.asynchronous import ProgramServer, ProgramWorker
 from hpcasync.program.attendance import Attendance
 from hpcasync.program.batch_plan import BatchPlan
 from hpcasync.program.dealing import Plan
+from hpcasync.program.final import ProgramPart
 from hpcasync.program.messages import Messages
 from hpcasync.program.schedule import Schedule
 from hpcasync.program.streams import StreamPlan
 from hpcasync.program.synchronous import ProgramSynchronous
 from hpcasync.program.task import ProgramTask
 from hpcasync.program.worker import Worker
+from hpcasync.ps.engine import Engine
 from hpcasync.ps.worker.flat_parameters import FlatParameters
-from hpcasync.train.parts import Part, begin
+from hpcasync.train.parts import begin
 from hpcasync.train.ranks import Ranks
 from hpcasync.train.run import Run
 
@@ -56,6 +60,10 @@ class _Held:
     is_over: bool = False
 
 
+# Comes after the last batch, where the run is to stay open until the program asks for another one.
+_NO_MORE = object()
+
+
 class Job:
     """A rank's part in a job.
 
@@ -73,6 +81,7 @@ class Job:
         self._attendance = Attendance(joined.ranks.comm, joined.ranks.roles)
         self._validated = 0
         self._has_shared = False
+        self._last_version: int | None = None
         self.rank = joined.ranks.comm.rank
         self.is_server = joined.ranks.is_server
         self.num_workers = joined.ranks.num_workers
@@ -89,8 +98,8 @@ class Job:
 
     @property
     def version(self) -> int:
-        """Number of updates in the parameters that this rank's module has, while it trains."""
-        return self._worker.version
+        """Number of updates in the parameters that this rank's module has; of a server's once training has ended."""
+        return self._worker.version if self._last_version is None else self._last_version
 
     def share(
         self, loader: "DataLoader[Any]", epochs: int = 0, *, updates: int = 0, seconds: float = 0.0
@@ -113,14 +122,22 @@ class Job:
             SystemExit: training was stopped by a signal (code 85), or has diverged (86): the program ends here.
         """
         given = {key: limit for key, limit in (("epochs", epochs), ("updates", updates), ("seconds", seconds)) if limit}
-        stream = self._share(loader, given)
+        return self._begin_stream(loader, given)
+
+    def _begin_stream(
+        self, loader: "DataLoader[Any]", given: dict[str, float], *, tells_end: bool = False
+    ) -> Generator[Any, None, None]:
+        stream = self._share(loader, given, tells_end=tells_end)
         self._attendance.begins(stream)
         return stream
 
-    def _share(self, loader: "DataLoader[Any]", given: dict[str, float]) -> Generator[Any, None, None]:
+    def _share(
+        self, loader: "DataLoader[Any]", given: dict[str, float], *, tells_end: bool
+    ) -> Generator[Any, None, None]:
         if self._has_shared:
-            raise UserError("job.share() a second time: a job trains once; give it the number of epochs")
+            raise UserError("a second loop over the job's batches: a job trains once; give it the number of epochs")
         self._has_shared = True
+        require_loader(loader)
         joined = self._joined
         config = joined.config.model_copy(update={"stop": joined.config.stop.model_copy(update=given)})
         stop = config.stop
@@ -140,7 +157,12 @@ class Job:
                     except GeneratorExit:
                         self._worker.discard()
                         messages.tell({"stop": True})
+                        tells_end = False
+                    if tells_end:
+                        with suppress(GeneratorExit):  # of a loop that is over nothing is left out
+                            yield _NO_MORE
                 exit_code = part.end()
+                self._last_version = part.last_version
                 self._messages = None
                 messages.free()
                 self._attendance.end()
@@ -157,13 +179,18 @@ class Job:
         Workers do not wait for each other where an epoch ends. With `accumulate` a step's batches are in one epoch's
         loop, the last of which may come from the next epoch. A server goes through the outer loop once.
         """
-        stream, held = self.share(loader, number), _Held()
-        for epoch in range(number):
-            yield self._one_epoch(stream, epoch, held)
-            if held.is_over:
-                return
-        for _ in stream:
-            self._worker.discard()  # left by the program in the loop within
+        if number < 1:
+            raise UserError(f"job.epochs(loader, {number}): give the number of epochs")
+        stream, held = self._begin_stream(loader, {"epochs": number}, tells_end=True), _Held()
+        try:
+            for epoch in range(number):
+                yield self._one_epoch(stream, epoch, held)
+                if held.is_over:
+                    break
+            for _ in stream:
+                self._worker.discard()  # left by the program in the loop within
+        finally:
+            stream.close()  # also where the program holds the loop within
 
     def loader(self, loader: "DataLoader[Any]", epochs: int) -> "SharedLoader":
         """`share` for a framework that has the loop itself, and goes through a loader once (examples/trainer.py)."""
@@ -172,11 +199,11 @@ class Job:
     def _one_epoch(self, stream: Iterator[Any], epoch: int, held: "_Held") -> Iterator[Any]:
         while not held.is_over:
             if not held.batches:
-                try:
-                    held.batches.append(next(stream))
-                except StopIteration:
+                batch = next(stream, _NO_MORE)
+                if batch is _NO_MORE:
                     held.is_over = True
                     return
+                held.batches.append(batch)
             if self._worker.epoch > epoch and self._worker.num_open == 1:
                 return
             yield held.batches.pop()
@@ -190,7 +217,10 @@ class Job:
 
         With it the run ends where it is not finite, or runs away (`stop.diverged`).
         """
-        self._worker.note_loss(loss)
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            self._worker.note_loss(loss.detach())
+        else:
+            self._worker.note_loss(as_number("job.log(…)", loss))
 
     def should_validate(self, every: int) -> bool:
         """Whether to validate now: on the first worker, when its module has passed a multiple of `every` updates.
@@ -205,8 +235,8 @@ class Job:
     def record(self, **scores: float) -> None:
         """Put scores of the module's version into the run's records (metrics.jsonl, TensorBoard), within the loop."""
         if self._messages is None:
-            raise UserError("job.record() outside of the loop of job.share(): the run's records are closed there")
-        told = {name: float(score) for name, score in scores.items()}
+            raise UserError("job.record() outside of the job's loop: the run's records are closed there")
+        told = {name: as_number(f"job.record({name}=…)", score) for name, score in scores.items()}
         self._messages.tell({"version": self.version, "scores": told})
 
     def _task(self, config: ProgramConfig, loader: "DataLoader[Any]") -> ProgramTask:
@@ -222,8 +252,6 @@ class Job:
         return ProgramTask(config, joined.model, joined.flat, joined.schedule, plan)
 
     def _plan(self, config: ProgramConfig, loader: "DataLoader[Any]") -> Plan:
-        if loader.batch_size is None and loader.batch_sampler is None:
-            raise UserError("job.share needs a DataLoader with batches: give it batch_size or a batch_sampler")
         if not isinstance(loader.dataset, IterableDataset):
             return BatchPlan(loader, config.seed)
         if config.schedule_per == "epoch":
@@ -237,12 +265,13 @@ class Job:
         worker = None if self.is_server else ranks.worker
         return StreamPlan(loader, config.seed, config.stop.epochs, worker, ranks.num_workers)
 
-    def _begin(self, run: Run, task: ProgramTask, messages: Messages) -> Part:
+    def _begin(self, run: Run, task: ProgramTask, messages: Messages) -> ProgramPart:
         self._validated = run.state.counters.num_updates
         worker = self._worker
-        part: Part = begin(
+        server: Callable[[Run, Engine], ProgramPart] = partial(ProgramServer, task=task, messages=messages)
+        part = begin(
             run,
-            partial(ProgramServer, task=task, messages=messages),
+            server,
             partial(ProgramWorker, task=task, messages=messages, worker=worker),
             partial(ProgramSynchronous, task=task, messages=messages, worker=worker),
         )

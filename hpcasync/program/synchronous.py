@@ -25,6 +25,7 @@ class ProgramSynchronous(SynchronousPart):
         super().__init__(run, collectives)
         self._task = task
         self._messages = messages
+        self.last_version: int | None = None
         self._worker = worker
         if self._supervisor is not None:
             self._supervisor.snapshot_buffers = lambda: kept_arrays(task.model)
@@ -42,7 +43,9 @@ class ProgramSynchronous(SynchronousPart):
         if self._supervisor is not None:
             heed(self._messages.rest(), self._supervisor)
         exit_code = super().end()
-        give_last_version(self._run, self._task, self._state.averaged.cpu() if comm.rank == 0 else None, exit_code)
+        self.last_version = give_last_version(
+            self._run, self._task, self._state.averaged.cpu() if comm.rank == 0 else None, exit_code
+        )
         for buffer in self._task.model.buffers():
             values = buffer.cpu().contiguous()
             comm.Bcast(values.reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16

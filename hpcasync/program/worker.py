@@ -119,7 +119,9 @@ class Worker:
     def weigh(self, weight: int) -> None:
         """What the newest batch weighs, in place of its samples."""
         if not self._open:
-            raise UserError("job.weigh() before the first batch of job.share()")
+            raise UserError(
+                "job.weigh() without a batch: call it for each batch of the job's loop, before optimizer.step()"
+            )
         if self._leaving:
             raise UserError("job.weigh() after backward(): with sums_during_backward the gradient is on its way then")
         if weight <= 0 or weight != int(weight):
@@ -129,8 +131,11 @@ class Worker:
     def note_loss(self, loss: float | torch.Tensor) -> None:
         """The newest batch's loss; read when it is pushed."""
         if not self._open:
-            raise UserError("job.log() without a batch: call it before optimizer.step()")
-        self._open[-1].loss = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+            raise UserError(
+                "job.log() without a batch: call it in the loop over the job's batches (not the loader's), before "
+                "optimizer.step()"
+            )
+        self._open[-1].loss = loss
 
     def zero_grad(self) -> None:
         """Begin a new gradient. One without a step is dropped: GradScaler leaves those out that overflow."""
@@ -142,7 +147,7 @@ class Worker:
     def step(self) -> None:
         """Push the gradient of all batches since the last step, wait as configured, and pull."""
         if self._exchange is None or not self._open:
-            raise UserError("optimizer.step() without a batch of job.share() since the last one")
+            raise UserError("optimizer.step() without a batch of the job's loop since the last one")
         if self._has_old_gradient:
             raise UserError("optimizer.step() without optimizer.zero_grad() since the last one")
         num_batches = len(self._open)
