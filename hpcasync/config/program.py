@@ -30,8 +30,10 @@ class ProgramConfig(RunConfig):
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="whether the program's losses are means over what a batch weighs, or sums"
     )
-    schedule_per: Literal["batch", "update", "epoch"] = Field(
-        "batch", description="how often the scheduler makes a step; batch: as many as an update has, at each update"
+    schedule_per: Literal["step", "batch", "update", "epoch"] = Field(
+        "step",
+        description="how often the scheduler makes a step; step: for each step of a worker, as many as an update has; "
+        "batch: likewise for batches",
     )
     sums_during_backward: bool = Field(
         False,

@@ -70,11 +70,17 @@ def run_program(arguments: list[str]) -> None:
 
 
 def _say_before_exit() -> None:
-    """Many programs end by os._exit once MPI is finalised: no death. Before that it is one."""
+    """Many programs end by os._exit once MPI is finalised: no death. Before that it ends the job, and is named."""
     leave_at_once = os._exit
 
     def leave(status: int) -> NoReturn:
-        if running_mpi() is None:
+        is_early, rank = running_mpi() is not None, rank_from_environment()
+        if is_early and status:
+            where = f"rank {rank.world_rank}" if rank else "a rank"
+            print(
+                f"hpcasync: {where} has ended by os._exit({status}), and the job with it", file=sys.stderr, flush=True
+            )
+        if status or not is_early:
             lifeline.leave(status)
         leave_at_once(status)
 

@@ -97,6 +97,11 @@ class Job:
         )
 
     @property
+    def has_trained(self) -> bool:
+        """Whether its loop is over."""
+        return self._has_shared and self._messages is None
+
+    @property
     def version(self) -> int:
         """Number of updates in the parameters that this rank's module has; of a server's once training has ended."""
         return self._worker.version if self._last_version is None else self._last_version
@@ -232,7 +237,7 @@ class Job:
             self._validated = self.version
         return is_due
 
-    def record(self, **scores: float) -> None:
+    def record(self, **scores: float | torch.Tensor) -> None:
         """Put scores of the module's version into the run's records (metrics.jsonl, TensorBoard), within the loop."""
         if self._messages is None:
             raise UserError("job.record() outside of the job's loop: the run's records are closed there")
@@ -247,15 +252,18 @@ class Job:
         require_same(comm, plan.digest, "the order of the batches")
         if config.schedule_per != "update":
             joined.schedule.batches_per_update = config.pushes_per_update(self.num_workers) * config.accumulate.local
+        if config.schedule_per == "step":
+            joined.schedule.batches_per_step = config.accumulate.local
         if config.schedule_per == "epoch":
             joined.schedule.batches_per_step = plan.num_batches()
+        joined.schedule.begin()
         return ProgramTask(config, joined.model, joined.flat, joined.schedule, plan)
 
     def _plan(self, config: ProgramConfig, loader: "DataLoader[Any]") -> Plan:
         if not isinstance(loader.dataset, IterableDataset):
             return BatchPlan(loader, config.seed)
         if config.schedule_per == "epoch":
-            raise UserError("schedule_per=epoch: nobody knows how long a stream's epoch is; step per batch or update")
+            raise UserError("schedule_per=epoch: nobody knows how long a stream's epoch is; say step, batch or update")
         ranks = self._joined.ranks
         if ranks.deaths.may_lose_workers:
             raise UserError(

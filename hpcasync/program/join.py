@@ -1,6 +1,7 @@
 """`hpcasync.join`: a program's module and optimizer become a rank of a job."""
 
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,10 @@ from hpcasync.config.program import ProgramConfig, program_config
 from hpcasync.deaths import lifeline
 from hpcasync.errors import UserError
 from hpcasync.launch.failure import abort_on_thread_errors, end_process
+from hpcasync.program.arguments import require_module
 from hpcasync.program.job import Job, Joined
 from hpcasync.program.schedule import Schedule, parameters_in_order
+from hpcasync.program.scheduler_calls import SchedulerCalls
 from hpcasync.program.takeover import take_over
 from hpcasync.program.worker import Worker
 from hpcasync.ps.worker.flat_parameters import FlatParameters
@@ -37,7 +40,7 @@ def join(
     clip_norm: float = 0.0,
     seed: int = 1,
     reduction: str = "mean",
-    schedule_per: str = "batch",
+    schedule_per: str = "step",
     resume: bool | None = None,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -59,8 +62,8 @@ def join(
         clip_norm: global norm that an update's gradient is clipped to, by the servers; 0: no clipping.
         seed: of the order of batches.
         reduction: whether the losses are means or sums over what a batch weighs. An update is the mean over all of it.
-        schedule_per: "batch", "update" or "epoch": when the scheduler makes a step. With "batch" it keeps pace with the
-            data, however many batches an update has.
+        schedule_per: when the scheduler makes a step: "step", for each `optimizer.step()` of a worker, which keeps pace
+            with the data however many of these make an update; "epoch"; "batch"; or "update", a step of the servers.
         resume: go on from the run's newest checkpoint; default: if there is one.
         overwrite: remove what is in the run directory.
         settings: any other key of the configuration (`hpcasync train --keys`), such as {"staleness.limit": 4}.
@@ -84,7 +87,24 @@ def join(
     config = collectively(comm, lambda: program_config(run or _default_run(), settings or {}, **values))
     if resume and overwrite:
         raise UserError("hpcasync.join: resume and overwrite exclude each other", everywhere=True)
-    return _join(comm, config, model, optimizer, scheduler, resume=resume, overwrite=overwrite)
+    require_module(model, optimizer)
+    _require_no_other()
+    job = _join(comm, config, model, optimizer, scheduler, resume=resume, overwrite=overwrite)
+    _jobs.append(weakref.ref(job))
+    return job
+
+
+# That this process has joined.
+_jobs: "list[weakref.ref[Job]]" = []
+
+
+def _require_no_other() -> None:
+    other = _jobs.pop()() if _jobs else None
+    if other is not None and not other.has_trained:
+        raise UserError(
+            "hpcasync.join a second time, and what joined before has not been trained: a job has one optimizer (in any "
+            "number of groups) and one loop; a GAN, whose two optimizers step in turn, is not to be trained so"
+        )
 
 
 def _start() -> MPI.Intracomm:
@@ -114,11 +134,19 @@ def _join(
     require_same(comm, config.digest, "what hpcasync.join was given")
     config, ranks = settle_ranks(config, comm, may_be_alone=True)
     schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
-    schedule = collectively(comm, lambda: Schedule(optimizer, schedulers))
+    calls = SchedulerCalls(config.schedule_per)
+    schedule = collectively(comm, lambda: Schedule(optimizer, schedulers, calls))
     flat = collectively(comm, lambda: _flatten(model, optimizer, ranks.resources.device))
     require_same(comm, flat.digest, "the model")
     worker = Worker(config, flat, is_synchronous=not ranks.roles.server_ranks)
-    take_over(model, optimizer, worker.step, worker.zero_grad, may_scale=not config.sums_during_backward)
+
+    def step() -> None:
+        schedule.require_untouched()
+        epoch = worker.epoch_of_step
+        worker.step()
+        calls.after_step(epoch)
+
+    take_over(model, optimizer, step, worker.zero_grad, may_scale=not config.sums_during_backward)
     return Job(Joined(config, ranks, model, flat, schedule, resume, overwrite), worker)
 
 

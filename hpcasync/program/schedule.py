@@ -11,6 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hpcasync.errors import UserError
+from hpcasync.program.scheduler_calls import SchedulerCalls
 from hpcasync.ps.server.parameter_groups import ParameterGroup
 from hpcasync.ps.worker.flat_parameters import FlatParameters
 
@@ -23,27 +24,57 @@ class Schedule:
 
     Args:
         optimizer: of the program; its groups hold the settings.
-        schedulers: of the program, stepped from now on by this alone: their `step` does nothing any more.
+        schedulers: of the program, stepped from now on by this alone: their `step` only tells `calls`.
+        calls: of the program.
 
     Attributes:
         batches_per_update, batches_per_step: of training, and from one step of the schedulers to the next.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Sequence[LRScheduler]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedulers: Sequence[LRScheduler], calls: SchedulerCalls
+    ) -> None:
         self._optimizer = optimizer
         self._steps: list[Callable[[], None]] = []
-        for scheduler in schedulers:
+        for number, scheduler in enumerate(schedulers):
             if isinstance(scheduler, ReduceLROnPlateau) or not callable(getattr(scheduler, "step", None)):
                 raise UserError(
                     f"{type(scheduler).__name__} is no scheduler that counts steps: servers know no validation loss; "
                     "take one of torch.optim.lr_scheduler that does"
                 )
+            if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+                raise UserError(f"the {type(scheduler).__name__} is of another optimizer than the one that joins")
             self._steps.append(scheduler.step)
-            scheduler.step = _nothing  # type: ignore[method-assign]
+            scheduler.step = partial(_only_note, calls, number)  # type: ignore[method-assign]
         self.batches_per_update = self.batches_per_step = 1
         self._num_steps = 0
         self._first_version = self._first_batches = 0
         self._lock = threading.Lock()
+        self._known = self._values()
+
+    def begin(self) -> None:
+        """From now on the groups' settings are changed by the schedulers alone."""
+        self._known = self._values()
+
+    def require_untouched(self) -> None:
+        """Raises a UserError where the program has changed its optimizer's groups: servers step copies of them."""
+        groups = self._values()
+        if len(groups) != len(self._known):
+            raise UserError("the optimizer has got another group of parameters: give it all before it joins")
+        for number, (known, values) in enumerate(zip(self._known, groups, strict=True)):
+            for name in known.keys() & values.keys():
+                if values[name] != known[name]:
+                    raise UserError(
+                        f"the program has set {name} of the optimizer's group {number} to {values[name]} (it was "
+                        f"{known[name]}), which the servers, who make the steps, do not see: give hpcasync.join a "
+                        "scheduler that does it, such as torch.optim.lr_scheduler.LambdaLR(optimizer, function)"
+                    )
+
+    def _values(self) -> list[dict[str, Any]]:
+        """Of each group what can be compared."""
+        plain = (bool, int, float, str, tuple)
+        groups = map(_for_any_device, self._optimizer.param_groups)
+        return [{name: value for name, value in group.items() if isinstance(value, plain)} for group in groups]
 
     def go_on(self, version: int, num_batches: int) -> None:
         """The run resumes: so many batches are in a version, however many an update had when they were trained on."""
@@ -66,6 +97,7 @@ class Schedule:
                 step()
         except ValueError as error:
             raise UserError(f"the scheduler has no step {self._num_steps}: {error}") from error
+        self._known = self._values()
 
     def rate(self, version: int) -> float:
         """The learning rate of the first group for the update that makes a version."""
@@ -130,5 +162,6 @@ def _for_any_device(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _only_note(calls: SchedulerCalls, number: int, *_: Any, **__: Any) -> None:
     """The schedulers of a job are stepped with its updates."""
+    calls.note(number)

@@ -17,6 +17,9 @@ from hpcasync.ps.worker.push_checks import is_finite
 from hpcasync.timeline import Timeline
 from hpcasync.train.loop.exchange import Exchange
 
+# Gradients that a program drops in a row: GradScaler, while it halves its scale from 65,536.
+_MOST_DROPPED = 50
+
 
 @dataclass
 class _Batch:
@@ -24,12 +27,14 @@ class _Batch:
 
     Attributes:
         ticket: which one it is.
+        epoch: that it is of.
         num_samples: in it.
         weight: what it counts in an update.
         loss: as the program told it.
     """
 
     ticket: int
+    epoch: int
     num_samples: int
     weight: int
     loss: float | torch.Tensor | None = None
@@ -64,6 +69,9 @@ class Worker:
         self._leaving: set[int] = set()
         self._changes = 0
         self._has_old_gradient = False
+        # In a row, by the program.
+        self._num_dropped = 0
+        self._has_stepped = False
         self._started = 0.0
         for parameter, _ in flat.bounds:
             parameter.register_post_accumulate_grad_hook(self._note_backward)  # type: ignore[no-untyped-call]
@@ -72,6 +80,11 @@ class Worker:
     def version(self) -> int:
         """Number of updates in the parameters that the module has."""
         return 0 if self._exchange is None else self._exchange.version
+
+    @property
+    def epoch_of_step(self) -> int:
+        """Of the first batch since the last step."""
+        return self._open[0].epoch if self._open else self.epoch
 
     @property
     def num_open(self) -> int:
@@ -89,7 +102,7 @@ class Worker:
             dealt = plan.dealt(exchange.draw_ahead)
             while not exchange.is_finished and (each := next(dealt, None)) is not None:
                 self.epoch = each.epoch
-                self._open.append(_Batch(each.ticket, each.num_samples, weight=each.num_samples))
+                self._open.append(_Batch(each.ticket, each.epoch, each.num_samples, weight=each.num_samples))
                 if len(self._open) == 1:
                     self._started = time.perf_counter()
                 yield moved_to(device, each.batch)
@@ -112,6 +125,8 @@ class Worker:
 
     def _push_rest(self, exchange: Exchange) -> None:
         """There are no more batches: less than a step's count all the same."""
+        if self._num_dropped and not self._has_stepped:
+            raise self._no_step()
         if self._open and not self._has_old_gradient and not exchange.is_finished:
             self._push(len(self._open))
             self.zero_grad()
@@ -141,6 +156,9 @@ class Worker:
         """Begin a new gradient. One without a step is dropped: GradScaler leaves those out that overflow."""
         if self._num_computed and self._exchange is not None and not self._exchange.is_finished:
             self._push(self._num_computed, is_wanted=False)
+            self._num_dropped += 1
+            if self._num_dropped == _MOST_DROPPED:
+                raise self._no_step()
         self._flat.gradient.zero_()
         self._has_old_gradient = False
 
@@ -153,7 +171,14 @@ class Worker:
         num_batches = len(self._open)
         if self._is_synchronous and num_batches != self._num_local:
             raise self._unexpected(num_batches)
+        self._num_dropped, self._has_stepped = 0, True
         self._push(num_batches)
+
+    def _no_step(self) -> UserError:
+        return UserError(
+            f"optimizer.zero_grad() has dropped {self._num_dropped} gradient(s) in a row for which there was no "
+            "optimizer.step(): is it missing?"
+        )
 
     def _unexpected(self, num_batches: int) -> UserError:
         return UserError(

@@ -152,6 +152,9 @@ if world.rank == 1 and what == "exit":
 if world.rank == 1 and what == "die":
     import os
     os.kill(os.getpid(), 9)
+if world.rank == 1 and what == "vanish":
+    import os
+    os._exit(7)
 print(world.allreduce(1), sys.argv, flush=True)
 """
 
@@ -169,7 +172,12 @@ def test_any_python_program_is_a_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "code", "said"),
-    [("raise", 1, "ValueError: mine"), ("exit", 5, ""), ("die", 137, "rank 1 on .* has died")],
+    [
+        ("raise", 1, "ValueError: mine"),
+        ("exit", 5, ""),
+        ("die", 137, "rank 1 on .* has died"),
+        ("vanish", 7, r"rank 1 has ended by os._exit\(7\)"),
+    ],
 )
 def test_what_happens_to_one_rank_of_any_program_ends_the_others(
     tmp_path: Path, what: str, code: int, said: str

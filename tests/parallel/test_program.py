@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from hpcasync.exit_codes import PREEMPTED
 
 PROGRAM = Path(__file__).parent / "programs" / "joined.py"
+EPOCHS_PROGRAM = PROGRAM.with_name("joined_epochs.py")
 SAMPLES, BATCHES = 203, 26
 
 APPLIED = {"exchange.pull": "applied", "staleness.lookahead": 0}
@@ -246,10 +247,10 @@ def test_a_stopped_run_on_one_rank_ends_as_one_that_was_not(mpirun: MpiRunner, t
 
 def test_a_program_that_ends_in_the_loop_has_left_it(mpirun: MpiRunner, tmp_path: Path) -> None:
     """All is saved, and the others' loops end; the exit code is the program's own."""
-    for num_ranks, code in ((3, 0), (3, 7), (1, 0)):
+    for num_ranks, code, loops in ((3, 0, {}), (3, 7, {}), (1, 0, {}), (3, 8, {"nested": True})):
         case = {"mode": "async-global", "run": f"{num_ranks}-{code}", "share": {"epochs": 100}}
         # The other worker may have had most of an epoch before.
-        case["made"] = {"exit_at": 9, "code": code, "total": 100 * BATCHES}
+        case["made"] = {"exit_at": 9, "code": code, "total": 100 * BATCHES, **loops}
         job = mpirun.program(num_ranks, PROGRAM, tmp_path, json.dumps([case]), exit_code=code)
         assert "done (the program asked for it)" in job.stdout
         assert 0 < state_of(tmp_path / str(case["run"]))["tickets"]["low"] < 100 * BATCHES
@@ -262,7 +263,36 @@ def test_a_program_that_ends_before_the_loop(mpirun: MpiRunner, tmp_path: Path) 
     assert not job.stderr and not (tmp_path / "run").exists()
     case["made"] = {"leaves": "server"}
     job = mpirun.program(3, PROGRAM, tmp_path, json.dumps([case]), exit_code=2)
-    assert job.stderr.count("rank 0, a server, has ended its program before the loop of job.share()") == 1
+    assert job.stderr.count("rank 0, a server, has ended its program before the job's loop") == 1
+
+
+@pytest.mark.parametrize(("mode", "num_ranks"), [("async-global", 3), ("sync", 2), ("async-global", 1)])
+def test_a_program_records_after_each_epoch_and_after_the_last(
+    mpirun: MpiRunner, tmp_path: Path, mode: str, num_ranks: int
+) -> None:
+    """Also where nothing is left to train; after the loop all ranks know the version that they have."""
+    num_updates = -(-3 * 21 // max(1, num_ranks - (mode != "sync")))
+    for epochs, again in ((3, 0), (1, 1)):
+        job = mpirun.program(num_ranks, EPOCHS_PROGRAM, tmp_path / "run", mode, "3")
+        lines = [json.loads(line) for line in job.stdout.splitlines() if line.startswith("{")]
+        evaluated = [line for line in lines if "epoch" in line]
+        assert [line["epoch"] for line in evaluated] == list(range(epochs))
+        assert evaluated[-1]["valid"] < 0.1 * evaluated[0]["valid"] or again
+        last = [line for line in lines if "last" in line]
+        assert len(last) == num_ranks and {line["last"] for line in last} == {num_updates}
+        assert len({line["sum"] for line in last}) == 1
+        records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        recorded = [(record["num_updates"], record["valid"]) for record in records if record["event"] == "scores"]
+        told = [(line["version"], pytest.approx(line["valid"])) for line in evaluated]
+        assert recorded[-epochs:] == told and len(recorded) == 3 + again
+    assert "at its end (3 epochs)" in job.stdout
+
+
+def test_a_break_between_epochs_ends_training_for_all(mpirun: MpiRunner, tmp_path: Path) -> None:
+    """Though the program still holds the loop within, which is at its end."""
+    job = mpirun.program(3, EPOCHS_PROGRAM, tmp_path / "run", "async-global", "1000", "2")
+    assert "done (the program asked for it)" in job.stdout
+    assert 0 < state_of(tmp_path / "run")["tickets"]["low"] < 1000 * 21
 
 
 def test_a_run_at_its_end_says_so(mpirun: MpiRunner, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hpcasync.program.batch_plan import BatchPlan, Tickets, dealt_out
 from hpcasync.program.buffer_means import BufferMeans, load_into, to_json
 from hpcasync.program.moving import moved_to
 from hpcasync.program.schedule import Schedule, parameters_in_order
+from hpcasync.program.scheduler_calls import SchedulerCalls
 from hpcasync.program.snapshot import load_snapshot
 from hpcasync.program.streams import SplitOrder, StreamPlan
 from hpcasync.ps.protocol.tickets import TicketLedger
@@ -213,7 +214,7 @@ def test_servers_step_groups_as_the_optimizer_does(kind: str, num_shards: int) -
     plain, optimizer, scheduler = make(kind)
     ours, own, own_scheduler = make(kind)
     flat = FlatParameters(ours, parameters_in_order(ours, own))
-    schedule = Schedule(own, [own_scheduler])
+    schedule = Schedule(own, [own_scheduler], SchedulerCalls("step"))
     cuts = np.linspace(0, flat.num_elements, num_shards + 1).astype(int).tolist()
     bounds = list(pairwise(cuts))
     groups = schedule.groups(flat)
@@ -245,7 +246,7 @@ def test_servers_step_alike_whatever_device_the_optimizer_was_made_for(options: 
     optimizer = torch.optim.AdamW(ours.parameters(), **options)
     expected = torch.optim.AdamW(plain.parameters(), lr=0.01)
     flat = FlatParameters(ours)
-    (group,) = Schedule(optimizer, []).groups(flat)
+    (group,) = Schedule(optimizer, [], SchedulerCalls("step")).groups(flat)
     require_elementwise(group.make_optimizer, torch.device("cpu"))
     for parameter in plain.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -258,24 +259,75 @@ def test_servers_step_alike_whatever_device_the_optimizer_was_made_for(options: 
 
 def test_a_scheduler_of_epochs_makes_a_step_after_each() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
-    schedule = Schedule(optimizer, [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    schedule = Schedule(optimizer, [scheduler], SchedulerCalls("step"))
     schedule.batches_per_step = 3
     assert [schedule.rate(version) for version in range(1, 8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
 
 
 def test_a_scheduler_of_batches_keeps_pace_with_the_data() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
-    schedule = Schedule(optimizer, [torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)])
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)
+    schedule = Schedule(optimizer, [scheduler], SchedulerCalls("step"))
     schedule.batches_per_update = 2
     assert [schedule.rate(version) for version in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 def test_a_scheduler_goes_on_where_the_data_is_whatever_number_of_workers_was_before() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
-    schedule = Schedule(optimizer, [torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)])
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)
+    schedule = Schedule(optimizer, [scheduler], SchedulerCalls("step"))
     schedule.batches_per_update = 2
     schedule.go_on(version=4, num_batches=4)
     assert [schedule.rate(version) for version in range(5, 7)] == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("per", "calls", "refused_at"),
+    [
+        ("step", ["step", "call"] * 4, None),
+        ("step", ["call", "step"] * 4, None),
+        ("step", ["step", "call", "call", "step", "call"], None),
+        ("step", ["step", "step", "call"], 2),
+        ("batch", ["step", "call", "next", "step", "step", "call"], 5),
+        ("epoch", ["step", "step", "call", "next", "step", "call", "next", "call"], None),
+        ("epoch", ["step", "call", "step", "call"], 3),
+        ("update", ["step", "step", "call", "step", "call"], None),
+    ],
+)
+def test_a_program_that_steps_its_scheduler_at_other_times_is_told(
+    per: str, calls: list[str], refused_at: int | None
+) -> None:
+    """Each of two schedulers is compared for itself."""
+    noted, epoch = SchedulerCalls(per), 0
+    for number, call in enumerate(calls):
+        if call == "step":
+            noted.after_step(epoch)
+        elif call == "next":
+            epoch += 1
+        elif number == refused_at:
+            with pytest.raises(UserError, match=f"schedule_per={per}"):
+                noted.note(1)
+            return
+        else:
+            noted.note(0)
+            noted.note(1)
+    assert refused_at is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("weight_decay", 0.1), ("nesterov", True)])
+def test_settings_that_a_program_changes_by_itself_are_refused(name: str, value: Any) -> None:
+    """What a scheduler of the job changes is not."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    schedule = Schedule(optimizer, [scheduler], SchedulerCalls("step"))
+    optimizer.param_groups[0]["lr"] = 0.8  # before training all ranks may
+    schedule.begin()
+    assert schedule.rate(3) != 0.8
+    schedule.require_untouched()
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(UserError, match=f"has set {name} of the optimizer's group 0 to {value}"):
+        schedule.require_untouched()
 
 
 def test_buffers_are_averaged_by_pushes() -> None:

@@ -111,3 +111,17 @@ def test_divergence_ends_training_where_asked() -> None:
             for _ in range(WINDOW_UPDATES):
                 rules.after_update(Counters(), loss * 10, 10)
         assert (rules.ending.exit_code if rules.ending else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "num_rejected", "code"), [(0, 0, 0), (0, 1, DIVERGED), (3, 19, 0), (3, 20, DIVERGED), (3, 0, 0)]
+)
+def test_a_corpus_that_ends_with_nothing_but_rejected_gradients_is_no_success(
+    num_updates: int, num_rejected: int, code: int
+) -> None:
+    rules = StopRules(StopConfig(updates=100))
+    for _ in range(num_updates):
+        rules.after_update(Counters(), 1.0, 1)
+    for _ in range(num_rejected):
+        rules.after_rejected()
+    assert rules.ending is None and rules.end_of_corpus().exit_code == code

@@ -154,9 +154,15 @@ def test_push_counts_survive_a_checkpoint() -> None:
     assert again.staleness == counts.staleness
 
 
-@pytest.mark.parametrize(("busy", "workers", "is_told"), [(0.91, 2, True), (0.89, 2, False), (0.99, 1, False)])
-def test_the_end_tells_that_more_servers_would_help(tmp_path: Path, busy: float, workers: int, is_told: bool) -> None:
+@pytest.mark.parametrize(
+    ("busy", "workers", "num_updates", "is_told"),
+    [(0.91, 2, 100, True), (0.91, 2, 99, False), (0.89, 2, 100, False), (0.99, 1, 100, False)],
+)
+def test_the_end_tells_that_more_servers_would_help(
+    tmp_path: Path, busy: float, workers: int, num_updates: int, is_told: bool
+) -> None:
     run = Run(tmp_path)
+    run.update(num_updates)
     run.finish()
     run.supervisor.report_end({**end_of(run), "servers_busy": busy, "roles": {"servers": 2, "workers": workers}})
     notes = [record["text"] for record in run.records("note")]

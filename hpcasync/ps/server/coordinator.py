@@ -119,13 +119,14 @@ class Coordinator(ShardServer):
 
     def _after_apply(self, order: Order) -> None:
         """A version is published when all shards have it."""
-        waiting = self._link.control.make_wait()
+        waiting, began = self._link.control.make_wait(), time.perf_counter()
         while not self._link.control.have_applied(order.version):
             self._orders.advance()
             self._link.make_progress()
             # Making progress may have given the core away (Open MPI's yield_when_idle).
             if not self._link.control.have_applied(order.version):
                 waiting.wait()
+        self._polling.idle_seconds += time.perf_counter() - began
 
     def _take_arrivals(self) -> bool:
         taken, lost = False, self._coordination.lost

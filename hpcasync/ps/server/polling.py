@@ -21,7 +21,7 @@ class Polling:
     before its push (`ControlWords.begun`), which is late by one sleep.
 
     Attributes:
-        idle_seconds: spent in `wait` so far: the server had nothing to do.
+        idle_seconds: spent in `wait` so far, and in waits for other servers: this one had nothing to do.
     """
 
     def __init__(self, link: Link) -> None:

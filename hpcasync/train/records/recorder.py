@@ -61,7 +61,8 @@ class Recorder:
     def rejected(self) -> None:
         self._num_rejected += 1
         self.event("rejected", num_rejected=self._num_rejected)
-        self._console.line(f"a gradient was not finite and has been rejected ({self._num_rejected} so far)")
+        if self._num_rejected.bit_count() == 1:  # 1, 2, 4, …: there may be hundreds
+            self._console.line(f"a gradient was not finite and has been rejected ({self._num_rejected} so far)")
 
     def update(
         self, counters: Counters, loss_sum: float, target_tokens: int, learning_rate: float, staleness: Sequence[int]

@@ -8,6 +8,8 @@ from hpcasync.ps.protocol.updates import PushCounts
 from hpcasync.runs.counters import Counters
 from hpcasync.runs.records import read_validations
 
+# So few say nothing of the servers: a run that is at its end when it goes on makes none.
+_FEW_UPDATES = 100
 # Part of the time from which on a server, or a link, is said to be busy all the time.
 SATURATED = 0.9
 
@@ -47,12 +49,16 @@ def make_summary(
     }
 
 
-def advice(summary: dict[str, Any]) -> str | None:
-    """What would have made a run faster, where it says so itself."""
+def advice(summary: dict[str, Any], num_updates: int) -> str | None:
+    """What would have made a run faster, where it says so itself.
+
+    Args:
+        num_updates: made since the last start, which `servers_busy` is of.
+    """
     busy = summary.get("servers_busy", 0.0)
-    if busy < SATURATED or summary["roles"]["workers"] == 1:
+    if busy < SATURATED or summary["roles"]["workers"] == 1 or num_updates < _FEW_UPDATES:
         return None
     return (
-        f"the servers were busy {busy:.0%} of the time, and workers waited for them: "
-        f"roles.servers={summary['roles']['servers'] + 1} helps where there is a core for one more"
+        f"the servers were busy {busy:.0%} of the time: roles.servers={summary['roles']['servers'] + 1} helps where "
+        "there is a core for one more"
     )

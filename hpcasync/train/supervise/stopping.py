@@ -9,6 +9,8 @@ from hpcasync.ps.protocol.record import UNKNOWN_LOSS
 from hpcasync.runs.counters import Counters
 from hpcasync.train.supervise import stop_signals
 
+# Gradients in a row that are not finite, and then no more: reduced precision rejects a few, early.
+_REJECTED_AT_THE_END = 20
 # Updates whose mean loss is compared: that of one update says little.
 WINDOW_UPDATES = 20
 
@@ -43,6 +45,7 @@ class StopRules:
         self._stop = stop
         self._ending: Ending | None = None
         self._num_rejected_in_a_row = 0
+        self._has_updated = False
         self._divergence = Divergence(stop.diverged) if stop.diverged else None
 
     @property
@@ -76,7 +79,7 @@ class StopRules:
 
     def after_update(self, counters: Counters, loss_sum: float, target_tokens: int) -> None:
         """An update was made; its loss in nats, summed over its target tokens."""
-        self._num_rejected_in_a_row = 0
+        self._num_rejected_in_a_row, self._has_updated = 0, True
         if loss_sum == UNKNOWN_LOSS:
             pass
         elif not math.isfinite(loss_sum):
@@ -91,6 +94,13 @@ class StopRules:
         limit = self._stop.rejected
         if limit and self._num_rejected_in_a_row >= limit:
             self._end(f"training has diverged: {limit} gradients in a row were not finite (stop.rejected)", DIVERGED)
+
+    def end_of_corpus(self) -> Ending:
+        """What it means that there are no batches left: no success where the last gradients have all been rejected."""
+        num_rejected = self._num_rejected_in_a_row
+        if num_rejected >= _REJECTED_AT_THE_END or (num_rejected and not self._has_updated):
+            return Ending(f"training has diverged: the last {num_rejected} gradients were not finite", DIVERGED)
+        return Ending("end of the corpus")
 
     def check_patience(self, num_stalled: int, ended_by: str = "") -> None:
         """Compare with the limit on validations without improvement.

@@ -75,6 +75,7 @@ class Supervisor:
         self.checkpoint_buffers: Callable[[], dict[str, Any]] = dict
         self.workers_lost: list[dict[str, object]] = []
         self._started = clock() - state.counters.wall_seconds
+        self._first_update = state.counters.num_updates
         # The newest of each that has been asked for, or that a resumed run has already.
         self._snapshot, self._checkpoint = (
             self.name if (run_dir / kind / self.name).is_dir() else "" for kind in ("snapshots", "checkpoints")
@@ -92,7 +93,7 @@ class Supervisor:
     @property
     def ending(self) -> Ending:
         """Why training ended, once it has."""
-        return self._rules.ending or Ending("end of the corpus")
+        return self._rules.ending or self._rules.end_of_corpus()
 
     @property
     def stop_reason(self) -> str:
@@ -107,6 +108,7 @@ class Supervisor:
     def start(self) -> None:
         """Start the clock of the training time. A resumed run may have reached its end already."""
         self._started = self._clock() - self._state.counters.wall_seconds
+        self._first_update = self.counters.num_updates
         self._rules.check_counters(self.counters)
         self._rules.check_patience(self._state.best.num_stalled, read_end(self._run_dir, self.counters.num_updates))
         if self.counters.num_updates:
@@ -269,7 +271,7 @@ class Supervisor:
             f"{summary['gradients_applied']}, dropped {summary['gradients_dropped']}"
             + (f"; workers lost: {len(self.workers_lost)}" if self.workers_lost else "")
         )
-        if (text := advice(summary)) is not None:
+        if (text := advice(summary, self.counters.num_updates - self._first_update)) is not None:
             self._recorder.note(text)
         if self.exit_code:
             self._recorder.note(f"exit code {self.exit_code}; {self._newest_checkpoint()}")

@@ -221,6 +221,104 @@ def scheduler_too_short() -> None:
         optimizer.zero_grad()
 
 
+def stepped(steps_scheduler: str, **options: Any) -> None:
+    """A program that steps its scheduler by itself, in each batch or after each epoch."""
+    model, optimizer = made()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for batches in joined(model, optimizer, scheduler=scheduler, **options).epochs(LOADER, 2):
+        for batch in batches:
+            backward(model, batch)
+            optimizer.step()
+            optimizer.zero_grad()
+            if steps_scheduler == "each batch":
+                scheduler.step()
+        scheduler.step()
+
+
+@mistake
+def scheduler_of_epochs() -> None:
+    stepped("each epoch")
+
+
+@mistake
+def scheduler_of_steps() -> None:
+    stepped("each batch", schedule_per="epoch")
+
+
+@mistake
+def rate_by_hand() -> None:
+    model, optimizer = made()
+    for batch in joined(model, optimizer).share(LOADER, epochs=1):
+        optimizer.param_groups[0]["lr"] = 0.01
+        backward(model, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@mistake
+def scheduler_of_another_optimizer() -> None:
+    joined(*made(), scheduler=torch.optim.lr_scheduler.StepLR(made()[1], 2))
+
+
+@mistake
+def forgotten_step() -> None:
+    model, optimizer = made()
+    for batch in joined(model, optimizer).share(LOADER, epochs=1):
+        backward(model, batch)
+        optimizer.zero_grad()
+
+
+@mistake
+def forgotten_step_for_long() -> None:
+    model, optimizer = made()
+    for batch in joined(model, optimizer).share(LOADER, epochs=100):
+        backward(model, batch)
+        optimizer.zero_grad()
+
+
+@mistake
+def other_order() -> None:
+    model, optimizer = made()
+    joined(optimizer, model)  # type: ignore[arg-type]
+
+
+@mistake
+def no_values() -> None:
+    with torch.device("meta"):
+        joined(*made())
+
+
+@mistake
+def two_jobs() -> None:
+    jobs = [joined(*made())]
+    jobs.append(joined(*made()))
+
+
+@mistake
+def no_loader() -> None:
+    for batches in joined(*made()).epochs([torch.ones(4, 3)], 1):  # type: ignore[arg-type]
+        list(batches)
+
+
+@mistake
+def no_epochs() -> None:
+    next(joined(*made()).epochs(LOADER, 0))
+
+
+@mistake
+def several_losses() -> None:
+    job = joined(*made())
+    for _ in job.share(LOADER, epochs=1):
+        job.log(torch.ones(4))
+
+
+@mistake
+def several_scores() -> None:
+    job = joined(*made())
+    for _ in job.share(LOADER, epochs=1):
+        job.record(accuracy=torch.ones(3))
+
+
 @mistake
 def stream_by_epochs() -> None:
     list(joined(*made(), schedule_per="epoch").share(DataLoader(Stream(), 4), epochs=1))
