@@ -87,11 +87,7 @@ def join(
     config = collectively(comm, lambda: program_config(run or _default_run(), settings or {}, **values))
     if resume and overwrite:
         raise UserError("hpcasync.join: resume and overwrite exclude each other", everywhere=True)
-    require_module(model, optimizer)
-    _require_no_other()
-    job = _join(comm, config, model, optimizer, scheduler, resume=resume, overwrite=overwrite)
-    _jobs.append(weakref.ref(job))
-    return job
+    return _join(comm, config, model, optimizer, scheduler, resume=resume, overwrite=overwrite)
 
 
 # That this process has joined.
@@ -131,6 +127,8 @@ def _join(
     resume: bool | None,
     overwrite: bool,
 ) -> Job:
+    require_module(model, optimizer)
+    _require_no_other()
     require_same(comm, config.digest, "what hpcasync.join was given")
     config, ranks = settle_ranks(config, comm, may_be_alone=True)
     schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
@@ -147,7 +145,9 @@ def _join(
         calls.after_step(epoch)
 
     take_over(model, optimizer, step, worker.zero_grad, may_scale=not config.sums_during_backward)
-    return Job(Joined(config, ranks, model, flat, schedule, resume, overwrite), worker)
+    job = Job(Joined(config, ranks, model, flat, schedule, resume, overwrite), worker)
+    _jobs.append(weakref.ref(job))
+    return job
 
 
 def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> FlatParameters:
