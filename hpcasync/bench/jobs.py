@@ -45,6 +45,7 @@ def start_ranks(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     hosts: NetworkHosts | None = None,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> tuple[JobLine, FinishedJob]:
     """Like `run_ranks`, however the job ends; returns what was started, too."""
     environment = environment_of_ranks() | dict(variables or {})
@@ -54,7 +55,7 @@ def start_ranks(
     line = job_line_here(num_ranks, command, environment=environment, options=options)
     if hosts is not None:
         line = JobLine(hosts.on(0, line.argv), line.variables)
-    return line, capture(line, environment, timeout_seconds=_TIMEOUT_SECONDS)
+    return line, capture(line, environment, timeout_seconds=timeout_seconds)
 
 
 def require_success(line: JobLine, job: FinishedJob) -> None:

@@ -50,6 +50,21 @@ def test_a_way_needs_a_name(way: str, config: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_two_ways_of_one_name_are_refused(config: Path, tmp_path: Path) -> None:
+    done = run(config, "--way", "a: mode=sync", "--way", "a:", "--out", tmp_path)
+    assert done.returncode == 2 and done.stderr == "--way: two are called a\n"
+
+
+def test_what_has_been_measured_is_told_though_a_later_job_fails(config: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    (runs / "free-async-global-seed2").mkdir(parents=True)
+    (runs / "free-async-global-seed2" / "config.yaml").touch()  # is never overwritten
+    betas = '--way=free: optimizer.name=adam "optimizer.betas=[0.9, 0.98]"'
+    done = run(config, betas, "--out", runs, "--seed", "1", "--seed", "2")
+    assert done.returncode == 2 and "holds a run already" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| free | ")
+
+
 def test_a_job_that_fails_ends_it(config: Path, tmp_path: Path) -> None:
     done = run(config, "--way", "nowhere: data.path=/nowhere", "--out", tmp_path)
     assert done.returncode == 2 and "/nowhere" in done.stderr and "Traceback" not in done.stderr
