@@ -30,6 +30,7 @@ from hpcasync.ps.worker.flat_parameters import FlatParameters
 from hpcasync.train.parts import begin
 from hpcasync.train.ranks import Ranks
 from hpcasync.train.run import Run
+from hpcasync.train.supervise import stop_signals
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Job:
                         self._worker.discard()
                         messages.tell({"stop": True})
                         tells_end = False
-                    if tells_end:
+                    if tells_end and not stop_signals.received():  # time is short then
                         with suppress(GeneratorExit):  # of a loop that is over nothing is left out
                             yield _NO_MORE
                 exit_code = part.end()

@@ -288,9 +288,17 @@ def test_a_program_records_after_each_epoch_and_after_the_last(
     assert "at its end (3 epochs)" in job.stdout
 
 
+def test_a_signal_ends_the_epoch_without_what_follows_it(mpirun: MpiRunner, tmp_path: Path) -> None:
+    """To evaluate takes the time that there is to save; the run goes on in that epoch."""
+    signalled = ("async-global", "3", "signal", "1")
+    job = mpirun.program(1, EPOCHS_PROGRAM, tmp_path / "run", *signalled, exit_code=PREEMPTED)
+    assert [json.loads(line)["epoch"] for line in job.stdout.splitlines() if line.startswith("{")] == [0]
+    assert 21 < state_of(tmp_path / "run")["tickets"]["low"] < 2 * 21
+
+
 def test_a_break_between_epochs_ends_training_for_all(mpirun: MpiRunner, tmp_path: Path) -> None:
     """Though the program still holds the loop within, which is at its end."""
-    job = mpirun.program(3, EPOCHS_PROGRAM, tmp_path / "run", "async-global", "1000", "2")
+    job = mpirun.program(3, EPOCHS_PROGRAM, tmp_path / "run", "async-global", "1000", "break", "2")
     assert "done (the program asked for it)" in job.stdout
     assert 0 < state_of(tmp_path / "run")["tickets"]["low"] < 1000 * 21
 
