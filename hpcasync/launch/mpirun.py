@@ -84,7 +84,7 @@ def job_line(
             )
         added += ["--with-ft", "mpi", "-x", SURVIVE_VARIABLE]
         variables[SURVIVE_VARIABLE] = "1"
-        variables |= _without_shared_memory(environment)
+        variables |= _without_shared_memory(environment, is_elsewhere=may_span_hosts(options, environment))
     missing = {name: value for name, value in variables.items() if name not in environment}
     return JobLine((str(launcher.path), "-n", str(num_ranks), *added, *options, *program), missing)
 
@@ -120,10 +120,10 @@ def _openmpi_additions(
     return added, variables
 
 
-def _without_shared_memory(environment: Mapping[str, str]) -> dict[str, str]:
+def _without_shared_memory(environment: Mapping[str, str], *, is_elsewhere: bool) -> dict[str, str]:
     """Messages over TCP: what a rank that is killed leaves half written in another's memory crashes that one (5.0.11).
 
-    A job that survives deaths is on one host, which may have no other network than itself.
+    One host may have no other network than itself. On several a job does not survive deaths; its ranks say so.
     """
     own, needed = environment.get("OMPI_MCA_btl"), "^sm"
     if own not in (None, needed):
@@ -131,7 +131,8 @@ def _without_shared_memory(environment: Mapping[str, str]) -> dict[str, str]:
             f"--survive-workers sends messages over TCP, not through shared memory, and OMPI_MCA_btl={own} is set: "
             "unset it, or leave --survive-workers out"
         )
-    return {"OMPI_MCA_btl": needed, "OMPI_MCA_btl_tcp_if_include": "127.0.0.0/8"}
+    here = {} if is_elsewhere else {"OMPI_MCA_btl_tcp_if_include": "127.0.0.0/8"}
+    return {"OMPI_MCA_btl": needed, **here}
 
 
 def _option_name(option: str) -> str:

@@ -57,6 +57,9 @@ def test_surviving_workers_needs_open_mpi() -> None:
     )
     assert result.variables["HPCASYNC_SURVIVE_WORKERS"] == "1"
     assert result.variables["OMPI_MCA_btl"] == "^sm" and "OMPI_MCA_btl" not in line().variables
+    assert result.variables["OMPI_MCA_btl_tcp_if_include"] == "127.0.0.0/8"
+    elsewhere = job_line(OPEN_MPI, 3, PROGRAM, **survive, options=("--host", "a,b"))  # type: ignore[arg-type]
+    assert elsewhere.variables["OMPI_MCA_btl"] == "^sm" and "OMPI_MCA_btl_tcp_if_include" not in elsewhere.variables
     with pytest.raises(UserError, match=r"OMPI_MCA_btl=self,sm is set: unset it"):
         job_line(OPEN_MPI, 3, PROGRAM, **{**survive, "environment": {"OMPI_MCA_btl": "self,sm"}})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--survive-workers needs Open MPI, and mpi4py uses MPICH"):
