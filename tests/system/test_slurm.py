@@ -1,6 +1,7 @@
 """The batch scripts, as they are, on a real SLURM: each runs a small job to its end."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from slurm_cluster import SlurmCluster, SlurmError
 from submitter import CONFIG, NUM_UPDATES, ROOT, Job, Submitter, completed, events_of, make_directory, summary_of
 
 from hpcasync.exit_codes import PREEMPTED
+
+# Of a requeued job: more than it makes while it is ended.
+_MORE_UPDATES = 100
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +86,17 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(submitter: Submitter, prepar
 
     def prepare_second_start() -> None:
         newest.append(complete()[-1])
-        configure(int(newest[0][1:]) + 15)
+        configure(int(newest[0][1:]) + _MORE_UPDATES)
 
     cluster.requeue(job, prepare_second_start)
     ended = completed(submitter.finish(job))[0]
     assert ended.restarts == 1
     assert f"start number 2 of job {job}: train --resume" in ended.output
-    assert f"resuming from runs/long-async-global-seed1/checkpoints/{newest[0]}" in ended.output
-    assert summary_of(checkpoints.parent)["num_updates"] == int(newest[0][1:]) + 15
+    # A rank that is told to end saves, and may do so when SLURM has let go of it.
+    resumed = re.findall(r"resuming from runs/long-async-global-seed1/checkpoints/u(\d+)", ended.output)
+    first = int(newest[0][1:])
+    assert len(resumed) == 1 and first <= int(resumed[0]) < first + _MORE_UPDATES
+    assert summary_of(checkpoints.parent)["num_updates"] == first + _MORE_UPDATES
     assert len(events_of(checkpoints.parent, "start")) == 2
 
 
