@@ -58,11 +58,10 @@ class Jobs:
 
     def train(self, config: Config, settings: tuple[str, ...]) -> None:
         """One job; its run directory is where `config` says."""
-        program, num_ranks = ("-m", "hpcasync", "train", str(self.path.absolute()), *settings), self.workers
-        line, job = start_ranks(
-            num_ranks + config.num_servers, program, hosts=self.hosts, timeout_seconds=3600 * self.hours
-        )
-        require_success(line, job)
+        program = ("-m", "hpcasync", "train", str(self.path.absolute()), *settings)
+        num_ranks, seconds = self.workers + config.num_servers, 3600 * self.hours
+        line, job = start_ranks(num_ranks, program, hosts=self.hosts, timeout_seconds=seconds)
+        require_success(line, job, seconds)
 
 
 def show(speeds: dict[str, list[float]], staleness: dict[str, list[float]]) -> None:

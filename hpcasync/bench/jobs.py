@@ -58,10 +58,10 @@ def start_ranks(
     return line, capture(line, environment, timeout_seconds=timeout_seconds)
 
 
-def require_success(line: JobLine, job: FinishedJob) -> None:
+def require_success(line: JobLine, job: FinishedJob, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
     """Raise a UserError with the end of what the job printed, if it failed or took too long."""
     if job.returncode or job.timed_out:
-        why = f"did not end within {_TIMEOUT_SECONDS:g} s" if job.timed_out else f"ended with code {job.returncode}"
+        why = f"did not end within {timeout_seconds:g} s" if job.timed_out else f"ended with code {job.returncode}"
         raise UserError(f"`{line}` {why}:\n{(job.stderr or job.stdout)[-3000:]}")
 
 

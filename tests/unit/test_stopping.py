@@ -124,4 +124,4 @@ def test_a_corpus_that_ends_with_nothing_but_rejected_gradients_is_no_success(
         rules.after_update(Counters(), 1.0, 1)
     for _ in range(num_rejected):
         rules.after_rejected()
-    assert rules.ending is None and rules.end_of_corpus().exit_code == code
+    assert rules.ending is None and rules.end_of_corpus(num_updates).exit_code == code

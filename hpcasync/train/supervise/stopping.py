@@ -45,7 +45,6 @@ class StopRules:
         self._stop = stop
         self._ending: Ending | None = None
         self._num_rejected_in_a_row = 0
-        self._has_updated = False
         self._divergence = Divergence(stop.diverged) if stop.diverged else None
 
     @property
@@ -79,7 +78,7 @@ class StopRules:
 
     def after_update(self, counters: Counters, loss_sum: float, target_tokens: int) -> None:
         """An update was made; its loss in nats, summed over its target tokens."""
-        self._num_rejected_in_a_row, self._has_updated = 0, True
+        self._num_rejected_in_a_row = 0
         if loss_sum == UNKNOWN_LOSS:
             pass
         elif not math.isfinite(loss_sum):
@@ -95,10 +94,14 @@ class StopRules:
         if limit and self._num_rejected_in_a_row >= limit:
             self._end(f"training has diverged: {limit} gradients in a row were not finite (stop.rejected)", DIVERGED)
 
-    def end_of_corpus(self) -> Ending:
-        """What it means that there are no batches left: no success where the last gradients have all been rejected."""
+    def end_of_corpus(self, num_updates: int) -> Ending:
+        """What it means that there are no batches left: no success where the last gradients have all been rejected.
+
+        Args:
+            num_updates: of the run, also before it went on.
+        """
         num_rejected = self._num_rejected_in_a_row
-        if num_rejected >= _REJECTED_AT_THE_END or (num_rejected and not self._has_updated):
+        if num_rejected >= _REJECTED_AT_THE_END or (num_rejected and not num_updates):
             return Ending(f"training has diverged: the last {num_rejected} gradients were not finite", DIVERGED)
         return Ending("end of the corpus")
 

@@ -93,7 +93,7 @@ class Supervisor:
     @property
     def ending(self) -> Ending:
         """Why training ended, once it has."""
-        return self._rules.ending or self._rules.end_of_corpus()
+        return self._rules.ending or self._rules.end_of_corpus(self.counters.num_updates)
 
     @property
     def stop_reason(self) -> str:
@@ -108,7 +108,6 @@ class Supervisor:
     def start(self) -> None:
         """Start the clock of the training time. A resumed run may have reached its end already."""
         self._started = self._clock() - self._state.counters.wall_seconds
-        self._first_update = self.counters.num_updates
         self._rules.check_counters(self.counters)
         self._rules.check_patience(self._state.best.num_stalled, read_end(self._run_dir, self.counters.num_updates))
         if self.counters.num_updates:
